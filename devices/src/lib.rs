@@ -1,0 +1,7 @@
+//! Devices of a microVM: virtio over MMIO, and the two legacy devices that Linux wants for its console and its reset.
+//!
+//! A device knows guest memory, its queues and an interrupt with one method. It does not know KVM, threads or files
+//! beyond its own backend, so that a unit test or a fuzzer can drive it as a guest would.
+#![deny(missing_docs)]
+
+pub mod virtio;

@@ -1,0 +1,231 @@
+//! The contract of host and guest.
+//!
+//! Two things cross the border, and both are defined here and nowhere else:
+//!
+//! 1. [`BootConfig`], written by the host as the file [`CONFIG_PATH`] of the initramfs (a second cpio archive behind
+//!    guest-init's own) and read once by guest-init;
+//! 2. the frames of the control connection, [`ToGuest`] and [`FromGuest`], on vsock port [`port::CONTROL`].
+//!
+//! Guest-init opens every connection: the host (CID 2) listens. `stdin`, `stdout` and `stderr` are byte streams of
+//! their own with vsock's flow control; with a terminal `stdout` carries both directions' data (input host → guest,
+//! output guest → host) and the other two are not opened.
+//!
+//! Everything that comes from the guest is hostile: [`frame`] bounds it before it is parsed, and no value in it is
+//! trusted to be in range.
+#![forbid(unsafe_code)]
+#![deny(missing_docs)]
+
+use serde::{Deserialize, Serialize};
+
+mod config_file;
+pub mod frame;
+
+pub use config_file::{ConfigError, MAGIC, decode_config, encode_config};
+
+/// The version of everything in this crate. Raised by every change that an older peer would read wrongly.
+pub const PROTOCOL_VERSION: u32 = 1;
+
+/// Where guest-init finds its encoded [`BootConfig`] in the initramfs.
+pub const CONFIG_PATH: &str = "/flyrun.config";
+
+/// The vsock ports, on the host (CID 2), that guest-init connects to.
+pub mod port {
+    /// Frames of [`super::ToGuest`] and [`super::FromGuest`].
+    pub const CONTROL: u32 = 1;
+    /// The workload's standard input; the host shuts its writing side down for end of file.
+    pub const STDIN: u32 = 2;
+    /// The workload's standard output, or both directions of its terminal.
+    pub const STDOUT: u32 = 3;
+    /// The workload's standard error.
+    pub const STDERR: u32 = 4;
+}
+
+/// What a virtual machine is to do with this boot.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum BootConfig {
+    /// Run an image's process.
+    Run(Box<RunConfig>),
+    /// Apply an image's layers to an empty filesystem, then power off.
+    Unpack(UnpackConfig),
+}
+
+/// How to run the workload. The host has already merged the image's configuration with the user's flags.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RunConfig {
+    /// The block device with the read-only root filesystem, such as `/dev/vda`.
+    pub rootfs: String,
+    /// The block device with the machine's own ext4, the upper layer of the overlay; without one the root is read-only.
+    pub disk: Option<String>,
+    /// The host name of the machine.
+    pub hostname: String,
+    /// Entrypoint and command, joined by the OCI rules. Never empty.
+    pub argv: Vec<String>,
+    /// `KEY=VALUE` entries in their final order; PATH and HOME are added by guest-init when absent.
+    pub env: Vec<String>,
+    /// `user[:group]` by name or number, as in the image configuration; empty is root.
+    pub user: String,
+    /// Working directory, created when it does not exist; empty is `/`.
+    pub workdir: String,
+    /// The size of the terminal to make, if the workload is to have one.
+    pub tty: Option<TtySize>,
+    /// Whether to connect [`port::STDIN`]; otherwise standard input is /dev/null.
+    pub stdin: bool,
+    /// Memory filesystems to mount over the root.
+    pub tmpfs: Vec<Tmpfs>,
+    /// Fresh random bytes of the host, credited to the kernel's random generator before the workload starts.
+    pub entropy: Vec<u8>,
+    /// Whether guest-init tells its steps, each with a monotonic time stamp, on the kernel's console.
+    pub init_log: bool,
+}
+
+/// A memory filesystem that the user asked for.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Tmpfs {
+    /// Absolute path in the root filesystem, created when it does not exist.
+    pub path: String,
+    /// Mount options of tmpfs(5), such as `size=64m,mode=1777`; empty is the default.
+    pub options: String,
+}
+
+/// The size of a terminal in character cells.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TtySize {
+    /// Lines.
+    pub rows: u16,
+    /// Columns.
+    pub cols: u16,
+}
+
+/// How to unpack the layers of an image.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct UnpackConfig {
+    /// The read-only block device that holds the blobs one behind another, each at a sector of 512 bytes.
+    pub layers_device: String,
+    /// The block device with an empty ext4 to unpack into.
+    pub target_device: String,
+    /// The layers, lowest first.
+    pub layers: Vec<LayerConfig>,
+    /// Upper bound of the unpacked bytes of all layers together; beyond it the image is refused.
+    pub max_bytes: u64,
+    /// Upper bound of the entries of all layers together; beyond it the image is refused.
+    pub max_entries: u64,
+    /// Whether to tell the steps on the kernel's console.
+    pub init_log: bool,
+}
+
+/// One layer blob on [`UnpackConfig::layers_device`].
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LayerConfig {
+    /// Byte offset of the blob on the device.
+    pub offset: u64,
+    /// Length of the blob in bytes.
+    pub size: u64,
+    /// How the blob is compressed.
+    pub compression: Compression,
+    /// SHA-256 of the uncompressed tar, which the image configuration promises.
+    pub diff_id: [u8; 32],
+}
+
+/// Compression of a layer blob, by its media type (OCI image spec, layer.md).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Compression {
+    /// A plain tar.
+    None,
+    /// gzip (RFC 1952), possibly of several members.
+    Gzip,
+    /// Zstandard (RFC 8878), possibly of several frames.
+    Zstd,
+}
+
+/// What the host says on the control connection.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum ToGuest {
+    /// Send this signal to the workload: to its process, or to the terminal's foreground group as the kernel would.
+    Signal {
+        /// Linux signal number, 1 to 64.
+        signal: i32,
+    },
+    /// The user's terminal changed its size.
+    Resize(TtySize),
+}
+
+/// What guest-init says on the control connection.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum FromGuest {
+    /// The first frame of each connection.
+    Hello {
+        /// [`PROTOCOL_VERSION`] of guest-init.
+        version: u32,
+    },
+    /// The workload's `execve` has succeeded.
+    Started {
+        /// Process id in the guest.
+        pid: u32,
+    },
+    /// The workload's first process is gone. Its streams are closed behind this frame, after what they hold.
+    Exited(ExitStatus),
+    /// Guest-init could not do what it was told.
+    Failed {
+        /// What kind of failure it is, which decides the exit code.
+        kind: FailureKind,
+        /// One line with the facts, for the user.
+        message: String,
+    },
+    /// How far unpacking has come.
+    Unpacking {
+        /// Index of the layer under way.
+        layer: u32,
+        /// Compressed bytes of all layers read so far.
+        bytes_read: u64,
+    },
+    /// All layers are applied, checked and on the disk.
+    Unpacked {
+        /// Bytes that the files of the root filesystem hold.
+        bytes: u64,
+        /// Files, directories and other entries in it.
+        entries: u64,
+    },
+}
+
+/// How the workload's first process ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum ExitStatus {
+    /// It called exit with this code.
+    Code(u8),
+    /// A signal ended it.
+    Signal(u8),
+    /// The kernel killed it, or a process of it, for want of memory, and the first process ended by SIGKILL.
+    OutOfMemory,
+}
+
+impl ExitStatus {
+    /// The exit code that a shell would report: the code itself, or 128 + the signal's number.
+    pub fn code(self) -> u8 {
+        match self {
+            ExitStatus::Code(code) => code,
+            ExitStatus::Signal(signal) => 128u8.saturating_add(signal),
+            ExitStatus::OutOfMemory => 137,
+        }
+    }
+}
+
+/// Why guest-init failed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum FailureKind {
+    /// The command was not found in the image (exit code 127).
+    CommandNotFound,
+    /// The command exists and cannot be executed (exit code 126).
+    CommandNotExecutable,
+    /// The user or the group does not exist in the image (exit code 125).
+    UnknownUser,
+    /// A layer is not what its digest says, or not a valid archive (exit code 125).
+    BadLayer,
+    /// A filesystem has no room left (exit code 125).
+    NoSpace,
+    /// The image is larger than a limit allows (exit code 125).
+    LimitExceeded,
+    /// The boot configuration is not one this guest-init understands (exit code 125).
+    BadConfig,
+    /// Anything else in setting the machine up (exit code 125).
+    Setup,
+}

@@ -1,0 +1,5 @@
+//! One KVM microVM.
+#![deny(missing_docs)]
+
+pub mod exit;
+pub mod spec;

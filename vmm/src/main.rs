@@ -1,0 +1,2 @@
+//! `flyrun-vmm`: the process that is one machine.
+fn main() {}

@@ -1,0 +1,68 @@
+//! What one virtual machine is made of, as the monitor hands it to `flyrun-vmm` in JSON.
+
+use std::path::PathBuf;
+
+use serde::{Deserialize, Serialize};
+
+/// A whole virtual machine. Devices appear to the guest in this order: disks, vsock, rng.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct VmSpec {
+    /// Number of vCPUs, 1 to 32.
+    pub cpus: u8,
+    /// Guest memory in MiB.
+    pub memory_mib: u32,
+    /// An uncompressed ELF vmlinux, or a bzImage.
+    pub kernel: PathBuf,
+    /// The files that make up the initramfs, one behind another, each padded with zeros to four bytes.
+    #[serde(default)]
+    pub initrd: Vec<PathBuf>,
+    /// Words added to the kernel's command line, behind flyrun's own.
+    #[serde(default)]
+    pub command_line: String,
+    /// Block devices, `/dev/vda` first.
+    #[serde(default)]
+    pub disks: Vec<DiskSpec>,
+    /// The vsock device.
+    #[serde(default)]
+    pub vsock: Option<VsockSpec>,
+    /// Where the first serial port's output goes.
+    #[serde(default)]
+    pub console: ConsoleSpec,
+}
+
+/// One block device.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct DiskSpec {
+    /// The raw files that make up the disk, one behind another, each padded with zeros to a sector of 512 bytes.
+    /// A writable disk is made of exactly one.
+    pub files: Vec<PathBuf>,
+    /// Whether the guest may only read.
+    #[serde(default)]
+    pub read_only: bool,
+}
+
+/// A vsock device in user space, mapped to unix sockets.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct VsockSpec {
+    /// The guest's context id, at least 3.
+    pub guest_cid: u64,
+    /// A guest's connection to port P of the host becomes one to the unix socket `<socket>_<P>`. The VMM listens on
+    /// `<socket>` itself, where `CONNECT <port>\n` asks for a connection into the guest.
+    pub socket: PathBuf,
+}
+
+/// Where the output of the first serial port goes.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum ConsoleSpec {
+    /// Nowhere: the guest gets no console.
+    #[default]
+    Off,
+    /// To the end of this file.
+    File(PathBuf),
+    /// To the standard output of `flyrun-vmm`, whose standard input is the port's input.
+    Stdio,
+}
