@@ -1,1 +1,53 @@
-fn main() {}
+//! `flyrun`: boots any OCI image as a KVM microVM.
+//!
+//! `main` parses, runs one command and reports its end; each command is a file of `cli/`. From `flyrun run IMAGE` on,
+//! read [`cli::run`] (the steps), [`launch`] (what the guest is told), [`vm`] (the process that is the machine) and
+//! [`foreground`] (what happens until its end).
+#![forbid(unsafe_code)]
+
+mod cli;
+mod cpio;
+mod error;
+mod exit_code;
+mod foreground;
+mod host;
+mod interrupt;
+mod launch;
+mod machine;
+mod paths;
+mod progress;
+mod rootfs;
+mod size;
+mod terminal;
+mod trace;
+mod vm;
+
+use clap::Parser;
+use clap::error::ErrorKind;
+
+use crate::cli::Cli;
+use crate::exit_code::ExitCode;
+
+fn main() -> std::process::ExitCode {
+    trace::step("main");
+    let code = run();
+    trace::finish();
+    std::process::ExitCode::from(code.number())
+}
+
+fn run() -> ExitCode {
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(error) => {
+            let _ = error.print();
+            return match error.kind() {
+                ErrorKind::DisplayHelp | ErrorKind::DisplayVersion => ExitCode::Success,
+                _ => ExitCode::Flyrun,
+            };
+        }
+    };
+    cli.execute().unwrap_or_else(|error| {
+        anstream::eprintln!("flyrun: {error}");
+        error.exit_code()
+    })
+}

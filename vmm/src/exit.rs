@@ -23,3 +23,41 @@ pub enum VmExit {
     /// The host's disk failed or is full while the guest was writing.
     HostIo = 8,
 }
+
+impl VmExit {
+    /// Every way to end, in the order of the codes.
+    pub const ALL: [VmExit; 9] = [
+        VmExit::Reset,
+        VmExit::Setup,
+        VmExit::Usage,
+        VmExit::NoKvm,
+        VmExit::TripleFault,
+        VmExit::Panic,
+        VmExit::KvmInternal,
+        VmExit::Terminated,
+        VmExit::HostIo,
+    ];
+
+    /// The exit code of the process.
+    pub fn code(self) -> u8 {
+        self as u8
+    }
+
+    /// What an exit code of `flyrun-vmm` means; `None` for one that it never returns.
+    pub fn from_code(code: i32) -> Option<VmExit> {
+        VmExit::ALL.into_iter().find(|exit| i32::from(exit.code()) == code)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_code_is_understood_again() {
+        for exit in VmExit::ALL {
+            assert_eq!(VmExit::from_code(i32::from(exit.code())), Some(exit));
+        }
+        assert_eq!(VmExit::from_code(101), None);
+    }
+}

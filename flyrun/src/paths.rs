@@ -1,0 +1,188 @@
+//! Where things are: the store, the directory of sockets, and flyrun's own parts.
+
+use std::fs::File;
+use std::path::{Path, PathBuf};
+
+use crate::error::{Context, Error, Result};
+
+/// The directories that a command works on.
+#[derive(Clone, Debug)]
+pub struct Paths {
+    /// Images, machines and volumes; survives a reboot.
+    pub root: PathBuf,
+    /// Sockets and what else does not survive a reboot.
+    pub run: PathBuf,
+}
+
+impl Paths {
+    pub fn machines(&self) -> PathBuf {
+        self.root.join("machines")
+    }
+
+    /// A new, private directory for one virtual machine's sockets and start files.
+    pub fn make_run_dir(&self, name: &str) -> Result<RunDir> {
+        let path = self.run.join(name);
+        // A sweep by another process may take the directory in the moment before it is locked.
+        for _ in 0..8 {
+            make_private_dir(&path)?;
+            let lock = File::open(&path).context(format!("cannot open {}", path.display()))?;
+            lock.lock().context(format!("cannot lock {}", path.display()))?;
+            if is_same_file(&lock, &path) {
+                return Ok(RunDir { path, _lock: lock });
+            }
+        }
+        Err(Error::new(format!("{} is removed again and again", path.display())))
+    }
+
+    /// Removes the directories whose owners died.
+    pub fn sweep_run_dirs(&self) {
+        for entry in std::fs::read_dir(&self.run).into_iter().flatten().flatten() {
+            let path = entry.path();
+            if let Ok(directory) = File::open(&path)
+                && directory.metadata().is_ok_and(|metadata| metadata.is_dir())
+                && directory.try_lock().is_ok()
+            {
+                let _ = std::fs::remove_dir_all(&path);
+            }
+        }
+    }
+}
+
+fn is_same_file(open: &File, path: &Path) -> bool {
+    use std::os::unix::fs::MetadataExt;
+    match (open.metadata(), std::fs::metadata(path)) {
+        (Ok(open), Ok(named)) => (open.dev(), open.ino()) == (named.dev(), named.ino()),
+        _ => false,
+    }
+}
+
+/// A directory of one virtual machine below [`Paths::run`], removed when dropped. Its lock says that the owner lives.
+#[derive(Debug)]
+pub struct RunDir {
+    path: PathBuf,
+    _lock: File,
+}
+
+impl RunDir {
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// The unix socket that stands for the guest's vsock device.
+    pub fn vsock(&self) -> PathBuf {
+        self.path.join("v")
+    }
+
+    /// The unix socket that a guest's connection to `port` arrives at.
+    pub fn vsock_port(&self, port: u32) -> PathBuf {
+        self.path.join(format!("v_{port}"))
+    }
+}
+
+impl Drop for RunDir {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_dir_all(&self.path);
+    }
+}
+
+/// Makes a directory, and those above it, that only its owner may enter.
+pub fn make_private_dir(path: &Path) -> Result<()> {
+    use std::os::unix::fs::DirBuilderExt;
+    std::fs::DirBuilder::new()
+        .recursive(true)
+        .mode(0o700)
+        .create(path)
+        .context(format!("cannot make the directory {}", path.display()))
+        .map_err(|error| {
+            error.advice(
+                "Run as a user who may write there, or choose another place with --root and FLYRUN_RUN.",
+            )
+        })
+}
+
+/// One of the files that come with flyrun.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Part {
+    Vmm,
+    /// The kernel for one vCPU.
+    Kernel,
+    /// The kernel for several.
+    KernelSmp,
+    InitramfsRun,
+    InitramfsUnpack,
+}
+
+impl Part {
+    pub const ALL: [Part; 5] =
+        [Part::Vmm, Part::Kernel, Part::KernelSmp, Part::InitramfsRun, Part::InitramfsUnpack];
+
+    pub fn file_name(self) -> &'static str {
+        match self {
+            Part::Vmm => "flyrun-vmm",
+            Part::Kernel => "vmlinux",
+            Part::KernelSmp => "vmlinux-smp",
+            Part::InitramfsRun => "initramfs-run.cpio",
+            Part::InitramfsUnpack => "initramfs-unpack.cpio",
+        }
+    }
+}
+
+/// The directory with flyrun's parts.
+#[derive(Clone, Debug)]
+pub struct Library {
+    directory: PathBuf,
+}
+
+impl Library {
+    /// `FLYRUN_LIB` alone if it is set; otherwise beside the program, then where packages install.
+    ///
+    /// # Errors
+    /// No directory holds flyrun-vmm.
+    pub fn find() -> Result<Library> {
+        let candidates = match std::env::var_os("FLYRUN_LIB") {
+            Some(own) => vec![PathBuf::from(own)],
+            None => Self::usual_places(),
+        };
+        match candidates.iter().find(|directory| directory.join(Part::Vmm.file_name()).exists()) {
+            Some(directory) => Ok(Library { directory: directory.clone() }),
+            None => {
+                let tried: Vec<_> = candidates.iter().map(|path| path.display().to_string()).collect();
+                Err(Error::new(format!("flyrun-vmm is not in {}", tried.join(", "))).advice(
+                    "Install flyrun with `make install`, or name the directory of its parts in FLYRUN_LIB.",
+                ))
+            }
+        }
+    }
+
+    fn usual_places() -> Vec<PathBuf> {
+        let beside =
+            std::env::current_exe().ok().and_then(|exe| Some(exe.parent()?.parent()?.join("lib/flyrun")));
+        beside.into_iter().chain(["/usr/local/lib/flyrun".into(), "/usr/lib/flyrun".into()]).collect()
+    }
+
+    pub fn directory(&self) -> &Path {
+        &self.directory
+    }
+
+    pub fn path(&self, part: Part) -> PathBuf {
+        self.directory.join(part.file_name())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_sweep_takes_what_the_dead_left_and_nothing_else() {
+        let directory = tempfile::tempdir().unwrap();
+        let paths = Paths { root: directory.path().join("root"), run: directory.path().join("run") };
+        let living = paths.make_run_dir("living").unwrap();
+        std::fs::create_dir(paths.run.join("dead")).unwrap();
+        paths.sweep_run_dirs();
+        assert!(living.path().exists() && !paths.run.join("dead").exists());
+        let path = living.path().to_path_buf();
+        drop(living);
+        assert!(!path.exists());
+    }
+}

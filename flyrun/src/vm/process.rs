@@ -1,0 +1,193 @@
+//! Starting flyrun-vmm, and understanding its end.
+
+use std::fs::File;
+use std::io;
+use std::os::fd::AsFd;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::mpsc::{Receiver, Sender, channel};
+
+use protocol::BootConfig;
+use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
+use vmm::exit::VmExit;
+use vmm::spec::{ConsoleSpec, DiskSpec, VmSpec, VsockSpec};
+
+use super::events::{Event, watch_control, watch_process};
+use super::streams::{Streams, listen};
+use crate::cpio;
+use crate::error::{Context, Error, Result};
+use crate::paths::{RunDir, make_private_dir};
+use crate::trace;
+
+/// The context id of every guest: each has a vsock device of its own, so they never meet.
+const GUEST_CID: u64 = 3;
+
+/// All that is decided about a virtual machine before it starts.
+#[derive(Debug)]
+pub struct VmPlan {
+    pub vmm: PathBuf,
+    pub kernel: PathBuf,
+    pub initramfs: PathBuf,
+    pub cpus: u8,
+    pub memory_mib: u32,
+    pub disks: Vec<DiskSpec>,
+    pub boot: BootConfig,
+    /// The file that keeps what the kernel says; `None` shows it on standard error while it comes.
+    pub console: Option<PathBuf>,
+    pub streams: Option<Streams>,
+}
+
+/// A running flyrun-vmm. Dropping it ends the machine at once.
+#[derive(Debug)]
+pub struct Vm {
+    pidfd: rustix::fd::OwnedFd,
+    run_dir: RunDir,
+    console: Option<PathBuf>,
+    events: Receiver<Event>,
+    sender: Sender<Event>,
+}
+
+impl Vm {
+    /// Starts the machine; what happens to it comes as events.
+    ///
+    /// # Errors
+    /// A file cannot be written, a socket not made, or flyrun-vmm not started.
+    pub fn start(plan: &VmPlan, run_dir: RunDir) -> Result<Vm> {
+        let (sender, events) = channel();
+        let control = listen(&run_dir, protocol::port::CONTROL)?;
+        watch_control(control, sender.clone()).context("cannot start a thread")?;
+        if let Some(streams) = plan.streams {
+            streams.serve(&run_dir, &sender)?;
+        }
+        let spec = write_start_files(plan, &run_dir)?;
+        trace::step("sockets");
+        let child = spawn(plan, &spec, &run_dir)?;
+        trace::step("vmm spawned");
+        let pid = Pid::from_child(&child);
+        let pidfd = pidfd_open(pid, PidfdFlags::empty()).context("cannot watch flyrun-vmm")?;
+        watch_process(child, sender.clone()).context("cannot start a thread")?;
+        Ok(Vm { pidfd, run_dir, console: plan.console.clone(), events, sender })
+    }
+
+    /// The channel of events, for those who add their own.
+    pub fn sender(&self) -> Sender<Event> {
+        self.sender.clone()
+    }
+
+    pub fn events(&self) -> &Receiver<Event> {
+        &self.events
+    }
+
+    /// Ends the machine as pulling its plug would.
+    pub fn kill(&self) {
+        let _ = pidfd_send_signal(&self.pidfd, Signal::KILL);
+    }
+
+    /// Why flyrun-vmm ended, where that was not the guest's orderly reset.
+    pub fn failure(&self, status: &io::Result<ExitStatus>) -> Option<Error> {
+        let code = match status {
+            Ok(status) => status.code(),
+            Err(error) => return Some(Error::caused("cannot wait for flyrun-vmm", error)),
+        };
+        let told = last_line(&self.run_dir.path().join("vmm.log"));
+        match code.and_then(VmExit::from_code) {
+            Some(VmExit::Reset) => None,
+            Some(exit) => Some(explain(exit, told, self.console.as_deref())),
+            None => {
+                let how = match status {
+                    Ok(status) => status.to_string(),
+                    Err(error) => error.to_string(),
+                };
+                Some(Error::new(format!("flyrun-vmm ended unexpectedly ({how}){}", prefixed(": ", &told))))
+            }
+        }
+    }
+}
+
+impl Drop for Vm {
+    fn drop(&mut self) {
+        self.kill();
+    }
+}
+
+fn write_start_files(plan: &VmPlan, run_dir: &RunDir) -> Result<PathBuf> {
+    let config = protocol::encode_config(&plan.boot).context("cannot encode the boot configuration")?;
+    let config_file = run_dir.path().join("config.cpio");
+    write(&config_file, &cpio::archive_of_one_file(protocol::CONFIG_PATH, &config))?;
+    let spec = VmSpec {
+        cpus: plan.cpus,
+        memory_mib: plan.memory_mib,
+        kernel: plan.kernel.clone(),
+        initrd: vec![plan.initramfs.clone(), config_file],
+        command_line: String::new(),
+        disks: plan.disks.clone(),
+        vsock: Some(VsockSpec { guest_cid: GUEST_CID, socket: run_dir.vsock() }),
+        console: match &plan.console {
+            Some(file) => ConsoleSpec::File(file.clone()),
+            None => ConsoleSpec::Stdio,
+        },
+    };
+    let spec_file = run_dir.path().join("spec.json");
+    write(&spec_file, &serde_json::to_vec(&spec).context("cannot write the VmSpec")?)?;
+    Ok(spec_file)
+}
+
+/// Writes a file that only its owner reads: environment variables are often secrets.
+fn write(path: &Path, contents: &[u8]) -> Result<()> {
+    use std::io::Write;
+    use std::os::unix::fs::OpenOptionsExt;
+    let told = || format!("cannot write {}", path.display());
+    let mut options = File::options();
+    let mut file = options.write(true).create(true).truncate(true).mode(0o600).open(path).context(told())?;
+    file.write_all(contents).context(told())
+}
+
+fn spawn(plan: &VmPlan, spec: &Path, run_dir: &RunDir) -> Result<Child> {
+    make_private_dir(run_dir.path())?;
+    let log = run_dir.path().join("vmm.log");
+    let log = File::create(&log).context(format!("cannot write {}", log.display()))?;
+    let mut command = Command::new(&plan.vmm);
+    command.arg("--spec").arg(spec).arg("--die-with-parent").stdin(Stdio::null()).stderr(log);
+    match plan.console {
+        Some(_) => command.stdout(Stdio::null()),
+        None => {
+            command.stdout(io::stderr().as_fd().try_clone_to_owned().context("cannot use standard error")?)
+        }
+    };
+    if let Some(file) = trace::vmm_file() {
+        command.arg("--trace").arg(file);
+    }
+    command.spawn().context(format!("cannot start {}", plan.vmm.display()))
+}
+
+fn last_line(path: &Path) -> String {
+    let text = std::fs::read_to_string(path).unwrap_or_default();
+    let line = text.lines().rev().find(|line| !line.trim().is_empty()).unwrap_or_default();
+    line.trim_start_matches("flyrun-vmm: ").to_string()
+}
+
+fn prefixed(prefix: &str, text: &str) -> String {
+    if text.is_empty() { String::new() } else { format!("{prefix}{text}") }
+}
+
+fn explain(exit: VmExit, told: String, console: Option<&Path>) -> Error {
+    let fact = |fallback: &str| if told.is_empty() { fallback.to_string() } else { told.clone() };
+    let see_console = match console {
+        Some(path) => format!("The kernel's last words are in {}.", path.display()),
+        None => "The kernel's last words are above.".to_string(),
+    };
+    match exit {
+        VmExit::Reset => Error::new("the guest asked for a reset"),
+        VmExit::Setup | VmExit::Usage => Error::new(fact("the virtual machine could not be set up")),
+        VmExit::NoKvm => Error::new(fact("KVM cannot be used")).advice("`flyrun doctor` says what to do."),
+        VmExit::TripleFault | VmExit::Panic => {
+            Error::new(fact("the guest's kernel crashed")).advice(see_console)
+        }
+        VmExit::KvmInternal => {
+            Error::new(fact("KVM could not go on")).advice("`flyrun doctor` checks this host's KVM.")
+        }
+        VmExit::Terminated => Error::new("the virtual machine was ended by a signal to flyrun-vmm"),
+        VmExit::HostIo => Error::new(fact("the host's disk failed while the guest was writing"))
+            .advice("Make room, for instance with `flyrun prune`, and run it again."),
+    }
+}
