@@ -5,6 +5,7 @@ mod config;
 mod digest;
 mod error;
 mod image;
+mod local;
 mod progress;
 mod pull;
 mod reference;
@@ -21,4 +22,4 @@ pub use reference::{Reference, ReferenceError, RegistryName, Source};
 pub use store::{
     ImageSummary, PruneOptions, PruneReport, RemoveReport, RootfsDraft, RootfsLease, RootfsSlot, Store,
 };
-pub use template::{DISK_DEFAULT_BYTES, ROOTFS_BYTES, TemplateKind};
+pub use template::{DISK_DEFAULT_BYTES, MAX_BYTES, MIN_BYTES, ROOTFS_BYTES, TemplateKind};

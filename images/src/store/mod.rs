@@ -1,10 +1,27 @@
 //! The store: content-addressed blobs, the images that are made of them, and their unpacked root filesystems.
 
-use std::path::{Path, PathBuf};
+use std::{
+    fs::{self, File, TryLockError},
+    path::{Path, PathBuf},
+    time::{SystemTime, UNIX_EPOCH},
+};
 
 use serde::Serialize;
 
-use crate::{Digest, Image, Progress, Reference, Result};
+pub(crate) use self::record::Record;
+pub use self::{
+    rootfs::{RootfsDraft, RootfsLease, RootfsSlot},
+    sweep::{PruneOptions, PruneReport, RemoveReport},
+};
+use crate::{Digest, Error, Image, Reference, Result, local};
+
+mod blob;
+pub(crate) mod files;
+mod record;
+mod rootfs;
+mod sweep;
+
+pub(crate) use self::blob::{BlobSlot, BlobWriter};
 
 /// The directory that holds images. Cheap to open; safe for several processes at once.
 #[derive(Clone, Debug)]
@@ -39,78 +56,10 @@ pub struct ImageSummary {
     pub in_use: bool,
 }
 
-/// What [`Store::prune`] shall take away beyond the leftovers of dead processes and what no image refers to.
-#[derive(Clone, Debug, Default)]
-pub struct PruneOptions {
-    /// Also remove every image that no machine uses.
-    pub all: bool,
-    /// Root filesystems to keep although no image refers to them: those of stopped machines.
-    pub keep: Vec<Digest>,
-}
-
-/// What [`Store::prune`] took away. The field names are stable.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
-pub struct PruneReport {
-    /// Canonical names of removed images.
-    pub images: Vec<String>,
-    /// Digests of removed blobs.
-    pub blobs: Vec<Digest>,
-    /// Chain ids of removed root filesystems.
-    pub rootfs: Vec<Digest>,
-    /// How many leftovers of dead processes were removed.
-    pub leftovers: usize,
-    /// Bytes given back to the disk.
-    pub freed_bytes: u64,
-    /// Whether a pull under way kept unreferenced blobs from being removed.
-    pub busy: bool,
-}
-
-/// What [`Store::remove`] took away. The field names are stable.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
-pub struct RemoveReport {
-    /// Canonical names of removed images.
-    pub images: Vec<String>,
-    /// Digests of removed blobs.
-    pub blobs: Vec<Digest>,
-    /// Chain ids of removed root filesystems.
-    pub rootfs: Vec<Digest>,
-    /// Bytes given back to the disk.
-    pub freed_bytes: u64,
-    /// Whether a pull under way kept blobs from being removed; `prune` will.
-    pub busy: bool,
-}
-
-/// The answer of [`Store::begin_rootfs`].
-#[derive(Debug)]
-pub enum RootfsSlot {
-    /// It is there; perhaps another process has just made it.
-    Ready(RootfsLease),
-    /// This process is to make it.
-    Draft(RootfsDraft),
-}
-
-/// A root filesystem in the making: an empty ext4 of [`ROOTFS_BYTES`](crate::ROOTFS_BYTES) that nobody else sees.
-/// Dropped without [`RootfsDraft::commit`], it is removed.
-#[derive(Debug)]
-pub struct RootfsDraft {
-    path: PathBuf,
-}
-
-/// Keeps a root filesystem in the store for as long as it lives, in whichever process holds its file descriptor.
-#[derive(Debug)]
-pub struct RootfsLease {
-    path: PathBuf,
-    file: std::fs::File,
-}
-
 impl Store {
-    /// Opens the store at `root`, and makes it if it is not there.
-    ///
-    /// # Errors
-    /// [`Error::Io`](crate::Error::Io) when it cannot be made.
-    pub fn open(root: impl Into<PathBuf>) -> Result<Self> {
-        let root = root.into();
-        Ok(Self { root })
+    /// Opens the store at `root`. Touches nothing: what is missing is made by the first thing that writes.
+    pub fn open(root: impl Into<PathBuf>) -> Self {
+        Self { root: root.into() }
     }
 
     /// The directory.
@@ -118,40 +67,20 @@ impl Store {
         &self.root
     }
 
-    /// The image, if it is in the store as the source has it: no request, one small file read. An image from a layout
-    /// or archive that has changed since, and one whose blobs are gone, is none.
-    ///
-    /// # Errors
-    /// [`Error::DamagedRecord`](crate::Error::DamagedRecord), and what goes wrong with files.
-    pub fn find(&self, reference: &Reference) -> Result<Option<Image>> {
-        let _ = reference;
-        Ok(None)
-    }
-
-    /// The unpacked root filesystem of this chain id, if there is one. It may be pruned the next moment: to boot from
-    /// it use [`Store::hold_rootfs`].
-    pub fn rootfs(&self, chain_id: &Digest) -> Option<PathBuf> {
-        let path = self.root.join("rootfs").join(format!("{}.ext4", chain_id.hex()));
-        path.exists().then_some(path)
-    }
-
-    /// Keeps the root filesystem from being removed; none if there is none.
+    /// The image, if it is in the store as the source has it: no request to a registry, one small file read. An image
+    /// whose layout, archive or docker daemon has another one meanwhile is none, and so is one that can not be started
+    /// any more because its blobs and its root filesystem are gone.
     ///
     /// # Errors
     /// What goes wrong with files.
-    pub fn hold_rootfs(&self, chain_id: &Digest) -> Result<Option<RootfsLease>> {
-        let _ = chain_id;
-        Ok(None)
-    }
-
-    /// Begins to make the root filesystem of this chain id. While another process is at it, waits for that one
-    /// (after telling `progress`).
-    ///
-    /// # Errors
-    /// What goes wrong with files and the template.
-    pub fn begin_rootfs(&self, chain_id: &Digest, progress: &dyn Progress) -> Result<RootfsSlot> {
-        let _ = (chain_id, progress);
-        Err(crate::Error::MissingProgram { program: "mke2fs", package: "e2fsprogs" })
+    pub fn find(&self, reference: &Reference) -> Result<Option<Image>> {
+        let Some(record) = self.read_record(&reference.canonical_name())? else { return Ok(None) };
+        if reference.is_local() && local::stamp(reference) != record.stamp {
+            return Ok(None);
+        }
+        let whole = self.rootfs(&record.chain_id).is_some()
+            || record.layers.iter().all(|layer| self.has_blob(&layer.digest, layer.size));
+        Ok(whole.then(|| record.into_image(self)))
     }
 
     /// All images, by name.
@@ -159,60 +88,64 @@ impl Store {
     /// # Errors
     /// What goes wrong with files.
     pub fn list(&self) -> Result<Vec<ImageSummary>> {
-        Ok(Vec::new())
+        let records = self.records()?.into_iter().map(|(_, record)| record);
+        Ok(records.map(|record| self.summary(record)).collect())
     }
 
-    /// Removes one image, by any form of its name or the first digits (6 or more, `sha256:` is optional) of its
-    /// manifest's or configuration's digest. Its blobs and root filesystem go with it unless another image, a machine
-    /// or `keep` (chain ids of stopped machines) needs them.
-    ///
-    /// # Errors
-    /// [`Error::NoSuchImage`](crate::Error::NoSuchImage), [`Error::Ambiguous`](crate::Error::Ambiguous),
-    /// [`Error::InUse`](crate::Error::InUse), and what goes wrong with files.
-    pub fn remove(&self, name: &str, keep: &[Digest]) -> Result<RemoveReport> {
-        let _ = keep;
-        Err(crate::Error::NoSuchImage { name: name.into() })
+    fn summary(&self, record: Record) -> ImageSummary {
+        let rootfs = fs::metadata(self.rootfs_path(&record.chain_id)).ok();
+        ImageSummary {
+            manifest_digest: record.manifest_digest,
+            config_digest: record.config_digest,
+            chain_id: record.chain_id,
+            platform: format!("{}/{}", record.config.os, record.config.architecture),
+            created: record.config.created,
+            pulled_unix_s: record.pulled_unix_s,
+            layers: record.layers.len(),
+            layer_bytes: record.layers.iter().fold(0, |sum, layer| sum.saturating_add(layer.size)),
+            rootfs_bytes: rootfs.as_ref().map(files::allocated_bytes),
+            in_use: rootfs.is_some() && self.is_rootfs_held(&record.chain_id),
+            name: record.name,
+        }
     }
 
-    /// Removes what nobody needs.
-    ///
-    /// # Errors
-    /// What goes wrong with files.
-    pub fn prune(&self, options: &PruneOptions) -> Result<PruneReport> {
-        let _ = options;
-        Ok(PruneReport::default())
-    }
-}
-
-impl RootfsDraft {
-    /// The file to unpack into.
-    pub fn path(&self) -> &Path {
-        &self.path
+    /// Gives the image its name in the store: from now on it is found.
+    pub(crate) fn admit(&self, image: &Image, other_blobs: Vec<Digest>, stamp: Option<String>) -> Result<()> {
+        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+        self.write_record(&Record::new(image, other_blobs, stamp, now.as_secs()))
     }
 
-    /// Makes it durable and read-only and gives it its place in the store.
-    ///
-    /// # Errors
-    /// What goes wrong with files; the draft is removed then.
-    pub fn commit(self) -> Result<RootfsLease> {
-        let file = std::fs::File::open(&self.path).map_err(|e| crate::Error::io("open", &self.path, e))?;
-        Ok(RootfsLease { path: self.path.clone(), file })
-    }
-}
-
-impl RootfsLease {
-    /// The root filesystem's file; open it read-only.
-    pub fn path(&self) -> &Path {
-        &self.path
+    /// Makes the directories, all that a store consists of in the beginning.
+    pub(crate) fn make_layout(&self) -> Result<()> {
+        let directories = ["blobs/sha256", "refs", "rootfs", "templates", "tmp"];
+        directories.iter().try_for_each(|name| {
+            let path = self.root.join(name);
+            if path.is_dir() { Ok(()) } else { files::make_directory(&path) }
+        })
     }
 
-    /// The descriptor whose lock is the lease. A child process that inherits it holds the lease too.
-    pub fn file(&self) -> &std::fs::File {
-        &self.file
+    /// Keeps blobs that no image refers to yet from being removed. Everything that adds an image holds it.
+    pub(crate) fn lock_for_adding(&self) -> Result<File> {
+        self.make_layout()?;
+        let (path, file) = self.open_lock()?;
+        file.lock_shared().map_err(|error| Error::io("lock", path, error))?;
+        Ok(file)
     }
 
-    /// The same, given away.
-    pub fn into_file(self) -> std::fs::File {
-        self.file
+    /// Keeps everybody from adding an image; none while somebody does.
+    fn lock_for_removing(&self) -> Result<Option<File>> {
+        self.make_layout()?;
+        let (path, file) = self.open_lock()?;
+        match file.try_lock() {
+            Ok(()) => Ok(Some(file)),
+            Err(TryLockError::WouldBlock) => Ok(None),
+            Err(TryLockError::Error(error)) => Err(Error::io("lock", path, error)),
+        }
+    }
+
+    fn open_lock(&self) -> Result<(PathBuf, File)> {
+        let path = self.root.join("blobs/lock");
+        let file = File::options().create(true).truncate(false).write(true).open(&path);
+        file.map(|file| (path.clone(), file)).map_err(|error| Error::io("create", path, error))
     }
 }
