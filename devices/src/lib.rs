@@ -5,3 +5,6 @@
 #![deny(missing_docs)]
 
 pub mod virtio;
+
+#[cfg(any(test, feature = "testing"))]
+pub mod testing;

@@ -18,7 +18,8 @@ const CONTROL: u32 = u32::MAX;
 #[derive(Debug)]
 pub struct QueueEvents {
     control: EventFd,
-    wanted: Vec<(u32, EventFd)>,
+    /// A change that the loop's thread has yet to make.
+    wanted: Option<Vec<(u32, EventFd)>>,
     /// These stay open until the loop has forgotten them: other copies of the same event are open elsewhere, so
     /// closing alone would not end the watching.
     watched: Vec<EventFd>,
@@ -30,18 +31,18 @@ impl QueueEvents {
     /// # Errors
     /// When the host grants no more eventfds.
     pub fn new() -> io::Result<Self> {
-        Ok(QueueEvents { control: EventFd::new(EFD_NONBLOCK)?, wanted: Vec::new(), watched: Vec::new() })
+        Ok(QueueEvents { control: EventFd::new(EFD_NONBLOCK)?, wanted: None, watched: Vec::new() })
     }
 
     /// Has the loop watch `notifications`, each with the data that is to come with its events.
     pub fn watch(&mut self, notifications: Vec<(u32, EventFd)>) {
-        self.wanted = notifications;
+        self.wanted = Some(notifications);
         self.fire();
     }
 
     /// Has the loop watch nothing.
     pub fn forget(&mut self) {
-        self.wanted = Vec::new();
+        self.wanted = Some(Vec::new());
         self.fire();
     }
 
@@ -64,10 +65,11 @@ impl QueueEvents {
             return false;
         }
         let _ = self.control.read();
+        let Some(wanted) = self.wanted.take() else { return true };
         for event in self.watched.drain(..) {
             let _ = ops.remove(Events::empty(&event));
         }
-        for (data, event) in self.wanted.drain(..) {
+        for (data, event) in wanted {
             match ops.add(Events::with_data(&event, data, EventSet::IN)) {
                 Ok(()) => self.watched.push(event),
                 Err(error) => log::error!("cannot watch a queue: {error}"),

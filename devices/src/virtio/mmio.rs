@@ -449,3 +449,6 @@ fn build_queue(
         Err(format!("the ring does not lie in guest memory: {registers:x?}"))
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -246,3 +246,6 @@ impl Ring {
         Ok(u32::from(u16::from_le(flags)) & VRING_AVAIL_F_NO_INTERRUPT == 0)
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -149,3 +149,6 @@ impl VirtioDevice for Rng {
         self.events.forget();
     }
 }
+
+#[cfg(test)]
+mod tests;
