@@ -191,7 +191,8 @@ fn s2_7_5_3_1_bad_indirect_tables_are_errors() {
         setup.descriptor(0, DATA, 16 * 1024, INDIRECT, 0);
         write_descriptor(&setup.memory, DATA, Descriptor { address: DATA, length: 1, flags: NEXT, next: 0 });
     };
-    let cases: [(&str, &dyn Fn(&Setup)); 7] = [
+    type Build<'a> = &'a dyn Fn(&Setup);
+    let cases: [(&str, Build); 7] = [
         ("nested", &nested),
         ("longer than the queue", &longer_than_the_queue),
         ("endless", &endless),
