@@ -14,11 +14,13 @@
 //! whose register access caused it. Queue events arrive on the thread of the event loop, through the device's own
 //! [`event_manager::MutEventSubscriber`] implementation, which takes the same lock.
 
+pub mod block;
 pub mod events;
 pub mod irq;
 pub mod mmio;
 pub mod ring;
 pub mod rng;
+pub mod transfer;
 
 use std::sync::Arc;
 
