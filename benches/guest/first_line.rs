@@ -1,0 +1,59 @@
+//! PID 1 of the bare boot benchmark: writes one line to the console and resets the machine. No std, no libc, 1 KB,
+//! so that the figure is the VMM's and the kernel's. `benches/run` compiles it with rustc; it is no cargo target,
+//! because a cargo test or clippy run of a program without std and unwinding does not link.
+#![no_std]
+#![no_main]
+
+use core::arch::{asm, global_asm};
+
+const WRITE: usize = 1;
+const PAUSE: usize = 34;
+const REBOOT: usize = 169;
+const REBOOT_MAGIC: usize = 0xfee1_dead;
+const REBOOT_MAGIC2: usize = 0x2812_1969;
+const RB_AUTOBOOT: usize = 0x0123_4567;
+
+/// The line that the benchmark waits for.
+static LINE: &[u8] = b"FIRST-LINE\n";
+
+/// Linux's system call with up to three arguments.
+///
+/// # Safety
+/// As the call with these arguments.
+unsafe fn system_call(number: usize, first: usize, second: usize, third: usize) -> usize {
+    let result;
+    // SAFETY: the caller answers for the call; rcx and r11 are what the instruction itself destroys.
+    unsafe {
+        asm!("syscall", inlateout("rax") number => result, in("rdi") first, in("rsi") second, in("rdx") third,
+             lateout("rcx") _, lateout("r11") _, options(nostack));
+    }
+    result
+}
+
+// The kernel enters with the number of arguments at the top of the stack and pointers to them above it.
+global_asm!(".globl _start", "_start:", "mov rdi, [rsp]", "mov rsi, [rsp + 8*rdi]", "and rsp, -16", "call start");
+
+/// Writes the line, then resets the machine, or sleeps for ever if the last of several arguments begins with an h.
+///
+/// # Safety
+/// `last` is the last argument's address, if there is any.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn start(count: usize, last: *const u8) -> ! {
+    // SAFETY: the buffer is static and its length its own; reboot and pause take no memory; there is a last argument.
+    unsafe {
+        system_call(WRITE, 1, LINE.as_ptr() as usize, LINE.len());
+        if count < 2 || *last != b'h' {
+            system_call(REBOOT, REBOOT_MAGIC, REBOOT_MAGIC2, RB_AUTOBOOT);
+        }
+        loop {
+            system_call(PAUSE, 0, 0, 0);
+        }
+    }
+}
+
+#[panic_handler]
+fn panic(_: &core::panic::PanicInfo) -> ! {
+    loop {
+        core::hint::spin_loop();
+    }
+}

@@ -1,0 +1,123 @@
+//! A machine with nothing but a kernel and an init that writes one line: flyrun-vmm beside QEMU's microvm.
+
+use std::{
+    path::{Path, PathBuf},
+    process::{Command, Stdio},
+};
+
+use anyhow::{Context, Result};
+use serde_json::json;
+
+use crate::{
+    exits::Exits,
+    report::Report,
+    run::{Started, milliseconds},
+    trace,
+};
+
+/// What `benches/guest/first_line.rs` writes.
+const SIGN: &str = "FIRST-LINE";
+/// Memory of the guest in MiB.
+pub const MEMORY_MIB: u32 = 128;
+/// QEMU gets the words that flyrun-vmm gives its own guests.
+const QEMU_COMMAND_LINE: &str = "console=ttyS0 quiet reboot=k panic=-1 tsc=reliable no_timer_check";
+
+/// The files that a bare machine is made of, and a directory for its own.
+#[derive(Debug)]
+pub struct Machine {
+    vmm: PathBuf,
+    kernel: PathBuf,
+    initrd: PathBuf,
+    directory: tempfile::TempDir,
+}
+
+impl Machine {
+    /// Finds the files.
+    pub fn new(library: &Path, initrd: &Path) -> Result<Self> {
+        let existing = |path: PathBuf| path.canonicalize().with_context(|| format!("there is no {}", path.display()));
+        Ok(Self {
+            vmm: existing(library.join("flyrun-vmm"))?,
+            kernel: existing(library.join("vmlinux"))?,
+            initrd: existing(initrd.to_path_buf())?,
+            directory: tempfile::tempdir()?,
+        })
+    }
+
+    /// flyrun-vmm with this machine, whose init gets the words.
+    pub fn flyrun(&self, init_words: &str) -> Result<Command> {
+        let spec = self.directory.path().join("spec.json");
+        let command_line = if init_words.is_empty() { String::new() } else { format!("-- {init_words}") };
+        let text = json!({
+            "cpus": 1, "memory_mib": MEMORY_MIB, "kernel": self.kernel, "initrd": [self.initrd],
+            "command_line": command_line, "console": "stdio",
+        });
+        std::fs::write(&spec, text.to_string())?;
+        let mut command = Command::new(&self.vmm);
+        command.arg("--spec").arg(&spec);
+        Ok(command)
+    }
+
+    /// boot.bare.flyrun, its exits, and its steps from one more run.
+    pub fn boot_flyrun(&self, runs: u32, report: &mut Report) -> Result<()> {
+        let mut command = self.flyrun("")?;
+        let mut times = Vec::new();
+        let mut kinds: Vec<(&str, Vec<f64>)> = Vec::new();
+        // One run more than is counted: the first reads every file for the first time.
+        for run in 0..=runs {
+            let before = Exits::now()?;
+            let started = Started::new(&mut command, SIGN)?;
+            let exits = Exits::now()?.since(&before);
+            if run > 0 {
+                times.push(milliseconds(started.elapsed));
+                for (kind, count) in exits {
+                    match kinds.iter_mut().find(|(name, _)| *name == kind) {
+                        Some((_, counts)) => counts.push(count as f64),
+                        None => kinds.push((kind, vec![count as f64])),
+                    }
+                }
+            }
+            started.finish()?;
+        }
+        report.add("boot.bare.flyrun", "ms_virtual", &times);
+        self.steps(report)?;
+        for (kind, counts) in kinds.iter().filter(|(_, counts)| counts.iter().any(|count| *count > 0.0)) {
+            report.add(format!("boot.bare.flyrun.{kind}"), "count", counts);
+        }
+        Ok(())
+    }
+
+    fn steps(&self, report: &mut Report) -> Result<()> {
+        let file = self.directory.path().join("vmm.trace");
+        let began = trace::now_us();
+        Started::new(self.flyrun("")?.arg("--trace").arg(&file), SIGN)?.finish()?;
+        let mut previous = began;
+        for step in trace::read(&file)? {
+            report.add(format!("boot.bare.flyrun: {}", step.name), "ms_virtual", &[step.at_us.saturating_sub(previous) as f64 / 1000.0]);
+            previous = step.at_us;
+        }
+        Ok(())
+    }
+
+    /// boot.bare.qemu.
+    pub fn boot_qemu(&self, runs: u32, report: &mut Report) -> Result<()> {
+        let mut command = Command::new("qemu-system-x86_64");
+        command
+            .args(["-M", "microvm,acpi=off,pit=off,pic=off,rtc=off", "-accel", "kvm", "-cpu", "host", "-smp", "1"])
+            .args(["-m", &MEMORY_MIB.to_string(), "-nodefaults", "-no-user-config", "-display", "none", "-no-reboot"])
+            .args(["-serial", "stdio", "-append", QEMU_COMMAND_LINE])
+            .arg("-kernel")
+            .arg(&self.kernel)
+            .arg("-initrd")
+            .arg(&self.initrd)
+            .stderr(Stdio::inherit());
+        let mut times = Vec::new();
+        for run in 0..=runs {
+            let started = Started::new(&mut command, SIGN)?;
+            if run > 0 {
+                times.push(milliseconds(started.elapsed));
+            }
+        }
+        report.add("boot.bare.qemu", "ms_virtual", &times);
+        Ok(())
+    }
+}

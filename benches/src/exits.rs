@@ -1,0 +1,68 @@
+//! VM exits by kind, from the counters of the kernel's KVM.
+
+use std::{collections::BTreeMap, path::Path};
+
+use anyhow::{Context, Result};
+
+const COUNTERS: &str = "/sys/kernel/debug/kvm";
+
+/// The kinds that are told. `exits` counts all of them; the others are reasons, which overlap in part.
+const KINDS: [&str; 10] = [
+    "exits", "io_exits", "mmio_exits", "halt_exits", "irq_exits", "irq_window_exits", "signal_exits", "request_irq_exits",
+    "hypercalls", "insn_emulation",
+];
+/// Not an exit by name, but most of a short machine's exits are these.
+const FAULTS: &str = "pf_taken";
+
+/// The counters at one moment, over all VMs of this host.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Exits(BTreeMap<&'static str, u64>);
+
+impl Exits {
+    /// Reads the counters. Debugfs must be mounted.
+    pub fn now() -> Result<Self> {
+        Self::read(Path::new(COUNTERS))
+    }
+
+    fn read(directory: &Path) -> Result<Self> {
+        let mut counters = BTreeMap::new();
+        for kind in KINDS.into_iter().chain([FAULTS]) {
+            let path = directory.join(kind);
+            // Kernels differ in what they count.
+            if let Ok(text) = std::fs::read_to_string(&path) {
+                let count = text.trim().parse().with_context(|| format!("{} is not a number", path.display()))?;
+                counters.insert(kind, count);
+            }
+        }
+        anyhow::ensure!(counters.contains_key("exits"), "there are no KVM counters in {}", directory.display());
+        Ok(Self(counters))
+    }
+
+    /// What was counted since `earlier`, by kind.
+    pub fn since(&self, earlier: &Self) -> BTreeMap<&'static str, u64> {
+        let count = |kind: &&'static str| earlier.0.get(kind).copied().unwrap_or(0);
+        self.0.iter().map(|(kind, now)| (*kind, now.saturating_sub(count(kind)))).collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_what_came_since_is_counted_and_unknown_counters_are_left_out() {
+        let directory = tempfile::tempdir().unwrap();
+        std::fs::write(directory.path().join("exits"), "100\n").unwrap();
+        std::fs::write(directory.path().join("io_exits"), "7\n").unwrap();
+        let before = Exits::read(directory.path()).unwrap();
+        std::fs::write(directory.path().join("exits"), "130\n").unwrap();
+        let after = Exits::read(directory.path()).unwrap();
+        assert_eq!(after.since(&before), BTreeMap::from([("exits", 30), ("io_exits", 0)]));
+    }
+
+    #[test]
+    fn without_counters_there_is_an_error() {
+        let directory = tempfile::tempdir().unwrap();
+        assert!(Exits::read(directory.path()).is_err());
+    }
+}
