@@ -95,7 +95,7 @@ struct Context {
 impl Context {
     fn store(&self) -> Result<::images::Store> {
         make_private_dir(&self.paths.root)?;
-        ::images::Store::open(&self.paths.root).map_err(|error| crate::error::from_images(&error))
+        Ok(::images::Store::open(&self.paths.root))
     }
 
     fn machines(&self) -> Machines {
