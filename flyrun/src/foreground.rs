@@ -14,7 +14,7 @@ use crate::machine::Outcome;
 use crate::paths::RunDir;
 use crate::terminal::{self, RawMode};
 use crate::trace;
-use crate::vm::{Control, Event, Output, Vm, VmPlan};
+use crate::vm::{Control, Event, Input, Output, Vm, VmPlan};
 
 /// How long a guest may take from its start to guest-init's first word. Hundreds of times what it needs.
 const BOOT_LIMIT: Duration = Duration::from_secs(60);
@@ -52,10 +52,11 @@ pub enum End {
 /// The VMM cannot be started, or the terminal not be used.
 pub fn start(plan: &VmPlan, run_dir: RunDir, keeps_disk: bool) -> Result<Foreground> {
     let streams = plan.streams.as_ref();
-    let terminal = streams.is_some_and(|streams| streams.output == Output::Terminal);
+    // Without input for the workload, the keyboard stays the user's: Ctrl-C then is a signal, not a byte.
+    let raw = streams.is_some_and(|streams| streams.output == Output::Terminal && streams.input == Input::Own);
     let vm = Vm::start(plan, run_dir)?;
     watch_signals(vm.sender()).context("cannot watch for signals")?;
-    let raw_mode = if terminal { RawMode::enter().context("cannot use the terminal")? } else { None };
+    let raw_mode = if raw { RawMode::enter().context("cannot use the terminal")? } else { None };
     Ok(Foreground {
         vm,
         control: None,
