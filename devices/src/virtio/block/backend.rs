@@ -262,3 +262,11 @@ fn zero(memory: &Memory, span: Span<'_>) -> io::Result<()> {
     }
     Ok(())
 }
+
+#[cfg(test)]
+impl Backend {
+    /// Has the first file's I/O go to another one, to provoke the host's errors.
+    pub(super) fn replace_file_for_test(&mut self, file: File) {
+        self.extents[0].file = file;
+    }
+}

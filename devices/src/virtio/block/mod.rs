@@ -216,3 +216,6 @@ impl VirtioDevice for Block {
         self.events.forget();
     }
 }
+
+#[cfg(test)]
+mod tests;
