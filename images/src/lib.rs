@@ -6,6 +6,7 @@ mod digest;
 mod error;
 mod image;
 mod local;
+mod oci;
 mod progress;
 mod pull;
 mod reference;
