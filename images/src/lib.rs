@@ -10,6 +10,7 @@ mod oci;
 mod progress;
 mod pull;
 mod reference;
+mod registry;
 mod store;
 mod template;
 

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use crate::{Error, Image, Platform, Progress, Reference, Result, Source, Store, local};
+use crate::{Error, Image, Platform, Progress, Reference, Result, Source, Store, local, registry};
 
 /// When to ask the source.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -101,7 +101,7 @@ pub fn pull(
     let name = reference.canonical_name();
     match &reference.source {
         _ if options.policy == PullPolicy::Never => Err(Error::NotInStore { name }),
-        Source::Registry(_) => Err(Error::NotInStore { name }),
+        Source::Registry(name) => registry::pull(store, name, options, progress),
         _ => local::import(store, reference, &options.platform, progress),
     }
 }
