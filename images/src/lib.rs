@@ -6,9 +6,11 @@ mod digest;
 mod error;
 mod image;
 mod local;
+mod oci;
 mod progress;
 mod pull;
 mod reference;
+mod registry;
 mod store;
 mod template;
 

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use crate::{Image, Platform, Progress, Reference, Result, Store};
+use crate::{Error, Image, Platform, Progress, Reference, Result, Source, Store, local, registry};
 
 /// When to ask the source.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -90,13 +90,24 @@ pub fn pull(
     store: &Store,
     reference: &Reference,
     options: &PullOptions,
-    _progress: &dyn Progress,
+    progress: &dyn Progress,
 ) -> Result<Image> {
-    let name = reference.canonical_name();
     if options.policy != PullPolicy::Always
         && let Some(image) = store.find(reference)?
+        && is_for(&image, &options.platform)
     {
         return Ok(image);
     }
-    Err(crate::Error::NotInStore { name })
+    let name = reference.canonical_name();
+    match &reference.source {
+        _ if options.policy == PullPolicy::Never => Err(Error::NotInStore { name }),
+        Source::Registry(name) => registry::pull(store, name, options, progress),
+        _ => local::import(store, reference, &options.platform, progress),
+    }
+}
+
+/// Whether a cached image is for the wanted platform; images that do not say count as it.
+fn is_for(image: &Image, platform: &Platform) -> bool {
+    let fits = |has: &str, wanted: &str| has.is_empty() || has == wanted;
+    fits(&image.config.os, &platform.os) && fits(&image.config.architecture, &platform.architecture)
 }

@@ -15,7 +15,7 @@
 //! would write a gigabyte of zeros into them. UUID and hash seed are fixed: the same options give the same filesystem.
 
 use std::{
-    fs::{self, File},
+    fs::File,
     io::{self, Read, Seek, SeekFrom, Write},
     path::{Path, PathBuf},
     process::{Command, Stdio},
@@ -224,11 +224,13 @@ fn copy_sparse(mut from: &File, mut to: &File) -> io::Result<()> {
 /// Bytes that a file takes on the disk.
 #[cfg(test)]
 fn allocated(path: &Path) -> u64 {
-    files::allocated_bytes(&fs::metadata(path).unwrap())
+    files::allocated_bytes(&std::fs::metadata(path).unwrap())
 }
 
 #[cfg(test)]
 mod tests {
+    use std::fs;
+
     use super::*;
 
     fn check(path: &Path) {

@@ -14,15 +14,6 @@ use crate::{Digest, Error, Result};
 /// Bytes copied at a time.
 const CHUNK: usize = 256 * 1024;
 
-/// The answer of [`Store::begin_blob`].
-#[derive(Debug)]
-pub(crate) enum BlobSlot {
-    /// The blob is there.
-    Exists,
-    /// This process writes it.
-    Writer(BlobWriter),
-}
-
 /// A blob on its way into the store. Dropped unfinished, what it has stays for the next attempt to continue.
 #[derive(Debug)]
 pub(crate) struct BlobWriter {
@@ -46,29 +37,29 @@ impl Store {
         fs::metadata(self.blob_path(digest)).is_ok_and(|metadata| metadata.len() == size)
     }
 
-    /// Begins to write a blob, or to continue where a dead process was.
+    /// Begins to write a blob, or to continue where a dead process was. None if it is there.
     pub(crate) fn begin_blob(
         &self,
         digest: &Digest,
         size: u64,
         on_wait: &mut dyn FnMut(),
-    ) -> Result<BlobSlot> {
+    ) -> Result<Option<BlobWriter>> {
         let draft = self.root.join("tmp").join(format!("blob-{}", digest.hex()));
         let target = self.blob_path(digest);
         let Some(file) = files::open_draft(&draft, &|| self.has_blob(digest, size), on_wait)? else {
-            return Ok(BlobSlot::Exists);
+            return Ok(None);
         };
         let mut writer =
             BlobWriter { file, draft, target, wanted: *digest, size, written: 0, hasher: Sha256::new() };
         writer.take_up()?;
-        Ok(BlobSlot::Writer(writer))
+        Ok(Some(writer))
     }
 
     /// Stores a small blob whose digest is already known to be right.
     pub(crate) fn put_blob(&self, digest: &Digest, bytes: &[u8]) -> Result<()> {
         match self.begin_blob(digest, bytes.len() as u64, &mut || {})? {
-            BlobSlot::Exists => Ok(()),
-            BlobSlot::Writer(mut writer) => {
+            None => Ok(()),
+            Some(mut writer) => {
                 writer.restart()?;
                 writer.write(bytes)?;
                 writer.finish()
@@ -85,7 +76,7 @@ impl Store {
         source_path: &Path,
         on_bytes: &mut dyn FnMut(u64),
     ) -> Result<()> {
-        let BlobSlot::Writer(mut writer) = self.begin_blob(digest, size, &mut || {})? else { return Ok(()) };
+        let Some(mut writer) = self.begin_blob(digest, size, &mut || {})? else { return Ok(()) };
         writer.restart()?;
         let mut buffer = vec![0; CHUNK];
         loop {

@@ -21,7 +21,7 @@ mod record;
 mod rootfs;
 mod sweep;
 
-pub(crate) use self::blob::{BlobSlot, BlobWriter};
+pub(crate) use self::blob::BlobWriter;
 
 /// The directory that holds images. Cheap to open; safe for several processes at once.
 #[derive(Clone, Debug)]
