@@ -4,4 +4,8 @@
 //! beyond its own backend, so that a unit test or a fuzzer can drive it as a guest would.
 #![deny(missing_docs)]
 
+pub mod legacy;
 pub mod virtio;
+
+#[cfg(any(test, feature = "testing"))]
+pub mod testing;

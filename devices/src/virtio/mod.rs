@@ -14,6 +14,14 @@
 //! whose register access caused it. Queue events arrive on the thread of the event loop, through the device's own
 //! [`event_manager::MutEventSubscriber`] implementation, which takes the same lock.
 
+pub mod block;
+pub mod events;
+pub mod irq;
+pub mod mmio;
+pub mod ring;
+pub mod rng;
+pub mod transfer;
+
 use std::sync::Arc;
 
 use event_manager::MutEventSubscriber;
@@ -30,8 +38,11 @@ pub type Memory = GuestMemoryMmap<AtomicBitmap>;
 pub enum InterruptReason {
     /// A queue has used buffers.
     UsedRing,
-    /// The device's configuration or status changed.
+    /// The device's configuration changed.
     Configuration,
+    /// The device found its driver's rings broken and has stopped: the transport sets DEVICE_NEEDS_RESET, which is a
+    /// configuration change (section 2.1.2). The device itself stays silent until `reset`.
+    DeviceFailed,
 }
 
 /// How a device gets the guest's attention.

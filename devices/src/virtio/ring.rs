@@ -1,0 +1,251 @@
+//! A queue as a device wants it: whole descriptor chains, checked before the device sees them.
+//!
+//! virtio-queue walks chains safely but ends a broken one silently, as if it were complete, and knows no bound for an
+//! indirect table but 65535. So a chain is collected and checked here in one go: it ends where it says it ends, is not
+//! longer than the queue, has its writable part behind the readable one, and all of it lies in guest memory.
+
+use std::sync::atomic::Ordering;
+
+use thiserror::Error;
+use virtio_bindings::bindings::virtio_ring::VRING_AVAIL_F_NO_INTERRUPT;
+use virtio_queue::{Queue, QueueOwnedT, QueueT};
+use vm_memory::{Bytes, GuestAddress, GuestMemory, Permissions};
+
+use super::Memory;
+
+/// How a driver has broken its ring. The device that meets one stops and needs a reset.
+#[derive(Debug, Error)]
+pub enum RingError {
+    /// The ring itself cannot be used, or its available index is more than the queue's size ahead.
+    #[error("ring: {0}")]
+    Ring(#[from] virtio_queue::Error),
+    /// The chain ends in a bad index, address or indirect table, runs in a circle, or is longer than the queue.
+    #[error("the descriptor chain at {head} is broken after {length} descriptors")]
+    BrokenChain {
+        /// Index of the first descriptor.
+        head: u16,
+        /// Number of good descriptors before the fault.
+        length: usize,
+    },
+    /// Section 2.7.4.2: a readable descriptor lies behind a writable one.
+    #[error("the descriptor chain at {head} has a readable buffer behind a writable one")]
+    ReadableBehindWritable {
+        /// Index of the first descriptor.
+        head: u16,
+    },
+    /// A buffer is not, or not wholly, in guest memory.
+    #[error("a buffer of {length} bytes at {address:#x} is not in guest memory")]
+    NotInMemory {
+        /// Guest-physical address of the buffer.
+        address: u64,
+        /// Its length in bytes.
+        length: u32,
+    },
+    /// The chain is too short for what its request needs.
+    #[error("the request needs {needed} more bytes than its buffers have")]
+    TooShort {
+        /// Missing bytes.
+        needed: u64,
+    },
+}
+
+/// One buffer of a chain; it lies in guest memory.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Buffer {
+    /// Guest-physical address.
+    pub address: GuestAddress,
+    /// Length in bytes.
+    pub length: u32,
+}
+
+/// A checked descriptor chain. Reused from request to request for its allocation.
+#[derive(Debug, Default)]
+pub struct Chain {
+    head: u16,
+    readable: Vec<Buffer>,
+    writable: Vec<Buffer>,
+}
+
+impl Chain {
+    /// Index of the first descriptor, which names the chain in the used ring.
+    pub fn head(&self) -> u16 {
+        self.head
+    }
+
+    /// The buffers that the device reads.
+    pub fn readable(&self) -> &[Buffer] {
+        &self.readable
+    }
+
+    /// The buffers that the device writes.
+    pub fn writable(&self) -> &[Buffer] {
+        &self.writable
+    }
+
+    /// Copies bytes out of the readable part, from `offset` on.
+    ///
+    /// # Errors
+    /// [`RingError::TooShort`] when the part has fewer bytes; nothing useful is in `out` then.
+    pub fn read(&self, memory: &Memory, offset: u64, out: &mut [u8]) -> Result<(), RingError> {
+        let mut rest = out;
+        for buffer in section(&self.readable, offset, rest.len() as u64) {
+            let (now, later) =
+                std::mem::take(&mut rest).split_at_mut_checked(buffer.length as usize).unwrap_or_default();
+            memory.read_slice(now, buffer.address).map_err(|_| buffer.outside())?;
+            rest = later;
+        }
+        if rest.is_empty() { Ok(()) } else { Err(RingError::TooShort { needed: rest.len() as u64 }) }
+    }
+
+    /// Copies `data` into the writable part, from `offset` on.
+    ///
+    /// # Errors
+    /// [`RingError::TooShort`] when the part has fewer bytes; what fits has been written.
+    pub fn write(&self, memory: &Memory, offset: u64, data: &[u8]) -> Result<(), RingError> {
+        let mut rest = data;
+        for buffer in section(&self.writable, offset, rest.len() as u64) {
+            let (now, later) = rest.split_at_checked(buffer.length as usize).unwrap_or_default();
+            memory.write_slice(now, buffer.address).map_err(|_| buffer.outside())?;
+            rest = later;
+        }
+        if rest.is_empty() { Ok(()) } else { Err(RingError::TooShort { needed: rest.len() as u64 }) }
+    }
+}
+
+impl Buffer {
+    fn outside(&self) -> RingError {
+        RingError::NotInMemory { address: self.address.0, length: self.length }
+    }
+}
+
+/// Bytes in `buffers` altogether.
+pub fn total(buffers: &[Buffer]) -> u64 {
+    buffers.iter().map(|buffer| u64::from(buffer.length)).sum()
+}
+
+/// The parts of `buffers` that hold the bytes from `offset` to `offset + length`, as far as there are so many.
+/// None of them is empty.
+pub fn section(buffers: &[Buffer], offset: u64, length: u64) -> impl Iterator<Item = Buffer> {
+    let end = offset.saturating_add(length);
+    let mut position = 0u64;
+    buffers.iter().filter_map(move |buffer| {
+        let start = position;
+        position += u64::from(buffer.length);
+        let from = offset.max(start);
+        let to = end.min(position);
+        if from >= to {
+            return None;
+        }
+        // Both are inside the buffer, whose length is a u32 and whose end is in guest memory.
+        let address = GuestAddress(buffer.address.0 + (from - start));
+        Some(Buffer { address, length: u32::try_from(to - from).ok()? })
+    })
+}
+
+/// A queue and what its device needs to know of it.
+#[derive(Debug)]
+pub struct Ring {
+    queue: Queue,
+}
+
+impl Ring {
+    /// Takes over a queue that was found valid.
+    pub fn new(queue: Queue) -> Self {
+        Ring { queue }
+    }
+
+    /// Number of descriptors.
+    pub fn size(&self) -> u16 {
+        self.queue.size()
+    }
+
+    /// The queue's fields, as a snapshot wants them.
+    pub fn queue(&self) -> &Queue {
+        &self.queue
+    }
+
+    /// Takes the next available chain into `chain`; false when there is none.
+    ///
+    /// # Errors
+    /// The driver has broken the ring.
+    pub fn pop(&mut self, memory: &Memory, chain: &mut Chain) -> Result<bool, RingError> {
+        let size = usize::from(self.queue.size());
+        let Some(descriptors) = self.queue.iter(memory)?.next() else { return Ok(false) };
+        let head = descriptors.head_index();
+        chain.head = head;
+        chain.readable.clear();
+        chain.writable.clear();
+        let mut length = 0;
+        let mut complete = false;
+        for descriptor in descriptors {
+            // One more than the queue's size breaks the chain, whatever the descriptors say.
+            if length == size {
+                complete = false;
+                break;
+            }
+            length += 1;
+            complete = !descriptor.has_next();
+            let buffer = Buffer { address: descriptor.addr(), length: descriptor.len() };
+            let (access, part) = if descriptor.is_write_only() {
+                (Permissions::Write, &mut chain.writable)
+            } else if chain.writable.is_empty() {
+                (Permissions::Read, &mut chain.readable)
+            } else {
+                return Err(RingError::ReadableBehindWritable { head });
+            };
+            if !memory.check_range(buffer.address, buffer.length as usize, access) {
+                return Err(buffer.outside());
+            }
+            part.push(buffer);
+        }
+        if complete { Ok(true) } else { Err(RingError::BrokenChain { head, length }) }
+    }
+
+    /// Undoes the last [`Ring::pop`]: the chain stays available.
+    pub fn put_back(&mut self) {
+        self.queue.go_to_previous_position();
+    }
+
+    /// Returns a chain to the driver with `written` bytes in its writable part.
+    ///
+    /// # Errors
+    /// The driver has broken the ring.
+    pub fn push(&mut self, memory: &Memory, head: u16, written: u32) -> Result<(), RingError> {
+        Ok(self.queue.add_used(memory, head, written)?)
+    }
+
+    /// Asks the driver not to notify while the device is looking anyway.
+    ///
+    /// # Errors
+    /// The driver has broken the ring.
+    pub fn disable_notification(&mut self, memory: &Memory) -> Result<(), RingError> {
+        Ok(self.queue.disable_notification(memory)?)
+    }
+
+    /// Asks the driver to notify again; true when chains became available in the meantime, which must be served now.
+    ///
+    /// # Errors
+    /// The driver has broken the ring.
+    pub fn enable_notification(&mut self, memory: &Memory) -> Result<bool, RingError> {
+        Ok(self.queue.enable_notification(memory)?)
+    }
+
+    /// Whether the driver wants an interrupt for what was pushed since this was last asked.
+    ///
+    /// # Errors
+    /// The driver has broken the ring.
+    pub fn needs_interrupt(&mut self, memory: &Memory) -> Result<bool, RingError> {
+        // With EVENT_IDX virtio-queue knows; without, it does not look at the flag (section 2.7.7.2).
+        let needed = self.queue.needs_notification(memory)?;
+        if self.queue.event_idx_enabled() {
+            return Ok(needed);
+        }
+        let flags: u16 = memory
+            .load(GuestAddress(self.queue.avail_ring()), Ordering::Relaxed)
+            .map_err(virtio_queue::Error::GuestMemory)?;
+        Ok(u32::from(u16::from_le(flags)) & VRING_AVAIL_F_NO_INTERRUPT == 0)
+    }
+}
+
+#[cfg(test)]
+mod tests;
