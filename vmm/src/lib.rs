@@ -1,5 +1,21 @@
 //! One KVM microVM.
 #![deny(missing_docs)]
 
+pub mod args;
+pub mod boot;
+pub mod bus;
+pub mod console;
+pub mod cpuid;
+pub mod ending;
+pub mod error;
+pub mod event_loop;
 pub mod exit;
+pub mod kick;
+pub mod lifecycle;
+pub mod memory;
+pub mod mptable;
 pub mod spec;
+pub mod trace;
+pub mod validate;
+pub mod vcpu;
+pub mod vm;

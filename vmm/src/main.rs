@@ -1,2 +1,75 @@
 //! `flyrun-vmm`: the process that is one machine.
-fn main() {}
+
+use std::{
+    io::{Read, Write},
+    path::Path,
+    process::ExitCode,
+    sync::Arc,
+};
+
+use vmm::{
+    args::{self, Command, Machine},
+    ending::End,
+    exit::VmExit,
+    spec::VmSpec,
+    trace::{self, Trace},
+    vm::Vm,
+};
+
+fn main() -> ExitCode {
+    let started_us = trace::now_us();
+    let arguments = std::env::args_os().skip(1).map(|a| a.to_string_lossy().into_owned());
+    let end = match args::parse(arguments) {
+        Ok(Command::Help) => print(args::HELP),
+        Ok(Command::Version) => print(concat!("flyrun-vmm ", env!("CARGO_PKG_VERSION"), "\n")),
+        Ok(Command::Run { machine, trace }) => run(machine, trace.as_deref(), started_us),
+        Err(mistake) => End { exit: VmExit::Usage, reason: mistake },
+    };
+    if !end.reason.is_empty() {
+        // Nobody is left to tell if standard error is closed.
+        let _closed = writeln!(std::io::stderr(), "flyrun-vmm: {}", end.reason.replace('\n', " "));
+    }
+    ExitCode::from(end.exit as u8)
+}
+
+fn print(text: &str) -> End {
+    match std::io::stdout().write_all(text.as_bytes()) {
+        Ok(()) => End { exit: VmExit::Reset, reason: String::new() },
+        Err(e) => End { exit: VmExit::Setup, reason: format!("standard output: {e}") },
+    }
+}
+
+fn run(machine: Machine, trace: Option<&Path>, started_us: u64) -> End {
+    let trace = match trace.map_or(Ok(Trace::off()), Trace::to) {
+        Ok(trace) => Arc::new(trace),
+        Err(e) => return End { exit: VmExit::Setup, reason: format!("--trace: {e}") },
+    };
+    trace.step_at("start", started_us);
+    let spec = match read_spec(machine) {
+        Ok(spec) => spec,
+        Err(reason) => return End { exit: VmExit::Usage, reason },
+    };
+    trace.step("spec read");
+    let started = Vm::new(&spec, Arc::clone(&trace)).and_then(|mut vm| vm.start().map(|()| vm));
+    let end = match started {
+        Ok(vm) => vm.serve(),
+        Err(error) => End { exit: error.exit(), reason: error.to_string() },
+    };
+    trace.flush();
+    end
+}
+
+fn read_spec(machine: Machine) -> Result<VmSpec, String> {
+    let path = match machine {
+        Machine::Options(spec) => return Ok(*spec),
+        Machine::File(path) => path,
+    };
+    let mut text = String::new();
+    let read = if path.as_os_str() == "-" {
+        std::io::stdin().read_to_string(&mut text)
+    } else {
+        std::fs::File::open(&path).and_then(|mut file| file.read_to_string(&mut text))
+    };
+    read.map_err(|e| format!("--spec {}: {e}", path.display()))?;
+    serde_json::from_str(&text).map_err(|e| format!("--spec {}: {e}", path.display()))
+}

@@ -1,0 +1,223 @@
+//! The command line of `flyrun-vmm`. Plain parsing: the process starts with every machine, and has few options.
+
+use std::path::PathBuf;
+
+use crate::spec::{ConsoleSpec, DiskSpec, VmSpec, VsockSpec};
+
+/// The text of `--help`.
+pub const HELP: &str = "\
+flyrun-vmm: runs one KVM microVM and is that machine until it ends.
+
+Usage: flyrun-vmm --spec FILE|- [--trace FILE]
+       flyrun-vmm --kernel FILE [OPTIONS] [--trace FILE]
+
+  --spec FILE        the whole machine as JSON (`VmSpec`), `-` for standard input
+  --kernel FILE      an uncompressed vmlinux (ELF) or a bzImage
+  --initrd FILE      initramfs; repeatable, the files follow one another
+  --disk FILE[,ro]   a raw disk, /dev/vda first; `ro`: the guest may only read; repeatable
+  --cpus N           vCPUs, 1 to 32 (default 1)
+  --memory MIB       guest memory (default 128)
+  --console WHERE    `stdio` (default), `off`, or a file that the output is added to
+  --append WORDS     words added to the kernel's command line
+  --vsock SOCKET     a vsock device with guest CID 3, mapped to unix sockets at this path
+  --trace FILE       add a line for each step of the start: CLOCK_MONOTONIC in µs, and the step
+  --help, --version
+
+Exit code: 0 the guest reset its machine, 1 the machine could not be set up, 2 wrong usage, 3 no usable KVM,
+4 triple fault, 5 kernel panic, 6 KVM internal error, 7 SIGTERM or SIGINT, 8 the host's disk failed.
+";
+
+/// What was asked for.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Command {
+    /// Print [`HELP`].
+    Help,
+    /// Print the version.
+    Version,
+    /// Run a machine.
+    Run {
+        /// Where its spec comes from.
+        machine: Machine,
+        /// Where the steps' times go.
+        trace: Option<PathBuf>,
+    },
+}
+
+/// Where the spec of a machine comes from.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Machine {
+    /// JSON in this file; `-` is standard input.
+    File(PathBuf),
+    /// The options themselves.
+    Options(Box<VmSpec>),
+}
+
+/// Reads the arguments that follow the program's name.
+///
+/// # Errors
+/// One line that says which argument is wrong and what is possible.
+pub fn parse(arguments: impl IntoIterator<Item = String>) -> Result<Command, String> {
+    let mut arguments = arguments.into_iter();
+    let mut spec_file = None;
+    let mut trace = None;
+    let mut options = Options::default();
+    while let Some(name) = arguments.next() {
+        match name.as_str() {
+            "--help" | "-h" => return Ok(Command::Help),
+            "--version" | "-V" => return Ok(Command::Version),
+            _ => {}
+        }
+        let (name, value) = match name.split_once('=') {
+            Some((name, value)) => (name.to_owned(), Some(value.to_owned())),
+            None => (name, None),
+        };
+        let mut value = || {
+            value
+                .clone()
+                .or_else(|| arguments.next())
+                .ok_or_else(|| format!("{name} wants a value; see --help"))
+        };
+        match name.as_str() {
+            "--spec" => spec_file = Some(PathBuf::from(value()?)),
+            "--trace" => trace = Some(PathBuf::from(value()?)),
+            _ => options.take(&name, &mut value)?,
+        }
+    }
+    let machine = match (spec_file, options.given.take()) {
+        (Some(_), Some(option)) => return Err(format!("{option} and --spec exclude each other; see --help")),
+        (Some(file), None) => Machine::File(file),
+        (None, _) => Machine::Options(Box::new(options.spec()?)),
+    };
+    Ok(Command::Run { machine, trace })
+}
+
+#[derive(Default)]
+struct Options {
+    /// One of the options that were given.
+    given: Option<String>,
+    kernel: Option<PathBuf>,
+    initrd: Vec<PathBuf>,
+    disks: Vec<DiskSpec>,
+    cpus: Option<u8>,
+    memory_mib: Option<u32>,
+    console: Option<ConsoleSpec>,
+    append: String,
+    vsock: Option<VsockSpec>,
+}
+
+impl Options {
+    fn take(&mut self, name: &str, value: &mut dyn FnMut() -> Result<String, String>) -> Result<(), String> {
+        match name {
+            "--kernel" => self.kernel = Some(value()?.into()),
+            "--initrd" => self.initrd.push(value()?.into()),
+            "--disk" => self.disks.push(disk(&value()?)),
+            "--cpus" => self.cpus = Some(number(name, &value()?)?),
+            "--memory" => self.memory_mib = Some(number(name, &value()?)?),
+            "--console" => {
+                self.console = Some(match value()?.as_str() {
+                    "stdio" => ConsoleSpec::Stdio,
+                    "off" => ConsoleSpec::Off,
+                    file => ConsoleSpec::File(file.into()),
+                });
+            }
+            "--append" => {
+                self.append.push_str(&value()?);
+                self.append.push(' ');
+            }
+            "--vsock" => self.vsock = Some(VsockSpec { guest_cid: 3, socket: value()?.into() }),
+            _ => return Err(format!("unknown argument {name:?}; see --help")),
+        }
+        self.given = Some(name.to_owned());
+        Ok(())
+    }
+
+    fn spec(self) -> Result<VmSpec, String> {
+        Ok(VmSpec {
+            cpus: self.cpus.unwrap_or(1),
+            memory_mib: self.memory_mib.unwrap_or(128),
+            kernel: self.kernel.ok_or("--kernel FILE or --spec FILE is missing; see --help")?,
+            initrd: self.initrd,
+            command_line: self.append.trim_end().to_owned(),
+            disks: self.disks,
+            vsock: self.vsock,
+            console: self.console.unwrap_or(ConsoleSpec::Stdio),
+        })
+    }
+}
+
+fn disk(value: &str) -> DiskSpec {
+    match value.strip_suffix(",ro") {
+        Some(file) => DiskSpec { files: vec![file.into()], read_only: true },
+        None => DiskSpec { files: vec![value.into()], read_only: false },
+    }
+}
+
+fn number<T: std::str::FromStr>(name: &str, value: &str) -> Result<T, String> {
+    value.parse().map_err(|_| format!("{name} wants a number that fits, not {value:?}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parse_words(line: &str) -> Result<Command, String> {
+        parse(line.split_whitespace().map(str::to_owned))
+    }
+
+    fn spec(line: &str) -> VmSpec {
+        match parse_words(line).unwrap() {
+            Command::Run { machine: Machine::Options(spec), .. } => *spec,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    #[test]
+    fn options_make_a_spec() {
+        let spec = spec(
+            "--kernel k --initrd a --initrd=b --disk d --disk e,ro --cpus 4 --memory=512 --console off --append x=1 \
+             --append y --vsock s",
+        );
+        assert_eq!((spec.cpus, spec.memory_mib, spec.initrd.len()), (4, 512, 2));
+        assert_eq!(spec.disks.iter().map(|d| d.read_only).collect::<Vec<_>>(), [false, true]);
+        assert_eq!(spec.command_line, "x=1 y");
+        assert_eq!((spec.console, spec.vsock.unwrap().guest_cid), (ConsoleSpec::Off, 3));
+    }
+
+    #[test]
+    fn a_spec_file_is_taken_with_a_trace() {
+        let run = parse_words("--trace t --spec -").unwrap();
+        assert_eq!(run, Command::Run { machine: Machine::File("-".into()), trace: Some("t".into()) });
+    }
+
+    #[test]
+    fn mistakes_are_named() {
+        for (line, word) in [
+            ("", "--kernel"),
+            ("--kernel", "--kernel"),
+            ("--kernel k --cpus 300", "300"),
+            ("--kernel k --frob", "--frob"),
+            ("--spec s --cpus 1", "--cpus"),
+        ] {
+            let error = parse_words(line).unwrap_err();
+            assert!(error.contains(word), "{line}: {error}");
+        }
+    }
+
+    #[test]
+    fn help_names_every_option() {
+        for option in [
+            "--spec",
+            "--kernel",
+            "--initrd",
+            "--disk",
+            "--cpus",
+            "--memory",
+            "--console",
+            "--append",
+            "--vsock",
+            "--trace",
+        ] {
+            assert!(HELP.contains(option), "{option}");
+        }
+    }
+}

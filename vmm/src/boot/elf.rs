@@ -1,0 +1,253 @@
+//! Loads an ELF vmlinux: each PT_LOAD segment to its physical address.
+//!
+//! Whole pages are not copied but mapped privately from the file (a vmlinux is linked so that its segments lie on page
+//! boundaries): all machines on the host share one copy in the page cache until the guest writes. What does not
+//! fill a page, and whole segments that lie askew, are read.
+
+use std::{fs::File, os::unix::fs::FileExt};
+
+use devices::virtio::Memory;
+use linux_loader::elf::{Elf64_Ehdr, Elf64_Phdr};
+use vm_memory::{ByteValued, GuestAddress, GuestMemoryBackend};
+
+use super::{KERNEL_MIN, LoadedKernel};
+use crate::memory::{self, PAGE};
+
+const MACHINE_X86_64: u16 = 62;
+const CLASS_64: u8 = 2;
+const LITTLE_ENDIAN: u8 = 1;
+const PT_LOAD: u32 = 1;
+/// A vmlinux has about six.
+const MAX_SEGMENTS: u16 = 64;
+
+/// Loads the file into memory.
+///
+/// # Errors
+/// Says what is wrong with the file.
+pub fn load(memory: &Memory, file: &File) -> Result<LoadedKernel, String> {
+    let file_length = file.metadata().map_err(|e| e.to_string())?.len();
+    let mut header = Elf64_Ehdr::default();
+    file.read_exact_at(header.as_mut_slice(), 0).map_err(|_| "the ELF header is cut short".to_owned())?;
+    check(&header)?;
+    let mut end = 0;
+    let mut entry_inside = false;
+    for segment in segments(file, &header)? {
+        if segment.p_type != PT_LOAD || segment.p_memsz == 0 {
+            continue;
+        }
+        let (first, behind) = range(memory, &segment, file_length)?;
+        load_segment(memory, file, &segment)?;
+        end = end.max(behind);
+        entry_inside |= (first..behind).contains(&header.e_entry);
+    }
+    if !entry_inside {
+        return Err(format!("no loaded segment holds the entry point {:#x}", header.e_entry));
+    }
+    Ok(LoadedKernel { entry: GuestAddress(header.e_entry), end, setup_header: None })
+}
+
+fn check(header: &Elf64_Ehdr) -> Result<(), String> {
+    let [_, _, _, _, class, order, ..] = header.e_ident;
+    if class != CLASS_64 || order != LITTLE_ENDIAN || header.e_machine != MACHINE_X86_64 {
+        return Err(format!(
+            "it is ELF class {class}, byte order {order}, machine {}, wanted are 2, 1 and 62",
+            header.e_machine
+        ));
+    }
+    if usize::from(header.e_phentsize) != size_of::<Elf64_Phdr>() {
+        return Err(format!("program headers of {} bytes, wanted are 56", header.e_phentsize));
+    }
+    if header.e_phnum > MAX_SEGMENTS {
+        return Err(format!("{} program headers, at most {MAX_SEGMENTS} are accepted", header.e_phnum));
+    }
+    Ok(())
+}
+
+fn segments(file: &File, header: &Elf64_Ehdr) -> Result<Vec<Elf64_Phdr>, String> {
+    let mut segments = vec![Elf64_Phdr::default(); usize::from(header.e_phnum)];
+    for (index, segment) in (0u64..).zip(&mut segments) {
+        index
+            .checked_mul(size_of::<Elf64_Phdr>() as u64)
+            .and_then(|offset| offset.checked_add(header.e_phoff))
+            .and_then(|offset| file.read_exact_at(segment.as_mut_slice(), offset).ok())
+            .ok_or_else(|| format!("program header {index} is not in the file"))?;
+    }
+    Ok(segments)
+}
+
+/// The guest addresses of the segment, as first and first behind, if file and memory hold all of it.
+fn range(memory: &Memory, segment: &Elf64_Phdr, file_length: u64) -> Result<(u64, u64), String> {
+    let (first, size) = (segment.p_paddr, segment.p_memsz);
+    if segment.p_filesz > size {
+        return Err(format!(
+            "the segment at {first:#x} has {:#x} bytes in the file and {size:#x} in memory",
+            segment.p_filesz
+        ));
+    }
+    if segment.p_offset.checked_add(segment.p_filesz).is_none_or(|end| end > file_length) {
+        return Err(format!("the segment at {first:#x} ends behind the file's end: the file is cut short"));
+    }
+    let fits = usize::try_from(size).is_ok_and(|size| memory.check_range(GuestAddress(first), size));
+    if first < KERNEL_MIN || !fits {
+        return Err(format!(
+            "the segment of {size:#x} bytes at {first:#x} lies outside the machine's memory"
+        ));
+    }
+    Ok((first, first + size))
+}
+
+fn load_segment(memory: &Memory, file: &File, segment: &Elf64_Phdr) -> Result<(), String> {
+    let (start, end) = (segment.p_paddr, segment.p_paddr + segment.p_filesz);
+    let first_page = start.next_multiple_of(PAGE);
+    let last_page = end - end % PAGE;
+    let offset_of = |address: u64| segment.p_offset + (address - start);
+    if start % PAGE != segment.p_offset % PAGE || first_page >= last_page {
+        return read(memory, file, start, segment.p_offset, segment.p_filesz);
+    }
+    memory::map_file(memory, first_page, file, offset_of(first_page), last_page - first_page)
+        .map_err(|e| e.to_string())?;
+    read(memory, file, start, segment.p_offset, first_page - start)?;
+    read(memory, file, last_page, offset_of(last_page), end - last_page)
+}
+
+fn read(memory: &Memory, file: &File, address: u64, offset: u64, length: u64) -> Result<(), String> {
+    if length == 0 {
+        return Ok(());
+    }
+    super::read_into(memory, file, address, offset, length)
+        .map_err(|e| format!("{length:#x} bytes at {offset:#x} of the file: {e}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Write;
+
+    use proptest::prelude::*;
+    use vm_memory::Bytes;
+
+    use super::*;
+    use crate::memory::reserve;
+
+    const LOAD_AT: u64 = 0x20_0000;
+
+    fn header(segments: u16) -> Elf64_Ehdr {
+        let mut header = Elf64_Ehdr {
+            e_machine: MACHINE_X86_64,
+            e_phentsize: 56,
+            e_phnum: segments,
+            e_phoff: 64,
+            e_entry: LOAD_AT,
+            ..Default::default()
+        };
+        header.e_ident[..6].copy_from_slice(&[0x7f, b'E', b'L', b'F', CLASS_64, LITTLE_ENDIAN]);
+        header
+    }
+
+    fn segment(offset: u64, filesz: u64, memsz: u64) -> Elf64_Phdr {
+        Elf64_Phdr {
+            p_type: PT_LOAD,
+            p_offset: offset,
+            p_paddr: LOAD_AT,
+            p_filesz: filesz,
+            p_memsz: memsz,
+            ..Default::default()
+        }
+    }
+
+    fn file(header: &Elf64_Ehdr, segments: &[Elf64_Phdr], length: usize) -> File {
+        let mut bytes: Vec<u8> = (0..length).map(|i| (i % 251) as u8).collect();
+        let mut at = 0;
+        for part in std::iter::once(header.as_slice()).chain(segments.iter().map(|s| s.as_slice())) {
+            bytes[at..at + part.len()].copy_from_slice(part);
+            at += part.len();
+        }
+        let mut file = tempfile::tempfile().unwrap();
+        file.write_all(&bytes).unwrap();
+        file
+    }
+
+    fn content(memory: &Memory, address: u64) -> u8 {
+        memory.read_obj(GuestAddress(address)).unwrap()
+    }
+
+    #[test]
+    fn an_aligned_segment_arrives_whole_with_zeros_behind_it() {
+        let memory = reserve(4).unwrap();
+        let file = file(&header(1), &[segment(4096, 5000, 9000)], 20000);
+        let kernel = load(&memory, &file).unwrap();
+        assert_eq!((kernel.entry.0, kernel.end), (LOAD_AT, LOAD_AT + 9000));
+        for i in [0, 1, 4095, 4096, 4999] {
+            assert_eq!(u64::from(content(&memory, LOAD_AT + i)), (4096 + i) % 251);
+        }
+        assert_eq!(content(&memory, LOAD_AT + 5000), 0);
+        assert_eq!(content(&memory, LOAD_AT + 8191), 0);
+    }
+
+    #[test]
+    fn a_segment_askew_in_the_file_arrives_whole() {
+        let memory = reserve(4).unwrap();
+        let file = file(&header(1), &[segment(4097, 9000, 9000)], 20000);
+        load(&memory, &file).unwrap();
+        for i in [0, 8999] {
+            assert_eq!(u64::from(content(&memory, LOAD_AT + i)), (4097 + i) % 251);
+        }
+    }
+
+    #[test]
+    fn broken_segments_are_refused_with_their_address() {
+        let memory = reserve(4).unwrap();
+        let mut low = segment(4096, 10, 10);
+        low.p_paddr = 0x1000;
+        let mut wrapping = segment(4096, 10, u64::MAX);
+        wrapping.p_paddr = u64::MAX - 5;
+        let bad = [
+            segment(4096, 5000, 4999),
+            segment(4096, 20000, 20000),
+            segment(u64::MAX, 1, 1),
+            segment(4096, 1, 8 << 20),
+            low,
+            wrapping,
+        ];
+        for segment in bad {
+            let error = load(&memory, &file(&header(1), &[segment], 20000)).unwrap_err();
+            assert!(error.contains("segment"), "{error}");
+        }
+    }
+
+    #[test]
+    fn an_entry_point_outside_all_segments_is_refused() {
+        let memory = reserve(4).unwrap();
+        let mut header = header(1);
+        header.e_entry = 0x123;
+        assert!(
+            load(&memory, &file(&header, &[segment(4096, 10, 10)], 20000)).unwrap_err().contains("0x123")
+        );
+    }
+
+    #[test]
+    fn other_machines_are_named() {
+        let memory = reserve(4).unwrap();
+        let mut arm = header(0);
+        arm.e_machine = 183;
+        assert!(load(&memory, &file(&arm, &[], 100)).unwrap_err().contains("machine 183"));
+    }
+
+    proptest! {
+        #[test]
+        fn no_bytes_in_the_headers_panic(noise in proptest::collection::vec((0usize..176, any::<u8>()), 0..24)) {
+            let memory = reserve(4).unwrap();
+            let mut start = header(2).as_slice().to_vec();
+            start.extend_from_slice(segment(4096, 5000, 9000).as_slice());
+            start.extend_from_slice(segment(4099, 50, 50).as_slice());
+            start.resize(20000, 1);
+            for (at, byte) in noise {
+                start[at] = byte;
+            }
+            let mut file = tempfile::tempfile().unwrap();
+            file.write_all(&start).unwrap();
+            if let Ok(kernel) = load(&memory, &file) {
+                prop_assert!(kernel.end <= 4 << 20 && kernel.entry.0 < kernel.end);
+            }
+        }
+    }
+}

@@ -1,0 +1,107 @@
+//! Everything the guest finds in memory and registers when its first instruction runs: the 64-bit boot protocol of
+//! Linux (Documentation/arch/x86/boot.rst, "64-bit Boot Protocol").
+
+pub mod bzimage;
+pub mod command_line;
+pub mod elf;
+pub mod initrd;
+pub mod params;
+pub mod registers;
+
+use std::{fs::File, io, os::unix::fs::FileExt, path::Path};
+
+use devices::virtio::Memory;
+use linux_loader::bootparam::setup_header;
+use thiserror::Error;
+use vm_memory::{GuestAddress, GuestMemoryError};
+
+use crate::memory;
+
+/// Lowest address at which a kernel may be loaded: below lie the tables of this module and the BIOS area.
+pub const KERNEL_MIN: u64 = 0x10_0000;
+
+/// Why a kernel or an initramfs could not be loaded.
+#[derive(Debug, Error)]
+pub enum BootError {
+    /// A file of the machine could not be opened or read.
+    #[error("{what} {path}: {source}")]
+    File {
+        /// `kernel` or `initramfs`.
+        what: &'static str,
+        /// The path as given.
+        path: String,
+        /// What the host said.
+        source: io::Error,
+    },
+    /// The kernel file is not one that can be booted.
+    #[error("kernel {path}: {reason}; give an x86-64 vmlinux (ELF) or bzImage with --kernel")]
+    Kernel {
+        /// The path as given.
+        path: String,
+        /// What is wrong with it, with the values found.
+        reason: String,
+    },
+    /// The initramfs has no place in guest memory.
+    #[error(
+        "an initramfs of {bytes} bytes does not fit between the kernel's end at {kernel_end:#x} and {limit:#x}; give the machine more memory"
+    )]
+    InitrdTooBig {
+        /// All files together, padded.
+        bytes: u64,
+        /// First address behind the kernel.
+        kernel_end: u64,
+        /// First address that the kernel cannot take an initramfs from.
+        limit: u64,
+    },
+    /// The command line is longer than the kernel takes.
+    #[error("the kernel's command line has {length} bytes and at most {limit} are possible")]
+    CommandLineTooLong {
+        /// Bytes without the final zero.
+        length: usize,
+        /// Bytes possible.
+        limit: usize,
+    },
+    /// A table of the boot protocol lies outside guest memory.
+    #[error("guest memory is too small for the boot tables: {0}")]
+    Tables(#[from] GuestMemoryError),
+}
+
+/// A kernel in guest memory.
+#[derive(Debug)]
+pub struct LoadedKernel {
+    /// Guest physical address of the 64-bit entry point.
+    pub entry: GuestAddress,
+    /// First address behind what the kernel needs at its start, its bss included.
+    pub end: u64,
+    /// The setup header of a bzImage, which the zero page must repeat.
+    pub setup_header: Option<setup_header>,
+}
+
+/// Loads an ELF vmlinux or a bzImage, whichever the file is.
+///
+/// # Errors
+/// The file cannot be read, or is neither, or is broken, or does not fit the memory.
+pub fn load_kernel(memory: &Memory, path: &Path) -> Result<LoadedKernel, BootError> {
+    let shown = || path.display().to_string();
+    let file =
+        File::open(path).map_err(|source| BootError::File { what: "kernel", path: shown(), source })?;
+    let mut magic = [0u8; 4];
+    let loaded = match file.read_exact_at(&mut magic, 0) {
+        Ok(()) if magic == *b"\x7fELF" => elf::load(memory, &file),
+        Ok(()) => bzimage::load(memory, file),
+        Err(e) if e.kind() == io::ErrorKind::UnexpectedEof => {
+            Err("the file has less than 4 bytes".to_owned())
+        }
+        Err(source) => return Err(BootError::File { what: "kernel", path: shown(), source }),
+    };
+    loaded.map_err(|reason| BootError::Kernel { path: shown(), reason })
+}
+
+/// Reads that part of the file into guest memory.
+fn read_into(memory: &Memory, file: &File, address: u64, offset: u64, length: u64) -> io::Result<()> {
+    use vm_memory::GuestMemoryBackend;
+    let beyond = || io::Error::from(io::ErrorKind::UnexpectedEof);
+    let size = usize::try_from(length).map_err(|_| beyond())?;
+    let slice = memory.get_slice(GuestAddress(address), size).map_err(io::Error::other)?;
+    memory::read_at(&slice, file, offset)
+}

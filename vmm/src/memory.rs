@@ -1,0 +1,288 @@
+//! Guest memory: where it lies in the guest's physical address space, and the host memory behind it.
+//!
+//! ```text
+//! 0                 RAM, up to LOW_END
+//! 0xd000_0000       the gap: virtio-mmio windows, IOAPIC, local APIC, KVM's TSS
+//! 0x1_0000_0000     the rest of RAM
+//! ```
+//!
+//! Host memory is anonymous and private, and starts on a boundary of 2 MiB, so that the host's huge pages can back
+//! the guest's. Nothing is touched before it is needed.
+
+use std::{fs::File, io, os::fd::AsRawFd};
+
+use devices::virtio::Memory;
+use kvm_bindings::kvm_userspace_memory_region;
+use kvm_ioctls::VmFd;
+use thiserror::Error;
+use vm_memory::{
+    GuestAddress, GuestMemoryBackend, GuestMemoryRegion, GuestRegionMmap, MmapRegion, bitmap::AtomicBitmap,
+    mmap::MmapRegionBuilder,
+};
+
+/// First address of the gap for devices below 4 GiB.
+pub const LOW_END: u64 = 0xd000_0000;
+/// First address of RAM above the gap.
+pub const HIGH_START: u64 = 0x1_0000_0000;
+/// Three pages that KVM wants on Intel hosts without unrestricted guests.
+pub const KVM_TSS: u64 = 0xfffb_d000;
+/// Bytes in a page of the guest and of the host.
+pub const PAGE: u64 = 4096;
+/// Bytes in a huge page.
+pub const HUGE_PAGE: u64 = 2 << 20;
+
+/// Why guest memory could not be made.
+#[derive(Debug, Error)]
+pub enum MemoryError {
+    /// The host has no room for it.
+    #[error("cannot reserve {mib} MiB of guest memory: {source}; ask for less with --memory")]
+    Reserve {
+        /// Size asked for.
+        mib: u64,
+        /// What mmap said.
+        source: io::Error,
+    },
+    /// The pieces do not make one address space.
+    #[error("guest memory layout: {0}")]
+    Layout(String),
+    /// KVM does not take it.
+    #[error("KVM refuses guest memory at {address:#x}: {source}")]
+    Slot {
+        /// First guest address of the region.
+        address: u64,
+        /// What KVM said.
+        source: kvm_ioctls::Error,
+    },
+    /// A file could not be mapped over guest memory.
+    #[error("cannot map a file at guest address {address:#x}: {source}")]
+    Map {
+        /// First guest address of the range.
+        address: u64,
+        /// What mmap said.
+        source: io::Error,
+    },
+}
+
+/// The regions of RAM for a machine with that many bytes, as (first address, length), lowest first.
+pub fn layout(bytes: u64) -> Vec<(u64, u64)> {
+    let low = bytes.min(LOW_END);
+    let mut regions = vec![(0, low)];
+    if bytes > low {
+        regions.push((HIGH_START, bytes - low));
+    }
+    regions
+}
+
+/// Reserves guest memory of that many MiB.
+///
+/// # Errors
+/// The host refuses the reservation.
+pub fn reserve(mib: u32) -> Result<Memory, MemoryError> {
+    let bytes = u64::from(mib) << 20;
+    let mut regions = Vec::with_capacity(2);
+    for (start, length) in layout(bytes) {
+        let region = anonymous_region(length)
+            .map_err(|source| MemoryError::Reserve { mib: u64::from(mib), source })?;
+        let region = GuestRegionMmap::new(region, GuestAddress(start))
+            .ok_or_else(|| MemoryError::Layout(format!("{length:#x} bytes at {start:#x} overflow")))?;
+        regions.push(region);
+    }
+    Memory::from_regions(regions).map_err(|e| MemoryError::Layout(e.to_string()))
+}
+
+fn anonymous_region(length: u64) -> io::Result<MmapRegion<AtomicBitmap>> {
+    let too_big = |_| io::Error::from_raw_os_error(libc::ENOMEM);
+    let length = usize::try_from(length).map_err(too_big)?;
+    let huge = HUGE_PAGE as usize;
+    let span = length.checked_add(huge).ok_or_else(|| io::Error::from_raw_os_error(libc::ENOMEM))?;
+    let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE;
+    let prot = libc::PROT_READ | libc::PROT_WRITE;
+    // SAFETY: a new anonymous mapping at an address of the kernel's choice aliases nothing.
+    let base = unsafe { libc::mmap(std::ptr::null_mut(), span, prot, flags, -1, 0) };
+    if base == libc::MAP_FAILED {
+        return Err(io::Error::last_os_error());
+    }
+    let skip = base.align_offset(huge);
+    let start = base.cast::<u8>().wrapping_add(skip);
+    let bitmap = AtomicBitmap::new(
+        length,
+        std::num::NonZeroUsize::new(PAGE as usize).unwrap_or(std::num::NonZeroUsize::MIN),
+    );
+    let builder =
+        MmapRegionBuilder::new_with_bitmap(length, bitmap).with_mmap_prot(prot).with_mmap_flags(flags);
+    // SAFETY: `start..start + length` lies inside the mapping made above, which is never unmapped: guest memory lives
+    // as long as the process (the region does not own a raw pointer). The slack on either side stays reserved and
+    // untouched.
+    let region = unsafe { builder.with_raw_mmap_pointer(start) }.build();
+    region.map_err(|e| io::Error::other(e.to_string()))
+}
+
+/// Tells KVM about guest memory, one slot for each region.
+///
+/// # Errors
+/// KVM refuses a slot.
+pub fn register(vm: &VmFd, memory: &Memory) -> Result<(), MemoryError> {
+    for (slot, region) in (0u32..).zip(memory.iter()) {
+        let address = region.start_addr().0;
+        let slot = kvm_userspace_memory_region {
+            slot,
+            guest_phys_addr: address,
+            memory_size: region.len(),
+            userspace_addr: region.as_ptr() as u64,
+            flags: 0,
+        };
+        // SAFETY: the region's mapping lives as long as the process, and its address and length are the mapping's.
+        unsafe { vm.set_user_memory_region(slot) }.map_err(|source| MemoryError::Slot { address, source })?;
+    }
+    Ok(())
+}
+
+/// Replaces `length` bytes of guest memory by a private mapping of the file: the guest shares the page cache with all
+/// other machines until it writes. All three numbers are multiples of the page size.
+///
+/// # Errors
+/// The range is not RAM of one region, or mmap refuses.
+pub fn map_file(
+    memory: &Memory,
+    address: u64,
+    file: &File,
+    offset: u64,
+    length: u64,
+) -> Result<(), MemoryError> {
+    let invalid = || MemoryError::Map { address, source: io::Error::from_raw_os_error(libc::EINVAL) };
+    let size = usize::try_from(length).map_err(|_| invalid())?;
+    let file_offset = libc::off_t::try_from(offset).map_err(|_| invalid())?;
+    if address % PAGE != 0 || length % PAGE != 0 || offset % PAGE != 0 || size == 0 {
+        return Err(invalid());
+    }
+    let target = memory.get_slice(GuestAddress(address), size).map_err(|_| invalid())?;
+    let target = target.ptr_guard_mut().as_ptr();
+    let prot = libc::PROT_READ | libc::PROT_WRITE;
+    let flags = libc::MAP_PRIVATE | libc::MAP_FIXED | libc::MAP_NORESERVE;
+    // SAFETY: `get_slice` proved that the whole range belongs to one region of guest memory, which nothing but the
+    // guest and its devices uses, and neither runs yet. A file that shrinks later can raise SIGBUS in this process
+    // only: that is the owner of the kernel file harming their own machine.
+    let mapped = unsafe { libc::mmap(target.cast(), size, prot, flags, file.as_raw_fd(), file_offset) };
+    if mapped == libc::MAP_FAILED {
+        return Err(MemoryError::Map { address, source: io::Error::last_os_error() });
+    }
+    Ok(())
+}
+
+/// Fills the slice from that place of the file, in as few system calls as the kernel allows.
+///
+/// # Errors
+/// The file ends too early or cannot be read.
+pub fn read_at<B: vm_memory::bitmap::BitmapSlice>(
+    slice: &vm_memory::VolatileSlice<'_, B>,
+    file: &File,
+    offset: u64,
+) -> io::Result<()> {
+    let mut done = 0;
+    while done < slice.len() {
+        let at = libc::off_t::try_from(offset.saturating_add(done as u64)).map_err(io::Error::other)?;
+        let rest = slice.offset(done).map_err(io::Error::other)?;
+        // SAFETY: `rest` is guest memory of exactly that length, and no Rust reference to it exists.
+        let got =
+            unsafe { libc::pread(file.as_raw_fd(), rest.ptr_guard_mut().as_ptr().cast(), rest.len(), at) };
+        match usize::try_from(got) {
+            Ok(0) => return Err(io::ErrorKind::UnexpectedEof.into()),
+            Ok(got) => done += got,
+            Err(_) => {
+                let error = io::Error::last_os_error();
+                if error.kind() != io::ErrorKind::Interrupted {
+                    return Err(error);
+                }
+            }
+        }
+    }
+    Ok(())
+}
+
+/// What the host is told about a range of guest memory.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Advice {
+    /// Back it with huge pages where possible.
+    HugePages,
+    /// Make its pages present and writable now.
+    PopulateWrite,
+    /// Make its pages present for reading now.
+    PopulateRead,
+}
+
+/// Advises the host about guest memory. Advice that the host does not know is not an error: it only costs time.
+pub fn advise(memory: &Memory, address: u64, length: u64, advice: Advice) {
+    let advice = match advice {
+        Advice::HugePages => libc::MADV_HUGEPAGE,
+        Advice::PopulateWrite => libc::MADV_POPULATE_WRITE,
+        Advice::PopulateRead => libc::MADV_POPULATE_READ,
+    };
+    let Ok(size) = usize::try_from(length) else { return };
+    if let Ok(slice) = memory.get_slice(GuestAddress(address), size) {
+        // SAFETY: the range is guest memory, and none of the three kinds of advice changes its content.
+        unsafe { libc::madvise(slice.ptr_guard_mut().as_ptr().cast(), size, advice) };
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+    use vm_memory::Bytes;
+
+    #[test]
+    fn memory_below_the_gap_is_one_region() {
+        assert_eq!(layout(128 << 20), [(0, 128 << 20)]);
+        assert_eq!(layout(LOW_END), [(0, LOW_END)]);
+    }
+
+    proptest! {
+        #[test]
+        fn regions_keep_their_sum_and_stay_out_of_the_gap(mib in 1u64..1 << 20) {
+            let regions = layout(mib << 20);
+            prop_assert_eq!(regions.iter().map(|r| r.1).sum::<u64>(), mib << 20);
+            for (start, length) in regions {
+                prop_assert!(start + length <= LOW_END || start >= HIGH_START);
+                prop_assert!(length > 0);
+            }
+        }
+    }
+
+    #[test]
+    fn reserved_memory_is_aligned_to_huge_pages_and_zero() {
+        let memory = reserve(3).unwrap();
+        let host = memory.get_host_address(GuestAddress(0)).unwrap();
+        assert_eq!(host as u64 % HUGE_PAGE, 0);
+        assert_eq!(memory.read_obj::<u64>(GuestAddress((3 << 20) - 8)).unwrap(), 0);
+        assert!(memory.read_obj::<u64>(GuestAddress(3 << 20)).is_err());
+    }
+
+    #[test]
+    fn a_mapped_file_shows_and_stays_unchanged_when_the_guest_writes() {
+        let memory = reserve(2).unwrap();
+        let file = tempfile::NamedTempFile::new().unwrap();
+        std::fs::write(file.path(), vec![7u8; 8192]).unwrap();
+        let opened = File::open(file.path()).unwrap();
+        map_file(&memory, 0x10_0000, &opened, 4096, 4096).unwrap();
+        assert_eq!(memory.read_obj::<u8>(GuestAddress(0x10_0fff)).unwrap(), 7);
+        assert_eq!(memory.read_obj::<u8>(GuestAddress(0x10_1000)).unwrap(), 0);
+        memory.write_obj(9u8, GuestAddress(0x10_0000)).unwrap();
+        assert_eq!(std::fs::read(file.path()).unwrap(), vec![7u8; 8192]);
+    }
+
+    #[test]
+    fn a_file_is_not_mapped_outside_ram_or_unaligned() {
+        let memory = reserve(2).unwrap();
+        let file = tempfile::tempfile().unwrap();
+        for (address, offset, length) in [
+            (2 << 20, 0, 4096),
+            ((2 << 20) - 4096, 0, 8192),
+            (1, 0, 4096),
+            (0, 1, 4096),
+            (0, 0, 1),
+            (u64::MAX - 4095, 0, 4096),
+        ] {
+            assert!(map_file(&memory, address, &file, offset, length).is_err(), "{address:#x}");
+        }
+    }
+}

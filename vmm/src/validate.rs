@@ -1,0 +1,133 @@
+//! Whether a [`VmSpec`] describes a machine that can be.
+
+use thiserror::Error;
+
+use crate::{mptable, spec::VmSpec};
+
+/// Linux does not reach its init with less.
+pub const MIN_MEMORY_MIB: u32 = 16;
+/// 1 TiB.
+pub const MAX_MEMORY_MIB: u32 = 1 << 20;
+/// Each device has an interrupt line of its own, and vsock and rng take two.
+pub const MAX_DISKS: usize = 16;
+/// Context ids 0 to 2 are the hypervisor's, the loopback's and the host's.
+const MIN_GUEST_CID: u64 = 3;
+/// The last one means "any".
+const MAX_GUEST_CID: u64 = u32::MAX as u64 - 1;
+
+/// What is wrong with a spec, by field.
+#[derive(Clone, Debug, Error, PartialEq, Eq)]
+pub enum SpecError {
+    /// Too few or too many vCPUs.
+    #[error("cpus is {0}, possible are 1 to {max}", max = mptable::MAX_CPUS)]
+    Cpus(u8),
+    /// Too little or too much memory.
+    #[error("memory_mib is {0}, possible are {MIN_MEMORY_MIB} to {MAX_MEMORY_MIB}")]
+    Memory(u32),
+    /// More disks than interrupt lines.
+    #[error("{0} disks, at most {MAX_DISKS} are possible")]
+    Disks(usize),
+    /// A disk that is made of nothing.
+    #[error("disk {0} has no file")]
+    DiskWithoutFile(usize),
+    /// A writable disk of several files.
+    #[error("disk {0} is writable and has {1} files: only a read-only disk can have more than one")]
+    WritableDiskOfManyFiles(usize, usize),
+    /// A reserved context id.
+    #[error("vsock.guest_cid is {0}, possible are {MIN_GUEST_CID} to {MAX_GUEST_CID}")]
+    GuestCid(u64),
+    /// The kernel would stop reading there.
+    #[error("command_line has a control character at byte {0}")]
+    CommandLine(usize),
+}
+
+/// Checks all that can be checked without the host.
+///
+/// # Errors
+/// The first field that is wrong.
+pub fn validate(spec: &VmSpec) -> Result<(), SpecError> {
+    if !(1..=mptable::MAX_CPUS).contains(&spec.cpus) {
+        return Err(SpecError::Cpus(spec.cpus));
+    }
+    if !(MIN_MEMORY_MIB..=MAX_MEMORY_MIB).contains(&spec.memory_mib) {
+        return Err(SpecError::Memory(spec.memory_mib));
+    }
+    if spec.disks.len() > MAX_DISKS {
+        return Err(SpecError::Disks(spec.disks.len()));
+    }
+    for (index, disk) in spec.disks.iter().enumerate() {
+        match disk.files.len() {
+            0 => return Err(SpecError::DiskWithoutFile(index)),
+            files if files > 1 && !disk.read_only => {
+                return Err(SpecError::WritableDiskOfManyFiles(index, files));
+            }
+            _ => {}
+        }
+    }
+    if let Some(vsock) = &spec.vsock
+        && !(MIN_GUEST_CID..=MAX_GUEST_CID).contains(&vsock.guest_cid)
+    {
+        return Err(SpecError::GuestCid(vsock.guest_cid));
+    }
+    match spec.command_line.find(|c: char| c.is_control() && c != '\t') {
+        Some(at) => Err(SpecError::CommandLine(at)),
+        None => Ok(()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::spec::{DiskSpec, VsockSpec};
+
+    fn spec() -> VmSpec {
+        serde_json::from_str(r#"{"cpus": 1, "memory_mib": 128, "kernel": "/k"}"#).unwrap()
+    }
+
+    fn check(change: impl FnOnce(&mut VmSpec)) -> Result<(), SpecError> {
+        let mut spec = spec();
+        change(&mut spec);
+        validate(&spec)
+    }
+
+    fn disk(files: usize, read_only: bool) -> DiskSpec {
+        DiskSpec { files: vec!["/d".into(); files], read_only }
+    }
+
+    #[test]
+    fn the_smallest_spec_is_valid() {
+        assert_eq!(check(|_| {}), Ok(()));
+    }
+
+    #[test]
+    fn numbers_out_of_range_are_named() {
+        assert_eq!(check(|s| s.cpus = 0), Err(SpecError::Cpus(0)));
+        assert_eq!(check(|s| s.cpus = 33), Err(SpecError::Cpus(33)));
+        assert_eq!(check(|s| s.memory_mib = 15), Err(SpecError::Memory(15)));
+        assert_eq!(check(|s| s.memory_mib = u32::MAX), Err(SpecError::Memory(u32::MAX)));
+        assert_eq!(
+            check(|s| s.vsock = Some(VsockSpec { guest_cid: 2, socket: "/s".into() })),
+            Err(SpecError::GuestCid(2))
+        );
+    }
+
+    #[test]
+    fn a_disk_has_one_file_or_is_read_only() {
+        assert_eq!(check(|s| s.disks = vec![disk(1, false), disk(3, true)]), Ok(()));
+        assert_eq!(check(|s| s.disks = vec![disk(0, true)]), Err(SpecError::DiskWithoutFile(0)));
+        assert_eq!(check(|s| s.disks = vec![disk(2, false)]), Err(SpecError::WritableDiskOfManyFiles(0, 2)));
+        assert_eq!(check(|s| s.disks = vec![disk(1, true); 17]), Err(SpecError::Disks(17)));
+    }
+
+    #[test]
+    fn a_command_line_is_one_line() {
+        assert_eq!(check(|s| s.command_line = "a\nb".into()), Err(SpecError::CommandLine(1)));
+        assert_eq!(check(|s| s.command_line = "a\0".into()), Err(SpecError::CommandLine(1)));
+    }
+
+    #[test]
+    fn an_unknown_field_is_an_error_that_names_it() {
+        let error = serde_json::from_str::<VmSpec>(r#"{"cpus":1,"memory_mib":1,"kernel":"/k","disk":[]}"#);
+        assert!(error.unwrap_err().to_string().contains("disk"));
+    }
+}

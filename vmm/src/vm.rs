@@ -1,0 +1,292 @@
+//! The composition root: a machine from its spec, step by step.
+
+use std::{
+    fs::{File, OpenOptions},
+    os::fd::AsFd,
+    sync::{Arc, Mutex},
+};
+
+use devices::virtio::Memory;
+use kvm_ioctls::{Cap, Kvm, VmFd};
+use vm_superio::I8042Device;
+use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
+
+use crate::{
+    boot::{self, LoadedKernel, command_line, command_line::MmioWindow, params, registers},
+    bus::{BusDevice, Buses},
+    console::Console,
+    cpuid::Template,
+    ending::{End, Ending},
+    error::SetupError,
+    event_loop::EventLoop,
+    exit::VmExit,
+    lifecycle::{Refusal, VmRequest, VmState},
+    memory, mptable,
+    spec::{ConsoleSpec, VmSpec},
+    trace::Trace,
+    validate::validate,
+    vcpu::{Control, RunningVcpus, Vcpu},
+};
+
+const SERIAL_PORT: u64 = 0x3f8;
+const SERIAL_PORTS: u64 = 8;
+const SERIAL_IRQ: u32 = 4;
+const I8042_PORT: u64 = 0x60;
+const I8042_PORTS: u64 = 5;
+/// Room for KVM's CPUID entries, so that one call is enough; today's hosts have 40 to 60.
+const CPUID_ENTRIES: usize = 256;
+
+/// A machine.
+#[derive(Debug)]
+pub struct Vm {
+    state: VmState,
+    vcpus: Vec<Vcpu>,
+    running: Option<RunningVcpus>,
+    control: Arc<Control>,
+    event_loop: EventLoop,
+    console: Option<Console>,
+    ending: Arc<Ending>,
+    trace: Arc<Trace>,
+    /// Behind the vCPUs, so that it is closed after them.
+    _fd: VmFd,
+}
+
+impl Vm {
+    /// Makes the machine; no guest instruction runs yet.
+    ///
+    /// # Errors
+    /// The spec is not valid, or the host or one of the files refuses.
+    pub fn new(spec: &VmSpec, trace: Arc<Trace>) -> Result<Self, SetupError> {
+        validate(spec)?;
+        let ending = Arc::new(Ending::new().map_err(SetupError::io("eventfd"))?);
+        let mut event_loop = EventLoop::new(Arc::clone(&ending)).map_err(SetupError::io("epoll"))?;
+        event_loop.serve_signals().map_err(SetupError::io("signalfd"))?;
+
+        let kvm = Kvm::new().map_err(SetupError::NoKvm)?;
+        let fd = create_vm(&kvm)?;
+        trace.step("vm created");
+
+        let guest = memory::reserve(spec.memory_mib)?;
+        memory::register(&fd, &guest)?;
+        trace.step("memory ready");
+
+        let mut buses = Buses::default();
+        let console = attach_console(spec, &fd, &mut buses, &mut event_loop, &trace)?;
+        attach_i8042(&mut buses, &ending)?;
+        let windows: Vec<MmioWindow> = Vec::new();
+        trace.step("devices ready");
+
+        let kernel = load_guest(spec, &guest, console.is_some(), &windows)?;
+        trace.step("kernel loaded");
+
+        let vcpus = create_vcpus(spec.cpus, &kvm, &fd, &kernel, Arc::new(buses))?;
+        trace.step("vcpus ready");
+
+        let control = Arc::new(Control::new(Arc::clone(&ending)));
+        let state = VmState::Configured;
+        Ok(Self { state, vcpus, running: None, control, event_loop, console, ending, trace, _fd: fd })
+    }
+
+    /// Lets the guest's first instruction run.
+    ///
+    /// # Errors
+    /// The machine was started before, or the host gives no thread.
+    pub fn start(&mut self) -> Result<(), SetupError> {
+        self.ask(VmRequest::Start)
+            .map_err(|refusal| SetupError::io("start")(std::io::Error::other(refusal)))?;
+        let vcpus = std::mem::take(&mut self.vcpus);
+        let running = RunningVcpus::start(vcpus, Arc::clone(&self.control));
+        self.running = Some(running.map_err(SetupError::io("vCPU threads"))?);
+        self.trace.step("running");
+        Ok(())
+    }
+
+    /// Stops all vCPUs between two instructions and keeps the machine as it is.
+    ///
+    /// # Errors
+    /// It is not running.
+    pub fn pause(&mut self) -> Result<(), Refusal> {
+        self.ask(VmRequest::Pause)?;
+        if let Some(running) = &self.running {
+            running.pause();
+        }
+        Ok(())
+    }
+
+    /// Lets a paused machine run on.
+    ///
+    /// # Errors
+    /// It is not paused.
+    pub fn resume(&mut self) -> Result<(), Refusal> {
+        self.ask(VmRequest::Resume)?;
+        if let Some(running) = &self.running {
+            running.resume();
+        }
+        Ok(())
+    }
+
+    /// Serves the devices of a started machine until it ends, on the calling thread.
+    pub fn serve(mut self) -> End {
+        self.event_loop.run();
+        self.trace.step("ended");
+        if let Some(running) = self.running.take() {
+            running.stop();
+        }
+        if let Some(console) = &self.console {
+            console.flush();
+        }
+        let end = self.ending.get().cloned();
+        let end = end.unwrap_or_else(|| End { exit: VmExit::Setup, reason: "the event loop ended".into() });
+        explain(end, self.console.as_ref().and_then(Console::panic_line))
+    }
+
+    fn ask(&mut self, request: VmRequest) -> Result<(), Refusal> {
+        self.state = self.state.after(request)?;
+        Ok(())
+    }
+}
+
+/// A kernel that panicked resets its machine, as one that shuts down does: its last words tell the difference.
+fn explain(end: End, panic_line: Option<String>) -> End {
+    match (end.exit, panic_line) {
+        (VmExit::Reset | VmExit::TripleFault, Some(line)) => {
+            End { exit: VmExit::Panic, reason: format!("the guest's kernel panicked: {line}") }
+        }
+        _ => end,
+    }
+}
+
+fn create_vm(kvm: &Kvm) -> Result<VmFd, SetupError> {
+    let fd = kvm.create_vm().map_err(SetupError::kvm("KVM_CREATE_VM"))?;
+    fd.set_tss_address(memory::KVM_TSS as usize).map_err(SetupError::kvm("KVM_SET_TSS_ADDR"))?;
+    fd.create_irq_chip().map_err(SetupError::kvm("KVM_CREATE_IRQCHIP"))?;
+    Ok(fd)
+}
+
+fn attach_console(
+    spec: &VmSpec,
+    fd: &VmFd,
+    buses: &mut Buses,
+    event_loop: &mut EventLoop,
+    trace: &Arc<Trace>,
+) -> Result<Option<Console>, SetupError> {
+    let (output, input) = match &spec.console {
+        ConsoleSpec::Off => return Ok(None),
+        ConsoleSpec::File(path) => {
+            let what = format!("console {}", path.display());
+            (OpenOptions::new().append(true).create(true).open(path).map_err(SetupError::io(what))?, None)
+        }
+        ConsoleSpec::Stdio => {
+            (duplicate(std::io::stdout().as_fd())?, Some(duplicate(std::io::stdin().as_fd())?))
+        }
+    };
+    let line = event()?;
+    fd.register_irqfd(&line, SERIAL_IRQ).map_err(SetupError::kvm("KVM_IRQFD"))?;
+    let console = Console::new(line, output, Arc::clone(trace)).map_err(SetupError::io("console"))?;
+    attach_ports(buses, SERIAL_PORT, SERIAL_PORTS, console.clone())?;
+    let pump = console.pump(input).map_err(SetupError::io("console"))?;
+    event_loop.serve(Arc::new(Mutex::new(pump)));
+    Ok(Some(console))
+}
+
+/// The guest's way to reset its machine, which ends it.
+struct Reset(Arc<Ending>);
+
+impl vm_superio::Trigger for Reset {
+    type E = std::convert::Infallible;
+    fn trigger(&self) -> Result<(), Self::E> {
+        self.0.end(VmExit::Reset, "");
+        Ok(())
+    }
+}
+
+struct I8042(I8042Device<Reset>);
+
+impl BusDevice for I8042 {
+    fn read(&mut self, offset: u64, data: &mut [u8]) {
+        data.fill(u8::try_from(offset).map_or(0, |offset| self.0.read(offset)));
+    }
+    fn write(&mut self, offset: u64, data: &[u8]) {
+        if let (Ok(offset), Some(byte)) = (u8::try_from(offset), data.first()) {
+            let Ok(()) = self.0.write(offset, *byte);
+        }
+    }
+}
+
+fn attach_i8042(buses: &mut Buses, ending: &Arc<Ending>) -> Result<(), SetupError> {
+    let device = I8042(I8042Device::new(Reset(Arc::clone(ending))));
+    attach_ports(buses, I8042_PORT, I8042_PORTS, device)
+}
+
+fn attach_ports(
+    buses: &mut Buses,
+    first: u64,
+    count: u64,
+    device: impl BusDevice + 'static,
+) -> Result<(), SetupError> {
+    match buses.ports.insert(first, count, Arc::new(Mutex::new(device))) {
+        true => Ok(()),
+        false => Err(SetupError::Overlap(first)),
+    }
+}
+
+fn load_guest(
+    spec: &VmSpec,
+    guest: &Memory,
+    console: bool,
+    windows: &[MmioWindow],
+) -> Result<LoadedKernel, SetupError> {
+    let bytes = u64::from(spec.memory_mib) << 20;
+    let kernel = boot::load_kernel(guest, &spec.kernel)?;
+    let initrd = boot::initrd::load(guest, bytes.min(memory::LOW_END), &kernel, &spec.initrd)?;
+    let line = command_line::build(console, windows, &spec.command_line);
+    command_line::write(guest, &line)?;
+    params::write(guest, bytes, &kernel, line.len(), initrd)?;
+    mptable::write(guest, spec.cpus).map_err(boot::BootError::from)?;
+    registers::write_tables(guest).map_err(boot::BootError::from)?;
+    Ok(kernel)
+}
+
+fn create_vcpus(
+    cpus: u8,
+    kvm: &Kvm,
+    fd: &VmFd,
+    kernel: &LoadedKernel,
+    buses: Arc<Buses>,
+) -> Result<Vec<Vcpu>, SetupError> {
+    let supported =
+        kvm.get_supported_cpuid(CPUID_ENTRIES).map_err(SetupError::kvm("KVM_GET_SUPPORTED_CPUID"))?;
+    let template = Template::new(supported.as_slice(), cpus, kvm.check_extension(Cap::TscDeadlineTimer));
+    let mut vcpus = Vec::with_capacity(cpus.into());
+    for index in 0..cpus {
+        let vcpu = fd.create_vcpu(index.into()).map_err(SetupError::kvm("KVM_CREATE_VCPU"))?;
+        let cpuid = template
+            .for_cpu(index)
+            .map_err(|_| SetupError::kvm("KVM_SET_CPUID2")(kvm_ioctls::Error::new(libc::E2BIG)))?;
+        let vcpu = Vcpu::new(vcpu, index, &cpuid, kernel.entry, Arc::clone(&buses));
+        vcpus.push(vcpu.map_err(|(call, source)| SetupError::Kvm { call, source })?);
+    }
+    Ok(vcpus)
+}
+
+fn event() -> Result<EventFd, SetupError> {
+    EventFd::new(EFD_CLOEXEC | EFD_NONBLOCK).map_err(SetupError::io("eventfd"))
+}
+
+fn duplicate(fd: std::os::fd::BorrowedFd<'_>) -> Result<File, SetupError> {
+    Ok(fd.try_clone_to_owned().map_err(SetupError::io("standard streams"))?.into())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_reset_after_a_panic_is_a_panic() {
+        let reset = End { exit: VmExit::Reset, reason: String::new() };
+        assert_eq!(explain(reset.clone(), None), reset);
+        let end = explain(reset, Some("Kernel panic - not syncing: x".into()));
+        assert_eq!(end.exit, VmExit::Panic);
+        assert!(end.reason.ends_with("syncing: x"));
+    }
+}
