@@ -1,0 +1,99 @@
+//! The cgroup that the workload lives in: it is what can be frozen, counted and asked for kills by the kernel.
+
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+
+use rustix::{
+    fs::{Mode, OFlags, mkdirat, openat},
+    io::{read, write},
+    mount::{
+        FsMountFlags, FsOpenFlags, MountAttrFlags, MoveMountFlags, OpenTreeFlags, fsconfig_create,
+        fsconfig_set_flag, fsmount, fsopen, move_mount, open_tree,
+    },
+};
+
+use crate::failure::{Failure, OrSetup};
+
+const NAME: &str = "workload";
+
+/// The workload's cgroup. The workload sees it as the root of the hierarchy.
+#[derive(Debug)]
+pub struct Cgroup {
+    directory: OwnedFd,
+    procs: OwnedFd,
+}
+
+impl Cgroup {
+    /// Makes the cgroup with every controller the kernel has, and shows it at /sys/fs/cgroup.
+    ///
+    /// # Errors
+    /// [`protocol::FailureKind::Setup`] naming the step.
+    pub fn create() -> Result<Self, Failure> {
+        Self::mount().or_setup(|| "set up the workload's cgroup".into())
+    }
+
+    fn mount() -> rustix::io::Result<Self> {
+        let context = fsopen("cgroup2", FsOpenFlags::FSOPEN_CLOEXEC)?;
+        fsconfig_set_flag(&context, "nsdelegate")?;
+        fsconfig_create(&context)?;
+        let attributes = MountAttrFlags::MOUNT_ATTR_NOSUID
+            | MountAttrFlags::MOUNT_ATTR_NODEV
+            | MountAttrFlags::MOUNT_ATTR_NOEXEC;
+        let root = fsmount(&context, FsMountFlags::FSMOUNT_CLOEXEC, attributes)?;
+
+        let controllers = read_file(root.as_fd(), "cgroup.controllers")?;
+        let enable: String = controllers.split_whitespace().flat_map(|name| ["+", name, " "]).collect();
+        if !enable.is_empty() {
+            write(
+                open(root.as_fd(), "cgroup.subtree_control", OFlags::WRONLY)?,
+                enable.trim_end().as_bytes(),
+            )?;
+        }
+        mkdirat(&root, NAME, Mode::from_raw_mode(0o755))?;
+        let flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC;
+        let tree = open_tree(&root, NAME, flags)?;
+        move_mount(&tree, "", rustix::fs::CWD, "/sys/fs/cgroup", MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH)?;
+        let procs = open(tree.as_fd(), "cgroup.procs", OFlags::WRONLY)?;
+        Ok(Self { directory: tree, procs })
+    }
+
+    /// Moves the calling process into it.
+    ///
+    /// # Errors
+    /// The kernel's reason.
+    pub fn enter(&self) -> rustix::io::Result<()> {
+        write(&self.procs, b"0").map(drop)
+    }
+
+    /// Whether the kernel has killed a process of the workload for want of memory.
+    pub fn has_oom_kill(&self) -> bool {
+        read_file(self.directory.as_fd(), "memory.events").is_ok_and(|events| oom_kills(&events) > 0)
+    }
+}
+
+/// The counter `oom_kill` of a memory.events file (Documentation/admin-guide/cgroup-v2.rst).
+fn oom_kills(events: &str) -> u64 {
+    events.lines().find_map(|line| line.strip_prefix("oom_kill ")?.trim().parse().ok()).unwrap_or(0)
+}
+
+fn open(directory: BorrowedFd<'_>, name: &str, flags: OFlags) -> rustix::io::Result<OwnedFd> {
+    openat(directory, name, flags | OFlags::CLOEXEC, Mode::empty())
+}
+
+fn read_file(directory: BorrowedFd<'_>, name: &str) -> rustix::io::Result<String> {
+    let mut content = [0; 4096];
+    let count = read(open(directory, name, OFlags::RDONLY)?, &mut content[..])?;
+    Ok(String::from_utf8_lossy(content.get(..count).unwrap_or_default()).into_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn kills_are_read_and_not_confused_with_groups_of_kills() {
+        assert_eq!(oom_kills("low 0\nhigh 0\nmax 3\noom 2\noom_kill 1\noom_group_kill 7\n"), 1);
+        assert_eq!(oom_kills("oom 2\noom_kill 0\n"), 0);
+        assert_eq!(oom_kills("oom_kill x\n"), 0);
+        assert_eq!(oom_kills(""), 0);
+    }
+}

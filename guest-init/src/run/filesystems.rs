@@ -1,0 +1,209 @@
+//! What an OCI runtime mounts over an image, and what it writes into it.
+
+use std::os::fd::OwnedFd;
+
+use protocol::{FailureKind, RunConfig, Tmpfs};
+use rustix::{
+    fs::{CWD, Mode, OFlags, mkdir, open, symlink},
+    io::Errno,
+    mount::{MountFlags, MoveMountFlags, OpenTreeFlags, move_mount, open_tree},
+};
+
+use crate::{
+    failure::{Failure, OrSetup},
+    pid1::{ensure_directory, mount_at},
+};
+
+const COMMON: MountFlags = MountFlags::NOSUID.union(MountFlags::NODEV).union(MountFlags::NOEXEC);
+
+/// Files of guest-init's own that cover the image's /etc/hosts and /etc/hostname, as docker does it: the image stays
+/// as it is, it works on a read-only root, and a new boot has fresh ones.
+#[derive(Debug)]
+pub struct EtcFiles {
+    files: Vec<(&'static str, OwnedFd)>,
+}
+
+impl EtcFiles {
+    /// Writes them to the initramfs. Called before the process leaves it.
+    ///
+    /// # Errors
+    /// [`FailureKind::Setup`].
+    pub fn prepare(hostname: &str) -> Result<Self, Failure> {
+        let contents = [("/etc/hosts", hosts(hostname)), ("/etc/hostname", format!("{hostname}\n"))];
+        let mut files = Vec::new();
+        for (target, content) in contents {
+            let path = target.replacen("/etc/", "/.", 1);
+            let write = || -> rustix::io::Result<OwnedFd> {
+                let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::TRUNC | OFlags::CLOEXEC;
+                rustix::io::write(open(&path, flags, Mode::from_raw_mode(0o644))?, content.as_bytes())?;
+                open_tree(CWD, &path, OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC)
+            };
+            files.push((target, write().or_setup(|| format!("prepare {target}"))?));
+        }
+        Ok(Self { files })
+    }
+
+    /// Mounts them in the new root.
+    ///
+    /// # Errors
+    /// [`FailureKind::Setup`]; not for a read-only image that lacks the file, which then stays without it.
+    pub fn mount(self) -> Result<(), Failure> {
+        for (target, file) in self.files {
+            let attempt = || move_mount(&file, "", CWD, target, MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH);
+            let result = match attempt() {
+                Err(Errno::NOENT) => match make_empty_file(target) {
+                    Err(Errno::ROFS) => continue,
+                    made => made.and_then(|()| attempt()),
+                },
+                other => other,
+            };
+            result.or_setup(|| format!("mount {target}"))?;
+        }
+        Ok(())
+    }
+}
+
+fn make_empty_file(path: &str) -> rustix::io::Result<()> {
+    match ensure_directory("/etc") {
+        Ok(()) => {}
+        Err(errno) => return Err(errno),
+    }
+    open(path, OFlags::WRONLY | OFlags::CREATE | OFlags::CLOEXEC, Mode::from_raw_mode(0o644)).map(drop)
+}
+
+fn hosts(hostname: &str) -> String {
+    let own = if hostname.is_empty() { String::new() } else { format!("127.0.1.1\t{hostname}\n") };
+    format!(
+        "127.0.0.1\tlocalhost\n\
+         ::1\tlocalhost ip6-localhost ip6-loopback\n\
+         fe00::\tip6-localnet\n\
+         ff00::\tip6-mcastprefix\n\
+         ff02::1\tip6-allnodes\n\
+         ff02::2\tip6-allrouters\n\
+         {own}"
+    )
+}
+
+/// Mounts /proc, /sys, /dev and what is in it, and the memory filesystems that were asked for.
+///
+/// # Errors
+/// [`FailureKind::Setup`] naming the mount, [`FailureKind::BadConfig`] for options or paths that are none.
+pub fn mount_all(config: &RunConfig, dev: &OwnedFd) -> Result<(), Failure> {
+    mount_at("proc", "/proc", "proc", COMMON, "")?;
+    mount_at("sysfs", "/sys", "sysfs", COMMON, "")?;
+    mount_dev(dev)?;
+    for (path, mode) in [("/run", 0o755), ("/tmp", 0o1777)] {
+        if config.disk.is_some() {
+            // mkdir(2) obeys the umask, which is 0 here.
+            match mkdir(path, Mode::from_raw_mode(mode)) {
+                Ok(()) | Err(Errno::EXIST) => {}
+                Err(errno) => return Err(errno).or_setup(|| format!("make {path}")),
+            }
+        } else {
+            // On a read-only root these two would be of no use, and most programs need them.
+            let options = format!("mode={mode:o}");
+            mount_at("tmpfs", path, "tmpfs", MountFlags::NOSUID | MountFlags::NODEV, &options)?;
+        }
+    }
+    for tmpfs in &config.tmpfs {
+        mount_tmpfs(tmpfs)?;
+    }
+    Ok(())
+}
+
+fn mount_dev(dev: &OwnedFd) -> Result<(), Failure> {
+    let attempt = || move_mount(dev, "", CWD, "/dev", MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH);
+    let result = match attempt() {
+        Err(Errno::NOENT) => ensure_directory("/dev").and_then(|()| attempt()),
+        other => other,
+    };
+    result.or_setup(|| "mount devtmpfs at /dev".into())?;
+    // devtmpfs makes /dev/ptmx itself, which finds the instance in the "pts" beside it.
+    mount_at(
+        "devpts",
+        "/dev/pts",
+        "devpts",
+        MountFlags::NOSUID | MountFlags::NOEXEC,
+        "gid=5,mode=620,ptmxmode=666",
+    )?;
+    mount_at("shm", "/dev/shm", "tmpfs", COMMON, "mode=1777")?;
+    mount_at("mqueue", "/dev/mqueue", "mqueue", COMMON, "")?;
+    for (name, target) in [
+        ("/dev/fd", "/proc/self/fd"),
+        ("/dev/stdin", "/proc/self/fd/0"),
+        ("/dev/stdout", "/proc/self/fd/1"),
+        ("/dev/stderr", "/proc/self/fd/2"),
+    ] {
+        match symlink(target, name) {
+            Ok(()) | Err(Errno::EXIST) => {}
+            Err(errno) => return Err(errno).or_setup(|| format!("make {name}")),
+        }
+    }
+    Ok(())
+}
+
+fn mount_tmpfs(tmpfs: &Tmpfs) -> Result<(), Failure> {
+    let path = &tmpfs.path;
+    if !path.starts_with('/') || path.split('/').any(|part| part == "..") {
+        let message = format!("tmpfs path {path:?} is not an absolute path without \"..\"");
+        return Err(Failure::new(FailureKind::BadConfig, message));
+    }
+    let (flags, options) = tmpfs_options(&tmpfs.options);
+    mount_at("tmpfs", path, "tmpfs", flags, &options)
+}
+
+/// Splits the options of tmpfs(5) into what mount(2) takes as flags and as text. The defaults are docker's.
+fn tmpfs_options(text: &str) -> (MountFlags, String) {
+    let mut flags = COMMON;
+    let mut rest = Vec::new();
+    for option in text.split(',').filter(|option| !option.is_empty()) {
+        match option {
+            "ro" => flags |= MountFlags::RDONLY,
+            "rw" => flags -= MountFlags::RDONLY,
+            "noexec" => flags |= MountFlags::NOEXEC,
+            "exec" => flags -= MountFlags::NOEXEC,
+            "nosuid" => flags |= MountFlags::NOSUID,
+            "suid" => flags -= MountFlags::NOSUID,
+            "nodev" => flags |= MountFlags::NODEV,
+            "dev" => flags -= MountFlags::NODEV,
+            "noatime" => flags |= MountFlags::NOATIME,
+            "sync" => flags |= MountFlags::SYNCHRONOUS,
+            other => rest.push(other),
+        }
+    }
+    if !rest.iter().any(|option| option.starts_with("mode=")) {
+        rest.push("mode=1777");
+    }
+    (flags, rest.join(","))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn tmpfs_defaults_are_dockers() {
+        assert_eq!(tmpfs_options(""), (COMMON, "mode=1777".into()));
+    }
+
+    #[test]
+    fn tmpfs_options_become_flags_or_text() {
+        let (flags, text) = tmpfs_options("size=64m,exec,ro,mode=755,dev");
+        assert_eq!(flags, MountFlags::NOSUID | MountFlags::RDONLY);
+        assert_eq!(text, "size=64m,mode=755");
+    }
+
+    #[test]
+    fn hosts_names_the_machine() {
+        assert!(hosts("web").ends_with("127.0.1.1\tweb\n"));
+        assert!(!hosts("").contains("127.0.1.1"));
+    }
+
+    #[test]
+    fn a_tmpfs_path_must_be_absolute() {
+        for path in ["tmp", "/a/../b", ""] {
+            let failure = mount_tmpfs(&Tmpfs { path: path.into(), options: String::new() }).unwrap_err();
+            assert_eq!(failure.kind, FailureKind::BadConfig);
+        }
+    }
+}

@@ -1,0 +1,167 @@
+//! `guest-init`: sets the machine up, runs the workload, reports its end.
+
+use std::{io::Read, os::fd::AsFd};
+
+use protocol::{BootConfig, FailureKind, FromGuest, RunConfig};
+use rustix::{
+    fs::{CWD, FileType, Mode, OFlags, fstat, openat},
+    process::umask,
+};
+
+use crate::{
+    control::Control,
+    failure::{Failure, OrSetup},
+    pid1::ensure_directory,
+    step_log::StepLog,
+    sys,
+};
+
+pub mod cgroup;
+pub mod command;
+pub mod filesystems;
+pub mod relay;
+pub mod root;
+pub mod spawn;
+pub mod stdio;
+pub mod supervise;
+pub mod user;
+
+/// No /etc/passwd that is used as one is longer.
+const MAX_ACCOUNT_FILE_BYTES: u64 = 16 << 20;
+
+/// What containers may do without being asked: ping, and serve low ports, as any user. Docker sets the same.
+const SYSCTLS: [(&str, &str); 2] = [
+    ("/proc/sys/net/ipv4/ip_unprivileged_port_start", "0"),
+    ("/proc/sys/net/ipv4/ping_group_range", "0 2147483647"),
+];
+
+/// The whole life of a machine, from its boot configuration to the last byte of its workload.
+///
+/// # Errors
+/// [`Failure`] when the workload could not be started; nothing fails afterwards.
+pub fn run(config: BootConfig, control: &mut Control) -> Result<(), Failure> {
+    let BootConfig::Run(config) = config else {
+        let message = "this initramfs runs workloads, and was told to unpack an image";
+        return Err(Failure::new(FailureKind::BadConfig, message));
+    };
+    let mut log = StepLog::new(config.init_log);
+    log.step("config read");
+    let outcome = start_and_supervise(&config, control, &mut log);
+    log.flush();
+    outcome
+}
+
+fn start_and_supervise(config: &RunConfig, control: &mut Control, log: &mut StepLog) -> Result<(), Failure> {
+    if config.argv.is_empty() {
+        return Err(Failure::new(FailureKind::BadConfig, "the boot configuration has no command"));
+    }
+    umask(Mode::empty());
+    seed_random(&config.entropy)?;
+    let connections = stdio::Connections::start(config)?;
+    set_hostname(&config.hostname)?;
+    let etc = filesystems::EtcFiles::prepare(&config.hostname)?;
+    log.step("host asked for streams");
+    let root = root::enter(config)?;
+    log.step("root entered");
+    filesystems::mount_all(config, &root.dev)?;
+    etc.mount()?;
+    log.step("filesystems mounted");
+    let cgroup = cgroup::Cgroup::create()?;
+    log.step("cgroup made");
+    set_up_network();
+    let user = user::resolve(&config.user, &account_file("/etc/passwd"), &account_file("/etc/group"))?;
+    let workload = spawn::Workload {
+        argv: config.argv.clone(),
+        env: command::environment(config, &user),
+        workdir: make_workdir(&config.workdir)?,
+        user,
+    };
+    log.step("workload resolved");
+    control.establish()?;
+    connections.wait()?;
+    log.step("host connected");
+    let (stdio, child_stdio) = stdio::open(config, workload.user.uid, connections)?;
+    let children = sys::child_signal_fd().or_setup(|| "watch for ended processes".into())?;
+    let pid = spawn::spawn(&workload, child_stdio, &cgroup)?;
+    control.send(&FromGuest::Started { pid: pid.as_raw_nonzero().get().unsigned_abs() });
+    log.step("workload started");
+    log.flush();
+    supervise::Supervisor::new(control, children, pid, stdio, cgroup).run();
+    if let Some(disk) = root.disk {
+        // The overlay keeps it mounted, but with the journal empty the next boot has nothing to recover.
+        let _ = rustix::fs::syncfs(&disk);
+        let _ = sys::freeze_filesystem(disk.as_fd());
+    }
+    Ok(())
+}
+
+fn seed_random(entropy: &[u8]) -> Result<(), Failure> {
+    if entropy.is_empty() {
+        return Ok(());
+    }
+    openat(CWD, "/dev/random", OFlags::WRONLY | OFlags::CLOEXEC, Mode::empty())
+        .and_then(|device| sys::add_entropy(device.as_fd(), entropy))
+        .or_setup(|| "seed the random generator".into())
+}
+
+fn set_hostname(hostname: &str) -> Result<(), Failure> {
+    if hostname.is_empty() {
+        return Ok(());
+    }
+    rustix::system::sethostname(hostname.as_bytes()).or_setup(|| format!("set the host name {hostname:?}"))
+}
+
+/// Loopback and the defaults of containers; a kernel without networking has neither, and runs programs all the same.
+fn set_up_network() {
+    let _ = sys::loopback_up();
+    for (path, value) in SYSCTLS {
+        let _ = openat(CWD, path, OFlags::WRONLY | OFlags::CLOEXEC, Mode::empty())
+            .and_then(|file| rustix::io::write(file, value.as_bytes()));
+    }
+}
+
+/// The content of a file of the image, empty when there is none. Only a regular file is read, and only so much.
+fn account_file(path: &str) -> Vec<u8> {
+    let mut content = Vec::new();
+    let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::NOCTTY | OFlags::CLOEXEC;
+    if let Ok(fd) = openat(CWD, path, flags, Mode::empty())
+        && fstat(&fd).is_ok_and(|stat| FileType::from_raw_mode(stat.st_mode) == FileType::RegularFile)
+    {
+        let _ = std::fs::File::from(fd).take(MAX_ACCOUNT_FILE_BYTES).read_to_end(&mut content);
+    }
+    content
+}
+
+fn make_workdir(workdir: &str) -> Result<String, Failure> {
+    let path = format!("/{}", workdir.trim_matches('/'));
+    if path != "/" {
+        ensure_directory(&path).or_setup(|| format!("make the working directory {path}"))?;
+    }
+    Ok(path)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_account_file_that_is_no_file_reads_as_empty() {
+        let directory = tempfile::tempdir().unwrap();
+        let fifo = directory.path().join("passwd");
+        rustix::fs::mknodat(CWD, &fifo, FileType::Fifo, Mode::from_raw_mode(0o600), 0).unwrap();
+        assert_eq!(account_file(fifo.to_str().unwrap()), b"");
+        assert_eq!(account_file("/dev/zero"), b"");
+        assert_eq!(account_file("/nonexistent"), b"");
+    }
+
+    #[test]
+    fn missing_working_directories_are_made() {
+        let directory = tempfile::tempdir().unwrap();
+        let wanted = directory.path().join("a/b/c");
+        let made = make_workdir(&format!("{}/", wanted.display())).unwrap();
+        assert_eq!(made, wanted.to_str().unwrap());
+        assert!(wanted.is_dir());
+        assert_eq!(make_workdir("").unwrap(), "/");
+        assert_eq!(make_workdir("/").unwrap(), "/");
+    }
+}

@@ -1,0 +1,91 @@
+//! The root filesystem: the image below, the machine's disk above, and guest-init's process in it.
+
+use std::{os::fd::OwnedFd, path::Path, time::Duration};
+
+use protocol::RunConfig;
+use rustix::{
+    fs::{CWD, Mode, OFlags, open},
+    io::Errno,
+    mount::{MountFlags, OpenTreeFlags, mount_move, open_tree},
+    process::{chdir, chroot},
+};
+
+use crate::{
+    failure::{Failure, OrSetup},
+    pid1::{ensure_directory, mount_at},
+};
+
+const LOWER: &str = "/rootfs";
+const DISK: &str = "/disk";
+const NEW_ROOT: &str = "/newroot";
+
+/// What is kept of the initramfs's world when the process has moved into the image.
+#[derive(Debug)]
+pub struct Root {
+    /// The root directory of the machine's disk, to bring it into a clean state at the end.
+    pub disk: Option<OwnedFd>,
+    /// devtmpfs, not yet mounted in the new root.
+    pub dev: OwnedFd,
+}
+
+/// Mounts the image and the disk over it, and makes the result this process's root directory.
+///
+/// # Errors
+/// [`protocol::FailureKind::Setup`] naming the filesystem.
+pub fn enter(config: &RunConfig) -> Result<Root, Failure> {
+    let dev = open_tree(CWD, "/dev", OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC)
+        .or_setup(|| "keep /dev".into())?;
+    let disk = match &config.disk {
+        Some(device) => {
+            mount_image(&config.rootfs, LOWER)?;
+            Some(mount_overlay(device)?)
+        }
+        None => {
+            mount_image(&config.rootfs, NEW_ROOT)?;
+            None
+        }
+    };
+    // pivot_root(2) refuses to leave an initramfs, so the new root is moved over the old one; a chroot alone would
+    // deny user namespaces to the workload.
+    chdir(NEW_ROOT)
+        .and_then(|()| mount_move(".", "/"))
+        .and_then(|()| chroot("."))
+        .and_then(|()| chdir("/"))
+        .or_setup(|| "move into the root filesystem".into())?;
+    Ok(Root { disk, dev })
+}
+
+/// The image has no journal and its device is read-only, so there is nothing to replay.
+fn mount_image(device: &str, target: &str) -> Result<(), Failure> {
+    wait_for_device(device);
+    mount_at(device, target, "ext4", MountFlags::RDONLY, "")
+}
+
+fn mount_overlay(device: &str) -> Result<OwnedFd, Failure> {
+    wait_for_device(device);
+    // No background work in a machine that may live for milliseconds: neither zeroing of inode tables (the host's
+    // file is sparse, they read as zeros) nor reading of all bitmaps ahead.
+    mount_at(device, DISK, "ext4", MountFlags::NOATIME, "noinit_itable,no_prefetch_block_bitmaps")?;
+    let disk = open(DISK, OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())
+        .or_setup(|| "open the machine's disk".into())?;
+    for directory in ["/disk/upper", "/disk/work"] {
+        ensure_directory(directory).or_setup(|| format!("make {directory}"))?;
+    }
+    // Directories of the image can be renamed, and a chmod or chown copies no data: the image below never changes,
+    // which is the condition of both.
+    let options = format!(
+        "lowerdir={LOWER},upperdir={DISK}/upper,workdir={DISK}/work,redirect_dir=on,metacopy=on,xino=auto"
+    );
+    mount_at("overlay", NEW_ROOT, "overlay", MountFlags::empty(), &options)?;
+    Ok(disk)
+}
+
+/// A disk whose driver is still probing appears within milliseconds; a missing one is for mount to report.
+fn wait_for_device(device: &str) {
+    for _ in 0..1000 {
+        if !matches!(rustix::fs::stat(Path::new(device)), Err(Errno::NOENT)) {
+            return;
+        }
+        std::thread::sleep(Duration::from_millis(1));
+    }
+}

@@ -1,0 +1,205 @@
+//! System calls for which rustix has no safe form. The only file of this crate with `unsafe`.
+
+use std::{
+    ffi::{CStr, CString},
+    io,
+    os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd},
+    ptr,
+};
+
+use rustix::{io::Errno, process::Pid};
+
+fn check(result: libc::c_int) -> rustix::io::Result<libc::c_int> {
+    if result < 0 { Err(last_errno()) } else { Ok(result) }
+}
+
+fn last_errno() -> Errno {
+    io::Error::last_os_error().raw_os_error().map_or(Errno::IO, Errno::from_raw_os_error)
+}
+
+/// Starts a non-blocking vsock connection to a port of the host.
+///
+/// # Errors
+/// The kernel's reason; `EINPROGRESS` is success.
+pub fn vsock_connect(port: u32) -> rustix::io::Result<OwnedFd> {
+    // SAFETY: socket(2) takes no pointers; a non-negative result is a new descriptor that nobody else owns.
+    let socket = unsafe {
+        let fd = check(libc::socket(
+            libc::AF_VSOCK,
+            libc::SOCK_STREAM | libc::SOCK_CLOEXEC | libc::SOCK_NONBLOCK,
+            0,
+        ))?;
+        OwnedFd::from_raw_fd(fd)
+    };
+    let address = libc::sockaddr_vm {
+        svm_family: libc::AF_VSOCK as libc::sa_family_t,
+        svm_reserved1: 0,
+        svm_port: port,
+        svm_cid: libc::VMADDR_CID_HOST,
+        svm_zero: [0; 4],
+    };
+    let length = size_of::<libc::sockaddr_vm>() as libc::socklen_t;
+    // SAFETY: the address is a live sockaddr_vm of exactly the length given; connect(2) only reads it.
+    match check(unsafe { libc::connect(socket.as_raw_fd(), ptr::from_ref(&address).cast(), length) }) {
+        Ok(_) | Err(Errno::INPROGRESS) => Ok(socket),
+        Err(errno) => Err(errno),
+    }
+}
+
+/// Blocks SIGCHLD for this process and gives a descriptor that is readable when one is pending.
+///
+/// # Errors
+/// The kernel's reason.
+pub fn child_signal_fd() -> rustix::io::Result<OwnedFd> {
+    // SAFETY: the set is initialized by sigemptyset before use and outlives the calls, which only read it; a
+    // non-negative result of signalfd is a new descriptor that nobody else owns.
+    unsafe {
+        let mut set = std::mem::zeroed::<libc::sigset_t>();
+        check(libc::sigemptyset(&mut set))?;
+        check(libc::sigaddset(&mut set, libc::SIGCHLD))?;
+        check(libc::sigprocmask(libc::SIG_BLOCK, &set, ptr::null_mut()))?;
+        let fd = check(libc::signalfd(-1, &set, libc::SFD_CLOEXEC | libc::SFD_NONBLOCK))?;
+        Ok(OwnedFd::from_raw_fd(fd))
+    }
+}
+
+/// Gives every signal its default action and unblocks all, as a program expects to be started.
+pub fn reset_signals() {
+    // SAFETY: the set is initialized before use; SIG_DFL is a valid disposition for every signal, and those that
+    // have none (SIGKILL, SIGSTOP, numbers reserved by libc) are refused by an error that does not matter.
+    unsafe {
+        for signal in 1..=64 {
+            libc::signal(signal, libc::SIG_DFL);
+        }
+        let mut set = std::mem::zeroed::<libc::sigset_t>();
+        libc::sigemptyset(&mut set);
+        libc::sigprocmask(libc::SIG_SETMASK, &set, ptr::null_mut());
+    }
+}
+
+/// Adds bytes to the kernel's random generator and credits all of their bits.
+///
+/// # Errors
+/// The kernel's reason; `EPERM` without CAP_SYS_ADMIN.
+pub fn add_entropy(random_device: BorrowedFd<'_>, bytes: &[u8]) -> rustix::io::Result<()> {
+    const RNDADDENTROPY: u32 = 0x4008_5203;
+    // struct rand_pool_info of linux/random.h: two ints, then the bytes.
+    let bytes = bytes.get(..bytes.len().min(4096)).unwrap_or_default();
+    let mut info = Vec::with_capacity(8 + bytes.len());
+    info.extend_from_slice(&(bytes.len() as u32 * 8).to_ne_bytes());
+    info.extend_from_slice(&(bytes.len() as u32).to_ne_bytes());
+    info.extend_from_slice(bytes);
+    // SAFETY: RNDADDENTROPY reads a rand_pool_info whose buf_size bytes follow it; `info` holds exactly these.
+    // The kernel copies it byte by byte, so its alignment does not matter.
+    check(unsafe { libc::ioctl(random_device.as_raw_fd(), RNDADDENTROPY as _, info.as_ptr()) }).map(drop)
+}
+
+/// Sends a signal, by number, to one process.
+///
+/// # Errors
+/// `EINVAL` for a number that is none, `ESRCH` for a process that is gone.
+pub fn kill(pid: Pid, signal: i32) -> rustix::io::Result<()> {
+    // SAFETY: kill(2) takes no pointers.
+    check(unsafe { libc::kill(pid.as_raw_nonzero().get(), signal) }).map(drop)
+}
+
+/// Kills every process but this one, when this one is PID 1.
+pub fn kill_all_others() {
+    // SAFETY: kill(2) takes no pointers; -1 means every process but PID 1 and the caller.
+    unsafe { libc::kill(-1, libc::SIGKILL) };
+}
+
+/// Sends SIGINT, SIGQUIT or SIGTSTP to the foreground group of a terminal, given its master.
+///
+/// # Errors
+/// `EINVAL` for any other signal.
+pub fn signal_terminal(master: BorrowedFd<'_>, signal: i32) -> rustix::io::Result<()> {
+    const TIOCSIG: u32 = 0x4004_5436;
+    // SAFETY: TIOCSIG takes its argument by value.
+    check(unsafe { libc::ioctl(master.as_raw_fd(), TIOCSIG as _, signal as libc::c_ulong) }).map(drop)
+}
+
+/// Sets the loopback interface up.
+///
+/// # Errors
+/// The kernel's reason; `ENODEV` without one.
+pub fn loopback_up() -> rustix::io::Result<()> {
+    use rustix::net::{AddressFamily, SocketFlags, SocketType, socket_with};
+    let socket = socket_with(AddressFamily::INET, SocketType::DGRAM, SocketFlags::CLOEXEC, None)?;
+    // SAFETY: ifreq is a plain C struct for which all zeros is valid; SIOCSIFFLAGS reads one, and `request` is one
+    // with the union's flags set.
+    unsafe {
+        let mut request = std::mem::zeroed::<libc::ifreq>();
+        for (slot, byte) in request.ifr_name.iter_mut().zip(b"lo") {
+            *slot = *byte as libc::c_char;
+        }
+        request.ifr_ifru.ifru_flags = (libc::IFF_UP | libc::IFF_RUNNING) as libc::c_short;
+        check(libc::ioctl(socket.as_raw_fd(), libc::SIOCSIFFLAGS as _, &request)).map(drop)
+    }
+}
+
+/// Brings the filesystem into a clean state on its device (journal empty) and keeps it there: nothing can be
+/// written to it any more.
+///
+/// # Errors
+/// `EOPNOTSUPP` for filesystems that cannot.
+pub fn freeze_filesystem(directory: BorrowedFd<'_>) -> rustix::io::Result<()> {
+    const FIFREEZE: u32 = 0xC004_5877;
+    // SAFETY: FIFREEZE ignores its argument.
+    check(unsafe { libc::ioctl(directory.as_raw_fd(), FIFREEZE as _, 0) }).map(drop)
+}
+
+/// Makes the current cgroup the root of what this process sees.
+///
+/// # Errors
+/// The kernel's reason.
+pub fn unshare_cgroup_namespace() -> rustix::io::Result<()> {
+    // SAFETY: unshare(2) takes no pointers, and a cgroup namespace changes nothing that Rust relies on.
+    check(unsafe { libc::unshare(libc::CLONE_NEWCGROUP) }).map(drop)
+}
+
+/// Which side of [`fork`] this is.
+#[derive(Debug)]
+pub enum Fork {
+    /// The new process.
+    Child,
+    /// The old one, with the new one's id.
+    Parent(Pid),
+}
+
+/// Starts a new process. Only for a process with one thread, where the child may go on as any program.
+///
+/// # Errors
+/// The kernel's reason.
+pub fn fork() -> rustix::io::Result<Fork> {
+    // SAFETY: guest-init has one thread when it forks, so no lock can be held by a thread that the child lacks.
+    let pid = check(unsafe { libc::fork() })?;
+    Ok(Pid::from_raw(pid).map_or(Fork::Child, Fork::Parent))
+}
+
+/// Replaces this process by a program; returns only the error.
+pub fn exec(path: &CStr, argv: &[CString], env: &[CString]) -> Errno {
+    let pointers = |strings: &[CString]| -> Vec<*const libc::c_char> {
+        strings.iter().map(|s| s.as_ptr()).chain([ptr::null()]).collect()
+    };
+    let (argv, env) = (pointers(argv), pointers(env));
+    // SAFETY: both arrays end in a null pointer and point to C strings that outlive the call.
+    unsafe { libc::execve(path.as_ptr(), argv.as_ptr(), env.as_ptr()) };
+    last_errno()
+}
+
+/// Ends this process at once, without running anything registered for its end.
+pub fn exit_now(code: i32) -> ! {
+    // SAFETY: _exit(2) does not return and touches no memory of this process.
+    unsafe { libc::_exit(code) }
+}
+
+/// Puts three descriptors in the place of standard input, output and error.
+///
+/// # Errors
+/// The kernel's reason.
+pub fn set_stdio(stdin: impl AsFd, stdout: impl AsFd, stderr: impl AsFd) -> rustix::io::Result<()> {
+    rustix::stdio::dup2_stdin(stdin)?;
+    rustix::stdio::dup2_stdout(stdout)?;
+    rustix::stdio::dup2_stderr(stderr)
+}
