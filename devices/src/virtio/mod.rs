@@ -21,6 +21,7 @@ pub mod mmio;
 pub mod ring;
 pub mod rng;
 pub mod transfer;
+pub mod vsock;
 
 use std::sync::Arc;
 

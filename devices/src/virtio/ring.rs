@@ -146,12 +146,14 @@ pub fn section(buffers: &[Buffer], offset: u64, length: u64) -> impl Iterator<It
 #[derive(Debug)]
 pub struct Ring {
     queue: Queue,
+    /// Chains were pushed since the driver was last considered for an interrupt.
+    pushed: bool,
 }
 
 impl Ring {
     /// Takes over a queue that was found valid.
     pub fn new(queue: Queue) -> Self {
-        Ring { queue }
+        Ring { queue, pushed: false }
     }
 
     /// Number of descriptors.
@@ -211,6 +213,7 @@ impl Ring {
     /// # Errors
     /// The driver has broken the ring.
     pub fn push(&mut self, memory: &Memory, head: u16, written: u32) -> Result<(), RingError> {
+        self.pushed = true;
         Ok(self.queue.add_used(memory, head, written)?)
     }
 
@@ -235,6 +238,9 @@ impl Ring {
     /// # Errors
     /// The driver has broken the ring.
     pub fn needs_interrupt(&mut self, memory: &Memory) -> Result<bool, RingError> {
+        if !std::mem::take(&mut self.pushed) {
+            return Ok(false);
+        }
         // With EVENT_IDX virtio-queue knows; without, it does not look at the flag (section 2.7.7.2).
         let needed = self.queue.needs_notification(memory)?;
         if self.queue.event_idx_enabled() {

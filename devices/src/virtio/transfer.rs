@@ -96,11 +96,9 @@ impl Transfer {
                 // SAFETY: as above.
                 Direction::OutOfGuest => unsafe { libc::pwritev(file.as_raw_fd(), iovecs, count, position) },
             });
-            match moved {
-                Ok(0) => break,
-                Ok(bytes) => done += bytes,
-                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                Err(error) => return Err(error),
+            match moved? {
+                0 => break,
+                bytes => done += bytes,
             }
         }
         Ok(done)
@@ -138,7 +136,7 @@ impl Transfer {
         memory: &Memory,
         span: Span<'_>,
         direction: Direction,
-        call: impl FnOnce(*const libc::iovec, libc::c_int) -> isize,
+        call: impl Fn(*const libc::iovec, libc::c_int) -> isize,
     ) -> io::Result<u64> {
         let access = match direction {
             Direction::IntoGuest => Permissions::Write,
@@ -162,9 +160,18 @@ impl Transfer {
                 break;
             }
         }
-        let moved = call(self.iovecs.as_ptr(), self.iovecs.len() as libc::c_int);
-        let error = io::Error::last_os_error();
+        let result = loop {
+            match u64::try_from(call(self.iovecs.as_ptr(), self.iovecs.len() as libc::c_int)) {
+                Ok(moved) => break Ok(moved),
+                Err(_) => {
+                    let error = io::Error::last_os_error();
+                    if error.kind() != io::ErrorKind::Interrupted {
+                        break Err(error);
+                    }
+                }
+            }
+        };
         self.iovecs.clear();
-        u64::try_from(moved).map_err(|_| error)
+        result
     }
 }
