@@ -14,6 +14,7 @@ use devices::{
         block::{Backend, Block},
         mmio::{MMIO_SIZE, MmioTransport, QUEUE_NOTIFY},
         rng::Rng,
+        vsock::Vsock,
     },
 };
 use kvm_ioctls::{IoEventAddress, VmFd};
@@ -100,6 +101,11 @@ impl Attach<'_> {
         for (index, disk) in spec.disks.iter().enumerate() {
             let block = self.block(disk, &format!("disk{index}"))?;
             self.mmio(block)?;
+        }
+        if let Some(vsock) = &spec.vsock {
+            let what = format!("vsock socket {}", vsock.socket.display());
+            let device = Vsock::new(vsock.guest_cid, &vsock.socket).map_err(SetupError::io(what))?;
+            self.mmio(device)?;
         }
         let rng = Rng::new().map_err(SetupError::io("rng"))?;
         self.mmio(rng)
