@@ -1,124 +1,52 @@
-//! The first serial port: where its output goes, where its input comes from, and the line that says why a kernel died.
+//! The host's side of the first serial port: its output's file and its input's.
 
 use std::{
     fs::File,
-    io::{self, Read, Write},
-    os::fd::{AsRawFd, RawFd},
+    io::{self, IsTerminal, Read, Write},
+    os::fd::AsRawFd,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
-    time::Duration,
 };
 
+use devices::legacy::{self, Buffering};
 use event_manager::{EventOps, EventSet, Events, MutEventSubscriber};
-use vm_superio::{Serial, Trigger, serial::SerialEvents};
-use vmm_sys_util::{
-    eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd},
-    timerfd::TimerFd,
-};
+use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
 use crate::{bus::BusDevice, trace::Trace};
 
-/// Bytes kept until a line is complete or [`FLUSH_AFTER`] is over: one write instead of one a byte.
-const BUFFER_BYTES: usize = 256;
-const FLUSH_AFTER: Duration = Duration::from_millis(5);
-const PANIC_MARK: &str = "Kernel panic - not syncing";
-
-/// An eventfd as vm-superio wants it.
-#[derive(Debug)]
-pub struct Line(pub EventFd);
-
-impl Trigger for Line {
-    type E = io::Error;
-    fn trigger(&self) -> io::Result<()> {
-        self.0.write(1)
-    }
-}
-
-/// Tells the input when the port can take more.
-#[derive(Debug)]
-struct Room(EventFd);
-
-impl SerialEvents for Room {
-    fn buffer_read(&self) {}
-    fn out_byte(&self) {}
-    fn tx_lost_byte(&self) {}
-    fn in_buffer_empty(&self) {
-        // A full counter wakes the input just as well.
-        let _full = self.0.write(1);
-    }
-}
-
-/// Where the bytes go.
+/// A file that notes when its first bytes come.
 #[derive(Debug)]
 struct Output {
-    target: File,
-    /// The bytes of the present line that were not written yet.
-    waiting: Vec<u8>,
-    /// The present line's beginning, for [`PANIC_MARK`].
-    line: Vec<u8>,
-    panic: Option<String>,
-    timer: TimerFd,
+    file: File,
     trace: Arc<Trace>,
     silent: bool,
 }
 
-impl Output {
-    fn push(&mut self, byte: u8) {
-        if self.silent {
-            self.silent = false;
-            self.trace.step("first console byte");
-        }
-        if self.waiting.is_empty() && byte != b'\n' {
-            // Without the timer the bytes still go out with the line's end.
-            let _late = self.timer.reset(FLUSH_AFTER, None);
-        }
-        self.waiting.push(byte);
-        if byte == b'\n' {
-            self.send();
-            self.end_line();
-        } else {
-            if self.line.len() < BUFFER_BYTES {
-                self.line.push(byte);
-            }
-            if self.waiting.len() >= BUFFER_BYTES {
-                self.send();
-            }
-        }
-    }
-
-    /// A reader that went away does not stop the machine.
-    fn send(&mut self) {
-        let _gone = self.target.write_all(&self.waiting);
-        self.waiting.clear();
-    }
-
-    fn end_line(&mut self) {
-        if self.panic.is_none() {
-            let text = String::from_utf8_lossy(&self.line);
-            if let Some((_, rest)) = text.split_once(PANIC_MARK) {
-                let rest: String = rest.chars().filter(|c| !c.is_control()).collect();
-                self.panic = Some(format!("{PANIC_MARK}{rest}"));
-            }
-        }
-        self.line.clear();
-    }
-}
-
 impl Write for Output {
+    /// A reader that went away does not stop the machine.
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        bytes.iter().for_each(|byte| self.push(*byte));
+        if self.silent && !bytes.is_empty() {
+            self.silent = false;
+            self.trace.step("first console output");
+        }
+        let _gone = self.file.write_all(bytes);
         Ok(bytes.len())
     }
 
-    /// vm-superio flushes after each byte, which is what the buffer is there to avoid.
     fn flush(&mut self) -> io::Result<()> {
         Ok(())
     }
 }
 
-/// The serial port, shared by the vCPU that writes to it and the event loop that feeds it.
+type Port = Arc<Mutex<legacy::Console<Output>>>;
+
+fn lock(port: &Port) -> MutexGuard<'_, legacy::Console<Output>> {
+    port.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// The serial port as the vCPUs reach it.
 #[derive(Clone)]
 pub struct Console {
-    port: Arc<Mutex<Serial<Line, Room, Output>>>,
+    port: Port,
 }
 
 impl std::fmt::Debug for Console {
@@ -128,140 +56,127 @@ impl std::fmt::Debug for Console {
 }
 
 impl Console {
-    /// A port with that interrupt line and output.
+    /// A port with that interrupt line and output, and the part of it that the event loop runs for `input`.
+    /// A terminal gets each byte at once, everything else whole lines.
     ///
     /// # Errors
-    /// The host gives no event or timer.
-    pub fn new(line: EventFd, target: File, trace: Arc<Trace>) -> io::Result<Self> {
-        let output = Output {
-            target,
-            waiting: Vec::with_capacity(BUFFER_BYTES),
-            line: Vec::with_capacity(BUFFER_BYTES),
-            panic: None,
-            timer: TimerFd::new()?,
-            trace,
-            silent: true,
-        };
-        let room = Room(EventFd::new(EFD_CLOEXEC | EFD_NONBLOCK)?);
-        Ok(Self { port: Arc::new(Mutex::new(Serial::with_events(Line(line), room, output))) })
+    /// The host gives no event.
+    pub fn new(
+        irq: EventFd,
+        output: File,
+        input: Option<File>,
+        trace: Arc<Trace>,
+    ) -> io::Result<(Self, ConsoleInput)> {
+        let taken = EventFd::new(EFD_CLOEXEC | EFD_NONBLOCK)?;
+        let buffering = if output.is_terminal() { Buffering::None } else { Buffering::Line };
+        let output = Output { file: output, trace, silent: true };
+        let port = legacy::Console::new(irq, taken.try_clone()?, output, buffering);
+        let port = Arc::new(Mutex::new(port));
+        let input =
+            ConsoleInput { port: Arc::clone(&port), taken, input, polled: false, waiting: Vec::new() };
+        Ok((Self { port }, input))
     }
 
-    fn port(&self) -> MutexGuard<'_, Serial<Line, Room, Output>> {
-        self.port.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// Writes what waits for the end of its line.
+    /// Writes a line that has not ended.
     pub fn flush(&self) {
-        self.port().writer_mut().send();
+        // `Output` swallows errors.
+        let _never = lock(&self.port).flush();
     }
 
     /// The line with which the kernel panicked.
     pub fn panic_line(&self) -> Option<String> {
-        self.port().writer().panic.clone()
-    }
-
-    /// The part that the event loop runs: late output, and `input` if there is one.
-    ///
-    /// # Errors
-    /// The host gives no further event.
-    pub fn pump(&self, input: Option<File>) -> io::Result<ConsolePump> {
-        let port = self.port();
-        let timer = port.writer().timer.as_raw_fd();
-        let room = port.events().0.try_clone()?;
-        drop(port);
-        Ok(ConsolePump { console: self.clone(), timer, room, input, input_polled: false })
+        let line = lock(&self.port).panic()?;
+        Some(line.chars().filter(|c| !c.is_control()).collect())
     }
 }
 
 impl BusDevice for Console {
     fn read(&mut self, offset: u64, data: &mut [u8]) {
         let offset = u8::try_from(offset).unwrap_or(u8::MAX);
-        let mut port = self.port();
+        let mut port = lock(&self.port);
         data.iter_mut().for_each(|byte| *byte = port.read(offset));
     }
 
     fn write(&mut self, offset: u64, data: &[u8]) {
         let offset = u8::try_from(offset).unwrap_or(u8::MAX);
-        let mut port = self.port();
-        for byte in data {
-            // An interrupt that is already pending is as good as a second one.
-            let _pending = port.write(offset, *byte);
-        }
+        let mut port = lock(&self.port);
+        data.iter().for_each(|byte| port.write(offset, *byte));
     }
 }
 
-/// The event loop's side of a console.
-#[derive(Debug)]
-pub struct ConsolePump {
-    console: Console,
-    timer: RawFd,
-    room: EventFd,
+/// Feeds a file to the serial port, as fast as the guest takes it.
+pub struct ConsoleInput {
+    port: Port,
+    /// Fires when the guest took all it was given.
+    taken: EventFd,
+    /// `None` after its end.
     input: Option<File>,
     /// Whether the input is in the poll set; a plain file never is, it is always ready.
-    input_polled: bool,
+    polled: bool,
+    /// What was read and did not fit.
+    waiting: Vec<u8>,
 }
 
-impl ConsolePump {
-    fn watch_input(&mut self, ops: &mut EventOps) {
-        if let (Some(input), false) = (&self.input, self.input_polled) {
-            self.input_polled = ops.add(Events::new(input, EventSet::IN)).is_ok();
-            if !self.input_polled {
-                self.read_input(ops);
+impl ConsoleInput {
+    fn go_on(&mut self, ops: &mut EventOps) {
+        self.offer();
+        if !self.waiting.is_empty() || self.polled {
+            return;
+        }
+        if let Some(input) = &self.input {
+            self.polled = ops.add(Events::new(input, EventSet::IN)).is_ok();
+            if !self.polled {
+                self.read(ops);
             }
         }
     }
 
-    fn unwatch_input(&mut self, ops: &mut EventOps) {
-        if let (Some(input), true) = (&self.input, self.input_polled) {
-            let _gone = ops.remove(Events::new(input, EventSet::IN));
-        }
-        self.input_polled = false;
+    fn offer(&mut self) {
+        let took = lock(&self.port).input(&self.waiting).min(self.waiting.len());
+        self.waiting.drain(..took);
     }
 
-    /// Reads as much as the port has room for; without room, waits until the guest made some.
-    fn read_input(&mut self, ops: &mut EventOps) {
+    fn stop_polling(&mut self, ops: &mut EventOps) {
+        if let (Some(input), true) = (&self.input, self.polled) {
+            let _gone = ops.remove(Events::new(input, EventSet::IN));
+        }
+        self.polled = false;
+    }
+
+    fn read(&mut self, ops: &mut EventOps) {
         let mut bytes = [0u8; 64];
-        let mut port = self.console.port();
-        let room = port.fifo_capacity().min(bytes.len());
-        let Some(free) = bytes.get_mut(..room).filter(|free| !free.is_empty()) else {
-            drop(port);
-            return self.unwatch_input(ops);
-        };
         let Some(input) = &mut self.input else { return };
-        match input.read(free) {
+        match input.read(&mut bytes) {
             Ok(0) => {}
             Ok(got) => {
-                let _fits = port.enqueue_raw_bytes(free.get(..got).unwrap_or_default());
+                self.waiting.extend_from_slice(bytes.get(..got).unwrap_or_default());
+                self.offer();
+                if !self.waiting.is_empty() {
+                    self.stop_polling(ops);
+                }
                 return;
             }
             Err(e) if matches!(e.kind(), io::ErrorKind::Interrupted | io::ErrorKind::WouldBlock) => return,
             Err(_) => {}
         }
-        drop(port);
-        self.unwatch_input(ops);
+        self.stop_polling(ops);
         self.input = None;
     }
 }
 
-impl MutEventSubscriber for ConsolePump {
+impl MutEventSubscriber for ConsoleInput {
     fn init(&mut self, ops: &mut EventOps) {
-        for fd in [self.timer, self.room.as_raw_fd()] {
-            // A descriptor of our own always polls; without it only late output is later.
-            let _never = ops.add(Events::new(&fd, EventSet::IN));
-        }
-        self.watch_input(ops);
+        // An eventfd of our own always polls; without it input only stops at a full port.
+        let _always = ops.add(Events::new(&self.taken, EventSet::IN));
+        self.go_on(ops);
     }
 
     fn process(&mut self, events: Events, ops: &mut EventOps) {
-        if events.fd() == self.timer {
-            let mut port = self.console.port();
-            let _expirations = port.writer_mut().timer.wait();
-            port.writer_mut().send();
-        } else if events.fd() == self.room.as_raw_fd() {
-            let _count = self.room.read();
-            self.watch_input(ops);
+        if events.fd() == self.taken.as_raw_fd() {
+            let _count = self.taken.read();
+            self.go_on(ops);
         } else {
-            self.read_input(ops);
+            self.read(ops);
         }
     }
 }
@@ -273,10 +188,10 @@ mod tests {
     use super::*;
 
     fn console() -> (Console, File) {
-        let mut file = tempfile::tempfile().unwrap();
-        file.rewind().unwrap();
+        let file = tempfile::tempfile().unwrap();
         let line = EventFd::new(EFD_NONBLOCK).unwrap();
-        (Console::new(line, file.try_clone().unwrap(), Arc::new(Trace::off())).unwrap(), file)
+        let output = file.try_clone().unwrap();
+        (Console::new(line, output, None, Arc::new(Trace::off())).unwrap().0, file)
     }
 
     fn text(file: &mut File) -> String {
@@ -296,18 +211,9 @@ mod tests {
     }
 
     #[test]
-    fn the_panic_line_is_kept_without_its_time_stamp() {
+    fn the_panic_line_has_no_control_characters() {
         let (mut console, _file) = console();
-        console.write(0, b"[    0.1] Kernel panic - not syncing: VFS: no root\r\n[ 0.2] Rebooting\n");
-        assert_eq!(console.panic_line().unwrap(), "Kernel panic - not syncing: VFS: no root");
-    }
-
-    #[test]
-    fn an_endless_line_is_written_and_not_kept() {
-        let (mut console, mut file) = console();
-        console.write(0, &[b'x'; 10_000]);
-        console.flush();
-        assert_eq!(text(&mut file).len(), 10_000);
-        assert!(console.port().writer().line.len() <= BUFFER_BYTES);
+        console.write(0, b"[    0.1] Kernel panic - not syncing: \x1b[31mVFS\r\n");
+        assert_eq!(console.panic_line().unwrap(), "Kernel panic - not syncing: [31mVFS");
     }
 }

@@ -37,6 +37,12 @@ pub enum SetupError {
         /// What the host said.
         source: io::Error,
     },
+    /// A disk does not open; the text names it.
+    #[error("{0}")]
+    Disk(String),
+    /// More devices than interrupt lines.
+    #[error("at most {0} virtio devices are possible")]
+    TooManyDevices(usize),
     /// Two devices at one place: a mistake in this program.
     #[error("the range at {0:#x} is already taken by another device")]
     Overlap(u64),

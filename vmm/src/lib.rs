@@ -2,6 +2,7 @@
 #![deny(missing_docs)]
 
 pub mod args;
+pub mod attach;
 pub mod boot;
 pub mod bus;
 pub mod console;

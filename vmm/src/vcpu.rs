@@ -9,7 +9,7 @@ use std::{
     thread::JoinHandle,
 };
 
-use kvm_bindings::{Msrs, kvm_mp_state, kvm_msr_entry};
+use kvm_bindings::{Msrs, kvm_mp_state, kvm_msr_entry, kvm_xcrs};
 use kvm_ioctls::{VcpuExit, VcpuFd};
 use vm_memory::GuestAddress;
 
@@ -31,6 +31,7 @@ const MSR_MISC_ENABLE: u32 = 0x1a0;
 const MISC_ENABLE_FAST_STRINGS: u64 = 1;
 const MSR_MTRR_DEF_TYPE: u32 = 0x2ff;
 const MTRR_ENABLED_WRITE_BACK: u64 = (1 << 11) | 6;
+const XCR0_X87_SSE_AVX: u64 = 0b111;
 const LVT_LINT0: usize = 0x350;
 const LVT_LINT1: usize = 0x360;
 const DELIVER_EXTINT: u32 = 7 << 8;
@@ -165,6 +166,7 @@ impl Vcpu {
         buses: Arc<Buses>,
     ) -> Result<Self, (&'static str, kvm_ioctls::Error)> {
         fd.set_cpuid2(cpuid).map_err(|e| ("KVM_SET_CPUID2", e))?;
+        set_xcr0(&fd, cpuid).map_err(|e| ("KVM_SET_XCRS", e))?;
         set_msrs(&fd).map_err(|e| ("KVM_SET_MSRS", e))?;
         set_local_interrupts(&fd).map_err(|e| ("KVM_SET_LAPIC", e))?;
         if index == 0 {
@@ -225,6 +227,18 @@ fn internal_error(vcpu: u8, suberror: u32) -> String {
         ),
         other => format!("KVM internal error, suberror {other}, on vCPU {vcpu}: see the host's kernel log"),
     }
+}
+
+/// Enables x87, SSE and AVX state, as the guest's kernel soon will. QEMU's emulation of SVM (7.2) does not tell KVM
+/// when the guest does so itself, and KVM would then go back to x87 alone at the next entry.
+fn set_xcr0(fd: &VcpuFd, cpuid: &kvm_bindings::CpuId) -> Result<(), kvm_ioctls::Error> {
+    let leaf = cpuid.as_slice().iter().find(|e| e.function == 0xd && e.index == 0);
+    let Some(supported) = leaf.map(|leaf| u64::from(leaf.eax)).filter(|eax| *eax != 0) else { return Ok(()) };
+    let mut xcrs = kvm_xcrs { nr_xcrs: 1, ..Default::default() };
+    if let Some(xcr0) = xcrs.xcrs.first_mut() {
+        xcr0.value = supported & XCR0_X87_SSE_AVX;
+    }
+    fd.set_xcrs(&xcrs)
 }
 
 /// Fast string instructions on, and memory write-back without a firmware's MTRRs.

@@ -1,19 +1,14 @@
 //! The composition root: a machine from its spec, step by step.
 
-use std::{
-    fs::{File, OpenOptions},
-    os::fd::AsFd,
-    sync::{Arc, Mutex},
-};
+use std::sync::Arc;
 
 use devices::virtio::Memory;
 use kvm_ioctls::{Cap, Kvm, VmFd};
-use vm_superio::I8042Device;
-use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
 use crate::{
+    attach::Attach,
     boot::{self, LoadedKernel, command_line, command_line::MmioWindow, params, registers},
-    bus::{BusDevice, Buses},
+    bus::Buses,
     console::Console,
     cpuid::Template,
     ending::{End, Ending},
@@ -22,17 +17,12 @@ use crate::{
     exit::VmExit,
     lifecycle::{Refusal, VmRequest, VmState},
     memory, mptable,
-    spec::{ConsoleSpec, VmSpec},
+    spec::VmSpec,
     trace::Trace,
     validate::validate,
     vcpu::{Control, RunningVcpus, Vcpu},
 };
 
-const SERIAL_PORT: u64 = 0x3f8;
-const SERIAL_PORTS: u64 = 8;
-const SERIAL_IRQ: u32 = 4;
-const I8042_PORT: u64 = 0x60;
-const I8042_PORTS: u64 = 5;
 /// Room for KVM's CPUID entries, so that one call is enough; today's hosts have 40 to 60.
 const CPUID_ENTRIES: usize = 256;
 
@@ -71,9 +61,18 @@ impl Vm {
         trace.step("memory ready");
 
         let mut buses = Buses::default();
-        let console = attach_console(spec, &fd, &mut buses, &mut event_loop, &trace)?;
-        attach_i8042(&mut buses, &ending)?;
-        let windows: Vec<MmioWindow> = Vec::new();
+        let mut attach = Attach {
+            fd: &fd,
+            memory: &guest,
+            buses: &mut buses,
+            event_loop: &mut event_loop,
+            ending: &ending,
+            windows: Vec::new(),
+        };
+        let console = attach.console(spec, &trace)?;
+        attach.reset_controller()?;
+        attach.virtio(spec)?;
+        let windows = attach.windows;
         trace.step("devices ready");
 
         let kernel = load_guest(spec, &guest, console.is_some(), &windows)?;
@@ -163,73 +162,6 @@ fn create_vm(kvm: &Kvm) -> Result<VmFd, SetupError> {
     Ok(fd)
 }
 
-fn attach_console(
-    spec: &VmSpec,
-    fd: &VmFd,
-    buses: &mut Buses,
-    event_loop: &mut EventLoop,
-    trace: &Arc<Trace>,
-) -> Result<Option<Console>, SetupError> {
-    let (output, input) = match &spec.console {
-        ConsoleSpec::Off => return Ok(None),
-        ConsoleSpec::File(path) => {
-            let what = format!("console {}", path.display());
-            (OpenOptions::new().append(true).create(true).open(path).map_err(SetupError::io(what))?, None)
-        }
-        ConsoleSpec::Stdio => {
-            (duplicate(std::io::stdout().as_fd())?, Some(duplicate(std::io::stdin().as_fd())?))
-        }
-    };
-    let line = event()?;
-    fd.register_irqfd(&line, SERIAL_IRQ).map_err(SetupError::kvm("KVM_IRQFD"))?;
-    let console = Console::new(line, output, Arc::clone(trace)).map_err(SetupError::io("console"))?;
-    attach_ports(buses, SERIAL_PORT, SERIAL_PORTS, console.clone())?;
-    let pump = console.pump(input).map_err(SetupError::io("console"))?;
-    event_loop.serve(Arc::new(Mutex::new(pump)));
-    Ok(Some(console))
-}
-
-/// The guest's way to reset its machine, which ends it.
-struct Reset(Arc<Ending>);
-
-impl vm_superio::Trigger for Reset {
-    type E = std::convert::Infallible;
-    fn trigger(&self) -> Result<(), Self::E> {
-        self.0.end(VmExit::Reset, "");
-        Ok(())
-    }
-}
-
-struct I8042(I8042Device<Reset>);
-
-impl BusDevice for I8042 {
-    fn read(&mut self, offset: u64, data: &mut [u8]) {
-        data.fill(u8::try_from(offset).map_or(0, |offset| self.0.read(offset)));
-    }
-    fn write(&mut self, offset: u64, data: &[u8]) {
-        if let (Ok(offset), Some(byte)) = (u8::try_from(offset), data.first()) {
-            let Ok(()) = self.0.write(offset, *byte);
-        }
-    }
-}
-
-fn attach_i8042(buses: &mut Buses, ending: &Arc<Ending>) -> Result<(), SetupError> {
-    let device = I8042(I8042Device::new(Reset(Arc::clone(ending))));
-    attach_ports(buses, I8042_PORT, I8042_PORTS, device)
-}
-
-fn attach_ports(
-    buses: &mut Buses,
-    first: u64,
-    count: u64,
-    device: impl BusDevice + 'static,
-) -> Result<(), SetupError> {
-    match buses.ports.insert(first, count, Arc::new(Mutex::new(device))) {
-        true => Ok(()),
-        false => Err(SetupError::Overlap(first)),
-    }
-}
-
 fn load_guest(
     spec: &VmSpec,
     guest: &Memory,
@@ -267,14 +199,6 @@ fn create_vcpus(
         vcpus.push(vcpu.map_err(|(call, source)| SetupError::Kvm { call, source })?);
     }
     Ok(vcpus)
-}
-
-fn event() -> Result<EventFd, SetupError> {
-    EventFd::new(EFD_CLOEXEC | EFD_NONBLOCK).map_err(SetupError::io("eventfd"))
-}
-
-fn duplicate(fd: std::os::fd::BorrowedFd<'_>) -> Result<File, SetupError> {
-    Ok(fd.try_clone_to_owned().map_err(SetupError::io("standard streams"))?.into())
 }
 
 #[cfg(test)]

@@ -1,0 +1,216 @@
+//! Puts devices where the guest finds them: a window of registers, an interrupt line, a place in the event loop.
+
+use std::{
+    fs::{File, OpenOptions},
+    io::{stdin, stdout},
+    os::fd::{AsFd, BorrowedFd},
+    sync::{Arc, Mutex},
+};
+
+use devices::{
+    legacy::ResetController,
+    virtio::{
+        Memory, VirtioDevice,
+        block::{Backend, Block},
+        mmio::{MMIO_SIZE, MmioTransport, QUEUE_NOTIFY},
+        rng::Rng,
+        vsock::Vsock,
+    },
+};
+use kvm_ioctls::{IoEventAddress, VmFd};
+use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
+
+use crate::{
+    boot::command_line::MmioWindow,
+    bus::{BusDevice, Buses},
+    console::Console,
+    ending::Ending,
+    error::SetupError,
+    event_loop::EventLoop,
+    exit::VmExit,
+    memory::LOW_END,
+    mptable::IRQ_LINES,
+    spec::{ConsoleSpec, DiskSpec, VmSpec},
+    trace::Trace,
+};
+
+const SERIAL_PORT: u64 = 0x3f8;
+const SERIAL_PORTS: u64 = 8;
+const SERIAL_IRQ: u32 = 4;
+const I8042_PORT: u64 = 0x60;
+const I8042_PORTS: u64 = 5;
+/// virtio's windows and lines are counted from here on; below are the lines of a PC's timer, keyboard and serial ports.
+const FIRST_WINDOW: u64 = LOW_END;
+const FIRST_IRQ: u32 = 5;
+
+/// All that devices are attached to.
+#[derive(Debug)]
+pub struct Attach<'a> {
+    /// The machine's KVM.
+    pub fd: &'a VmFd,
+    /// Its memory.
+    pub memory: &'a Memory,
+    /// Its ports and registers.
+    pub buses: &'a mut Buses,
+    /// The loop that serves it.
+    pub event_loop: &'a mut EventLoop,
+    /// Its end.
+    pub ending: &'a Arc<Ending>,
+    /// The windows given so far, in the order of the guest's devices.
+    pub windows: Vec<MmioWindow>,
+}
+
+impl Attach<'_> {
+    /// The first serial port, unless the console is off.
+    ///
+    /// # Errors
+    /// The console's file does not open, or the host refuses.
+    pub fn console(&mut self, spec: &VmSpec, trace: &Arc<Trace>) -> Result<Option<Console>, SetupError> {
+        let (output, input) = match &spec.console {
+            ConsoleSpec::Off => return Ok(None),
+            ConsoleSpec::File(path) => {
+                let opened = OpenOptions::new().append(true).create(true).open(path);
+                (opened.map_err(SetupError::io(format!("console {}", path.display())))?, None)
+            }
+            ConsoleSpec::Stdio => (duplicate(stdout().as_fd())?, Some(duplicate(stdin().as_fd())?)),
+        };
+        let irq = event()?;
+        self.fd.register_irqfd(&irq, SERIAL_IRQ).map_err(SetupError::kvm("KVM_IRQFD"))?;
+        let (console, input) =
+            Console::new(irq, output, input, Arc::clone(trace)).map_err(SetupError::io("console"))?;
+        self.ports(SERIAL_PORT, SERIAL_PORTS, console.clone())?;
+        self.event_loop.serve(Arc::new(Mutex::new(input)));
+        Ok(Some(console))
+    }
+
+    /// The keyboard controller, whose reset line ends the machine.
+    ///
+    /// # Errors
+    /// The host gives no event.
+    pub fn reset_controller(&mut self) -> Result<(), SetupError> {
+        let reset = event()?;
+        let device = ResetController::new(reset.try_clone().map_err(SetupError::io("eventfd"))?);
+        self.ports(I8042_PORT, I8042_PORTS, Reset { device, reset, ending: Arc::clone(self.ending) })
+    }
+
+    /// All virtio devices, in the spec's order.
+    ///
+    /// # Errors
+    /// A disk's file does not open, or the host refuses.
+    pub fn virtio(&mut self, spec: &VmSpec) -> Result<(), SetupError> {
+        for (index, disk) in spec.disks.iter().enumerate() {
+            let block = self.block(disk, &format!("disk{index}"))?;
+            self.mmio(block)?;
+        }
+        if let Some(vsock) = &spec.vsock {
+            let what = format!("vsock socket {}", vsock.socket.display());
+            let device = Vsock::new(vsock.guest_cid, &vsock.socket).map_err(SetupError::io(what))?;
+            self.mmio(device)?;
+        }
+        let rng = Rng::new().map_err(SetupError::io("rng"))?;
+        self.mmio(rng)
+    }
+
+    fn block(&self, disk: &DiskSpec, id: &str) -> Result<Block, SetupError> {
+        let backend =
+            Backend::open(&disk.files, disk.read_only).map_err(|e| SetupError::Disk(e.to_string()))?;
+        let ending = Arc::clone(self.ending);
+        let on_fault = move |fault: devices::virtio::block::BackendFault| {
+            ending.end(VmExit::HostIo, format!("the host's disk failed the guest: {fault}"));
+        };
+        Block::new(backend, id, Box::new(on_fault)).map_err(SetupError::io("disk"))
+    }
+
+    fn mmio(&mut self, device: impl VirtioDevice + 'static) -> Result<(), SetupError> {
+        let index = u32::try_from(self.windows.len()).unwrap_or(u32::MAX);
+        let window = MmioWindow {
+            address: FIRST_WINDOW + u64::from(index) * MMIO_SIZE,
+            irq: FIRST_IRQ.saturating_add(index),
+        };
+        if window.irq >= u32::from(IRQ_LINES) {
+            return Err(SetupError::TooManyDevices(usize::from(IRQ_LINES) - FIRST_IRQ as usize));
+        }
+        let device = Arc::new(Mutex::new(device));
+        let transport = MmioTransport::new(self.memory.clone(), device.clone(), event()?)
+            .map_err(SetupError::io("virtio device"))?;
+        self.fd.register_irqfd(transport.irq_event(), window.irq).map_err(SetupError::kvm("KVM_IRQFD"))?;
+        let notify = IoEventAddress::Mmio(window.address + QUEUE_NOTIFY);
+        for (queue, event) in (0u32..).zip(transport.queue_notify_events()) {
+            self.fd.register_ioevent(event, &notify, queue).map_err(SetupError::kvm("KVM_IOEVENTFD"))?;
+        }
+        let transport = Arc::new(Mutex::new(Registers(transport)));
+        if !self.buses.registers.insert(window.address, MMIO_SIZE, transport) {
+            return Err(SetupError::Overlap(window.address));
+        }
+        self.event_loop.serve(device);
+        self.windows.push(window);
+        Ok(())
+    }
+
+    fn ports(&mut self, first: u64, count: u64, device: impl BusDevice + 'static) -> Result<(), SetupError> {
+        match self.buses.ports.insert(first, count, Arc::new(Mutex::new(device))) {
+            true => Ok(()),
+            false => Err(SetupError::Overlap(first)),
+        }
+    }
+}
+
+/// The virtio transport as a bus device.
+struct Registers(MmioTransport);
+
+impl BusDevice for Registers {
+    fn read(&mut self, offset: u64, data: &mut [u8]) {
+        self.0.read(offset, data);
+    }
+    fn write(&mut self, offset: u64, data: &[u8]) {
+        self.0.write(offset, data);
+    }
+}
+
+/// The keyboard controller as a bus device. It ends the machine on the writing vCPU, which must not run on: Linux
+/// would go on to a triple fault.
+struct Reset {
+    device: ResetController,
+    reset: EventFd,
+    ending: Arc<Ending>,
+}
+
+impl BusDevice for Reset {
+    fn read(&mut self, offset: u64, data: &mut [u8]) {
+        data.fill(u8::try_from(offset).map_or(0, |offset| self.device.read(offset)));
+    }
+    fn write(&mut self, offset: u64, data: &[u8]) {
+        if let (Ok(offset), Some(byte)) = (u8::try_from(offset), data.first()) {
+            self.device.write(offset, *byte);
+            if self.reset.read().is_ok() {
+                self.ending.end(VmExit::Reset, "");
+            }
+        }
+    }
+}
+
+fn event() -> Result<EventFd, SetupError> {
+    EventFd::new(EFD_CLOEXEC | EFD_NONBLOCK).map_err(SetupError::io("eventfd"))
+}
+
+fn duplicate(fd: BorrowedFd<'_>) -> Result<File, SetupError> {
+    Ok(fd.try_clone_to_owned().map_err(SetupError::io("standard streams"))?.into())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_reset_command_ends_the_machine_at_once_and_others_do_not() {
+        let ending = Arc::new(Ending::new().unwrap());
+        let reset = event().unwrap();
+        let device = ResetController::new(reset.try_clone().unwrap());
+        let mut device = Reset { device, reset, ending: Arc::clone(&ending) };
+        device.write(4, &[0xd1]);
+        device.write(0, &[0xfe]);
+        assert_eq!(ending.get(), None);
+        device.write(4, &[0xfe]);
+        assert_eq!(ending.get().unwrap().exit, VmExit::Reset);
+    }
+}
