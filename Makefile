@@ -1,0 +1,107 @@
+# flyrun's build. `make help` lists what there is.
+SHELL := /bin/bash
+.SHELLFLAGS := -eu -o pipefail -c
+.DEFAULT_GOAL := help
+.ONESHELL:
+
+PREFIX ?= /usr/local
+TIME ?= 600
+CACHE := $(or $(FLYRUN_CACHE),$(HOME)/.cache/flyrun)
+TARGET := x86_64-unknown-linux-gnu
+DIST := target/dist
+LIB := $(DIST)/lib/flyrun
+HOST := tests/host/run
+# The VMM and what runs in guests are static. cargo keeps them apart by --target.
+STATIC := RUSTFLAGS="-C target-feature=+crt-static" cargo build --release --target $(TARGET)
+
+.PHONY: help demo build kernel programs test unit e2e bench fuzz install fmt lint images clean
+
+help: ## List the targets
+	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## (.*)/  make \1\t\2/' | expand -t 18
+
+demo: build ## Run an image made of Debian's packages in a virtual machine
+	@images=$$(tests/images/build)
+	$(HOST) --timeout 600 -- sh -c "
+	    set -e
+	    export PATH=$(CURDIR)/$(DIST)/bin:\$$PATH
+	    set -x
+	    flyrun run --rm oci:$$images/oci/busybox sh -c 'echo Hello from inside a virtual machine; uname -a'
+	    flyrun run --rm oci:$$images/oci/python python3 hello.py in a microVM
+	    flyrun images"
+
+build: programs kernel ## Build everything into target/dist
+
+programs:
+	@tests/setup
+	cargo build --release -p flyrun
+	$(STATIC) -p vmm -p guest-init --bins
+	mkdir -p $(DIST)/bin $(LIB)
+	keep() { cmp -s "$$1" "$$2" || install "$$1" "$$2"; }
+	keep target/release/flyrun $(DIST)/bin/flyrun
+	keep target/$(TARGET)/release/flyrun-vmm $(LIB)/flyrun-vmm
+	tests/initramfs target/$(TARGET)/release/guest-init $(LIB)/initramfs-run.cpio
+	tests/initramfs target/$(TARGET)/release/guest-unpack $(LIB)/initramfs-unpack.cpio
+
+kernel:
+	@mkdir -p $(LIB)
+	keep() { cmp -s "$$1" "$$2" || install -m 644 "$$1" "$$2"; }
+	path=$$(images/kernel/build)
+	keep "$$path" $(LIB)/vmlinux
+	path=$$(images/kernel/build --smp)
+	keep "$$path" $(LIB)/vmlinux-smp
+
+test: unit e2e ## Run all tests: unit tests here, end-to-end tests in the test host
+
+unit:
+	@tests/setup
+	if command -v cargo-nextest > /dev/null; then
+	    cargo nextest run --workspace --exclude tests --exclude benches --no-fail-fast --no-tests=pass
+	else
+	    cargo test --workspace --exclude tests --exclude benches --no-fail-fast
+	fi
+
+# One boot of the test host for all of them. NAME=part-of-a-name runs some.
+e2e: build images
+	@mkdir -p target/e2e
+	export FLYRUN_TEST_IMAGES=$$(tests/images/build) FLYRUN_BIN=$(CURDIR)/$(DIST)/bin/flyrun
+	export CARGO_TARGET_X86_64_UNKNOWN_LINUX_GNU_RUNNER="$(CURDIR)/$(HOST) --share $(CURDIR)/target/e2e --timeout 1800 --"
+	cargo test -p tests --test e2e -- --test-threads=2 $(NAME)
+
+images:
+	@tests/images/build > /dev/null
+
+bench: build images ## Measure in virtual time, and write target/bench.json
+	@cargo build --release -p benches
+	mkdir -p target/bench
+	images=$$(tests/images/build)
+	FLYRUN_TEST_IMAGES=$$images $(HOST) --virtual-time --timeout 1800 --share $(CURDIR)/target/bench \
+	    --copy $(CURDIR)/$(DIST) --copy $(CURDIR)/target/release/benches --copy $$images/oci/busybox -- \
+	    $(CURDIR)/target/release/benches --dist $(CURDIR)/$(DIST) --image oci:$$images/oci/busybox --out $(CURDIR)/target/bench/bench.json
+	cp target/bench/bench.json target/bench.json
+
+fuzz: ## Fuzz each parser of foreign bytes for TIME seconds (default 600)
+	@tests/fuzz $(TIME)
+
+install: build ## Install below PREFIX (default /usr/local; DESTDIR is honoured)
+	@install -D $(DIST)/bin/flyrun $(DESTDIR)$(PREFIX)/bin/flyrun
+	install -d $(DESTDIR)$(PREFIX)/lib/flyrun
+	install $(LIB)/flyrun-vmm $(DESTDIR)$(PREFIX)/lib/flyrun/
+	install -m 644 $(LIB)/vmlinux* $(LIB)/initramfs-*.cpio $(DESTDIR)$(PREFIX)/lib/flyrun/
+	$(DIST)/bin/flyrun man $(DESTDIR)$(PREFIX)/share/man/man1
+	mkdir -p $(DESTDIR)$(PREFIX)/share/bash-completion/completions
+	$(DIST)/bin/flyrun completions bash > $(DESTDIR)$(PREFIX)/share/bash-completion/completions/flyrun
+	echo "installed below $(DESTDIR)$(PREFIX); see what your machine lacks: flyrun doctor"
+
+fmt: ## Format the code
+	@cargo fmt --all
+
+lint: ## Check format, lints, shell scripts, licences and duplicates
+	@tests/setup
+	cargo fmt --all --check
+	cargo clippy --workspace --all-targets -- -D warnings
+	shellcheck tests/host/{run,prepare,stage2} tests/images/build tests/setup tests/initramfs tests/fuzz tests/deny .ci/run images/kernel/build
+	shellcheck -s sh tests/host/init
+	tests/deny
+
+clean: ## Remove what was built here (caches in ~/.cache/flyrun stay)
+	@rm -rf target
