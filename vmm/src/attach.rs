@@ -36,12 +36,12 @@ use crate::{
 
 const SERIAL_PORT: u64 = 0x3f8;
 const SERIAL_PORTS: u64 = 8;
-const SERIAL_IRQ: u32 = 4;
+const SERIAL_IRQ: u8 = 4;
 const I8042_PORT: u64 = 0x60;
 const I8042_PORTS: u64 = 5;
 /// virtio's windows and lines are counted from here on; below are the lines of a PC's timer, keyboard and serial ports.
 const FIRST_WINDOW: u64 = LOW_END;
-const FIRST_IRQ: u32 = 5;
+const FIRST_IRQ: u8 = 5;
 
 /// All that devices are attached to.
 #[derive(Debug)]
@@ -56,11 +56,25 @@ pub struct Attach<'a> {
     pub event_loop: &'a mut EventLoop,
     /// Its end.
     pub ending: &'a Arc<Ending>,
-    /// The windows given so far, in the order of the guest's devices.
+    /// What was attached so far.
+    pub guest_devices: GuestDevices,
+}
+
+/// What the guest must be told of its devices.
+#[derive(Debug, Default)]
+pub struct GuestDevices {
+    /// virtio devices, in the order of their attachment.
     pub windows: Vec<MmioWindow>,
+    /// All interrupt lines that a device uses.
+    pub irqs: Vec<u8>,
 }
 
 impl Attach<'_> {
+    /// What the guest must be told.
+    pub fn finish(self) -> GuestDevices {
+        self.guest_devices
+    }
+
     /// The first serial port, unless the console is off.
     ///
     /// # Errors
@@ -75,11 +89,12 @@ impl Attach<'_> {
             ConsoleSpec::Stdio => (duplicate(stdout().as_fd())?, Some(duplicate(stdin().as_fd())?)),
         };
         let irq = event()?;
-        self.fd.register_irqfd(&irq, SERIAL_IRQ).map_err(SetupError::kvm("KVM_IRQFD"))?;
+        self.fd.register_irqfd(&irq, SERIAL_IRQ.into()).map_err(SetupError::kvm("KVM_IRQFD"))?;
         let (console, input) =
             Console::new(irq, output, input, Arc::clone(trace)).map_err(SetupError::io("console"))?;
         self.ports(SERIAL_PORT, SERIAL_PORTS, console.clone())?;
         self.event_loop.serve(Arc::new(Mutex::new(input)));
+        self.guest_devices.irqs.push(SERIAL_IRQ);
         Ok(Some(console))
     }
 
@@ -122,14 +137,12 @@ impl Attach<'_> {
     }
 
     fn mmio(&mut self, device: impl VirtioDevice + 'static) -> Result<(), SetupError> {
-        let index = u32::try_from(self.windows.len()).unwrap_or(u32::MAX);
-        let window = MmioWindow {
-            address: FIRST_WINDOW + u64::from(index) * MMIO_SIZE,
-            irq: FIRST_IRQ.saturating_add(index),
-        };
-        if window.irq >= u32::from(IRQ_LINES) {
-            return Err(SetupError::TooManyDevices(usize::from(IRQ_LINES) - FIRST_IRQ as usize));
+        let index = self.guest_devices.windows.len();
+        let irq = u8::try_from(index).unwrap_or(u8::MAX).saturating_add(FIRST_IRQ);
+        if irq >= IRQ_LINES {
+            return Err(SetupError::TooManyDevices(IRQ_LINES - FIRST_IRQ));
         }
+        let window = MmioWindow { address: FIRST_WINDOW + index as u64 * MMIO_SIZE, irq: irq.into() };
         let device = Arc::new(Mutex::new(device));
         let transport = MmioTransport::new(self.memory.clone(), device.clone(), event()?)
             .map_err(SetupError::io("virtio device"))?;
@@ -143,7 +156,8 @@ impl Attach<'_> {
             return Err(SetupError::Overlap(window.address));
         }
         self.event_loop.serve(device);
-        self.windows.push(window);
+        self.guest_devices.windows.push(window);
+        self.guest_devices.irqs.push(irq);
         Ok(())
     }
 

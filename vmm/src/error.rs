@@ -42,7 +42,7 @@ pub enum SetupError {
     Disk(String),
     /// More devices than interrupt lines.
     #[error("at most {0} virtio devices are possible")]
-    TooManyDevices(usize),
+    TooManyDevices(u8),
     /// Two devices at one place: a mistake in this program.
     #[error("the range at {0:#x} is already taken by another device")]
     Overlap(u64),

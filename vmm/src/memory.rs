@@ -53,14 +53,6 @@ pub enum MemoryError {
         /// What KVM said.
         source: kvm_ioctls::Error,
     },
-    /// A file could not be mapped over guest memory.
-    #[error("cannot map a file at guest address {address:#x}: {source}")]
-    Map {
-        /// First guest address of the range.
-        address: u64,
-        /// What mmap said.
-        source: io::Error,
-    },
 }
 
 /// The regions of RAM for a machine with that many bytes, as (first address, length), lowest first.
@@ -110,6 +102,9 @@ fn anonymous_region(length: u64) -> io::Result<MmapRegion<AtomicBitmap>> {
     );
     let builder =
         MmapRegionBuilder::new_with_bitmap(length, bitmap).with_mmap_prot(prot).with_mmap_flags(flags);
+    // Advice: where the host knows no huge pages the guest is slower, not wrong.
+    // SAFETY: the range lies inside the mapping made above, and the advice changes no content.
+    unsafe { libc::madvise(start.cast(), length, libc::MADV_HUGEPAGE) };
     // SAFETY: `start..start + length` lies inside the mapping made above, which is never unmapped: guest memory lives
     // as long as the process (the region does not own a raw pointer). The slack on either side stays reserved and
     // untouched.
@@ -133,38 +128,6 @@ pub fn register(vm: &VmFd, memory: &Memory) -> Result<(), MemoryError> {
         };
         // SAFETY: the region's mapping lives as long as the process, and its address and length are the mapping's.
         unsafe { vm.set_user_memory_region(slot) }.map_err(|source| MemoryError::Slot { address, source })?;
-    }
-    Ok(())
-}
-
-/// Replaces `length` bytes of guest memory by a private mapping of the file: the guest shares the page cache with all
-/// other machines until it writes. All three numbers are multiples of the page size.
-///
-/// # Errors
-/// The range is not RAM of one region, or mmap refuses.
-pub fn map_file(
-    memory: &Memory,
-    address: u64,
-    file: &File,
-    offset: u64,
-    length: u64,
-) -> Result<(), MemoryError> {
-    let invalid = || MemoryError::Map { address, source: io::Error::from_raw_os_error(libc::EINVAL) };
-    let size = usize::try_from(length).map_err(|_| invalid())?;
-    let file_offset = libc::off_t::try_from(offset).map_err(|_| invalid())?;
-    if address % PAGE != 0 || length % PAGE != 0 || offset % PAGE != 0 || size == 0 {
-        return Err(invalid());
-    }
-    let target = memory.get_slice(GuestAddress(address), size).map_err(|_| invalid())?;
-    let target = target.ptr_guard_mut().as_ptr();
-    let prot = libc::PROT_READ | libc::PROT_WRITE;
-    let flags = libc::MAP_PRIVATE | libc::MAP_FIXED | libc::MAP_NORESERVE;
-    // SAFETY: `get_slice` proved that the whole range belongs to one region of guest memory, which nothing but the
-    // guest and its devices uses, and neither runs yet. A file that shrinks later can raise SIGBUS in this process
-    // only: that is the owner of the kernel file harming their own machine.
-    let mapped = unsafe { libc::mmap(target.cast(), size, prot, flags, file.as_raw_fd(), file_offset) };
-    if mapped == libc::MAP_FAILED {
-        return Err(MemoryError::Map { address, source: io::Error::last_os_error() });
     }
     Ok(())
 }
@@ -199,31 +162,6 @@ pub fn read_at<B: vm_memory::bitmap::BitmapSlice>(
     Ok(())
 }
 
-/// What the host is told about a range of guest memory.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Advice {
-    /// Back it with huge pages where possible.
-    HugePages,
-    /// Make its pages present and writable now.
-    PopulateWrite,
-    /// Make its pages present for reading now.
-    PopulateRead,
-}
-
-/// Advises the host about guest memory. Advice that the host does not know is not an error: it only costs time.
-pub fn advise(memory: &Memory, address: u64, length: u64, advice: Advice) {
-    let advice = match advice {
-        Advice::HugePages => libc::MADV_HUGEPAGE,
-        Advice::PopulateWrite => libc::MADV_POPULATE_WRITE,
-        Advice::PopulateRead => libc::MADV_POPULATE_READ,
-    };
-    let Ok(size) = usize::try_from(length) else { return };
-    if let Ok(slice) = memory.get_slice(GuestAddress(address), size) {
-        // SAFETY: the range is guest memory, and none of the three kinds of advice changes its content.
-        unsafe { libc::madvise(slice.ptr_guard_mut().as_ptr().cast(), size, advice) };
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -255,34 +193,5 @@ mod tests {
         assert_eq!(host as u64 % HUGE_PAGE, 0);
         assert_eq!(memory.read_obj::<u64>(GuestAddress((3 << 20) - 8)).unwrap(), 0);
         assert!(memory.read_obj::<u64>(GuestAddress(3 << 20)).is_err());
-    }
-
-    #[test]
-    fn a_mapped_file_shows_and_stays_unchanged_when_the_guest_writes() {
-        let memory = reserve(2).unwrap();
-        let file = tempfile::NamedTempFile::new().unwrap();
-        std::fs::write(file.path(), vec![7u8; 8192]).unwrap();
-        let opened = File::open(file.path()).unwrap();
-        map_file(&memory, 0x10_0000, &opened, 4096, 4096).unwrap();
-        assert_eq!(memory.read_obj::<u8>(GuestAddress(0x10_0fff)).unwrap(), 7);
-        assert_eq!(memory.read_obj::<u8>(GuestAddress(0x10_1000)).unwrap(), 0);
-        memory.write_obj(9u8, GuestAddress(0x10_0000)).unwrap();
-        assert_eq!(std::fs::read(file.path()).unwrap(), vec![7u8; 8192]);
-    }
-
-    #[test]
-    fn a_file_is_not_mapped_outside_ram_or_unaligned() {
-        let memory = reserve(2).unwrap();
-        let file = tempfile::tempfile().unwrap();
-        for (address, offset, length) in [
-            (2 << 20, 0, 4096),
-            ((2 << 20) - 4096, 0, 8192),
-            (1, 0, 4096),
-            (0, 1, 4096),
-            (0, 0, 1),
-            (u64::MAX - 4095, 0, 4096),
-        ] {
-            assert!(map_file(&memory, address, &file, offset, length).is_err(), "{address:#x}");
-        }
     }
 }

@@ -6,8 +6,8 @@ use devices::virtio::Memory;
 use kvm_ioctls::{Cap, Kvm, VmFd};
 
 use crate::{
-    attach::Attach,
-    boot::{self, LoadedKernel, command_line, command_line::MmioWindow, params, registers},
+    attach::{Attach, GuestDevices},
+    boot::{self, LoadedKernel, command_line, params, registers},
     bus::Buses,
     console::Console,
     cpuid::Template,
@@ -67,15 +67,15 @@ impl Vm {
             buses: &mut buses,
             event_loop: &mut event_loop,
             ending: &ending,
-            windows: Vec::new(),
+            guest_devices: GuestDevices::default(),
         };
         let console = attach.console(spec, &trace)?;
         attach.reset_controller()?;
         attach.virtio(spec)?;
-        let windows = attach.windows;
+        let guest_devices = attach.finish();
         trace.step("devices ready");
 
-        let kernel = load_guest(spec, &guest, console.is_some(), &windows)?;
+        let kernel = load_guest(spec, &guest, console.is_some(), &guest_devices)?;
         trace.step("kernel loaded");
 
         let vcpus = create_vcpus(spec.cpus, &kvm, &fd, &kernel, Arc::new(buses))?;
@@ -166,15 +166,15 @@ fn load_guest(
     spec: &VmSpec,
     guest: &Memory,
     console: bool,
-    windows: &[MmioWindow],
+    devices: &GuestDevices,
 ) -> Result<LoadedKernel, SetupError> {
     let bytes = u64::from(spec.memory_mib) << 20;
     let kernel = boot::load_kernel(guest, &spec.kernel)?;
     let initrd = boot::initrd::load(guest, bytes.min(memory::LOW_END), &kernel, &spec.initrd)?;
-    let line = command_line::build(console, windows, &spec.command_line);
+    let line = command_line::build(console, &devices.windows, &spec.command_line);
     command_line::write(guest, &line)?;
     params::write(guest, bytes, &kernel, line.len(), initrd)?;
-    mptable::write(guest, spec.cpus).map_err(boot::BootError::from)?;
+    mptable::write(guest, spec.cpus, &devices.irqs).map_err(boot::BootError::from)?;
     registers::write_tables(guest).map_err(boot::BootError::from)?;
     Ok(kernel)
 }

@@ -1,8 +1,8 @@
 //! Loads an ELF vmlinux: each PT_LOAD segment to its physical address.
 //!
-//! Whole pages are not copied but mapped privately from the file (a vmlinux is linked so that its segments lie on page
-//! boundaries): all machines on the host share one copy in the page cache until the guest writes. What does not
-//! fill a page, and whole segments that lie askew, are read.
+//! Segments are read, not mapped from the page cache. Mapping costs nothing at first, but then every page that the kernel
+//! touches is a VM exit, and for those it writes a copy as well: of 11 MB, 2100 exits, where read() into huge pages leaves
+//! 14. Measured in virtual time, from the spawn to the first line: 45.4 ms mapped, 40.9 ms read.
 
 use std::{fs::File, os::unix::fs::FileExt};
 
@@ -11,7 +11,6 @@ use linux_loader::elf::{Elf64_Ehdr, Elf64_Phdr};
 use vm_memory::{ByteValued, GuestAddress, GuestMemoryBackend};
 
 use super::{KERNEL_MIN, LoadedKernel};
-use crate::memory::{self, PAGE};
 
 const MACHINE_X86_64: u16 = 62;
 const CLASS_64: u8 = 2;
@@ -36,7 +35,7 @@ pub fn load(memory: &Memory, file: &File) -> Result<LoadedKernel, String> {
             continue;
         }
         let (first, behind) = range(memory, &segment, file_length)?;
-        load_segment(memory, file, &segment)?;
+        read(memory, file, segment.p_paddr, segment.p_offset, segment.p_filesz)?;
         end = end.max(behind);
         entry_inside |= (first..behind).contains(&header.e_entry);
     }
@@ -94,20 +93,6 @@ fn range(memory: &Memory, segment: &Elf64_Phdr, file_length: u64) -> Result<(u64
         ));
     }
     Ok((first, first + size))
-}
-
-fn load_segment(memory: &Memory, file: &File, segment: &Elf64_Phdr) -> Result<(), String> {
-    let (start, end) = (segment.p_paddr, segment.p_paddr + segment.p_filesz);
-    let first_page = start.next_multiple_of(PAGE);
-    let last_page = end - end % PAGE;
-    let offset_of = |address: u64| segment.p_offset + (address - start);
-    if start % PAGE != segment.p_offset % PAGE || first_page >= last_page {
-        return read(memory, file, start, segment.p_offset, segment.p_filesz);
-    }
-    memory::map_file(memory, first_page, file, offset_of(first_page), last_page - first_page)
-        .map_err(|e| e.to_string())?;
-    read(memory, file, start, segment.p_offset, first_page - start)?;
-    read(memory, file, last_page, offset_of(last_page), end - last_page)
 }
 
 fn read(memory: &Memory, file: &File, address: u64, offset: u64, length: u64) -> Result<(), String> {
