@@ -101,23 +101,25 @@ impl Unpacker {
     ///
     /// # Errors
     /// [`FailureKind::NoSpace`], [`FailureKind::Setup`].
-    pub fn finish(self) -> Result<(), Failure> {
-        let mut tree = self.applier.finish()?;
-        for (name, mode) in DIRECTORIES {
-            match mkdirat(tree.root(), name, Mode::from_raw_mode(mode)) {
-                // Whatever the image has there is the image's affair.
-                Ok(()) | Err(Errno::EXIST) => {}
-                Err(errno) => return Err(kernel_failure(errno)),
-            }
-        }
-        let Ok(Some(etc)) = CleanPath::new(b"etc").and_then(|path| tree.open(&path)) else { return Ok(()) };
-        for name in FILES {
-            let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-            match openat(&etc, name, flags, Mode::from_raw_mode(0o644)) {
-                Ok(_) | Err(Errno::EXIST) => {}
-                Err(errno) => return Err(kernel_failure(errno)),
-            }
-        }
-        Ok(())
+    pub fn finish(mut self) -> Result<(), Failure> {
+        make_mount_points(self.applier.tree())?;
+        self.applier.finish()
     }
+}
+
+/// Makes what guest-init needs. Whatever the image has in its place is the image's affair.
+fn make_mount_points(tree: &mut Tree) -> Result<(), Failure> {
+    let unless_there = |result| match result {
+        Ok(()) | Err(Errno::EXIST) => Ok(()),
+        Err(errno) => Err(kernel_failure(errno)),
+    };
+    for (name, mode) in DIRECTORIES {
+        unless_there(mkdirat(tree.root(), name, Mode::from_raw_mode(mode)))?;
+    }
+    let Ok(Some(etc)) = CleanPath::new(b"etc").and_then(|path| tree.open(&path)) else { return Ok(()) };
+    for name in FILES {
+        let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        unless_there(openat(&etc, name, flags, Mode::from_raw_mode(0o644)).map(drop))?;
+    }
+    Ok(())
 }

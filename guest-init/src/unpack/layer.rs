@@ -14,7 +14,7 @@ use rustix::{
 use super::{
     path::CleanPath,
     tar::{Archive, Entry, Kind, TarError, Time},
-    tree::{Directory, Tree, kernel_failure, proc_path},
+    tree::{Directory, Tree, is_directory, kernel_failure, proc_path},
     xattr,
 };
 use crate::failure::Failure;
@@ -74,18 +74,23 @@ impl Applier {
     ///
     /// # Errors
     /// [`FailureKind::Setup`] when the disk fails.
-    pub fn finish(mut self) -> Result<Tree, Failure> {
+    pub fn finish(mut self) -> Result<(), Failure> {
         for (path, time) in std::mem::take(&mut self.directory_times) {
             let (above, name) = path.split().unwrap_or((CleanPath::default(), b"."));
             // A later layer may have removed it, or the way to it.
             let Ok(Some(parent)) = self.tree.open(&above) else { continue };
             let Some(stat) = self.tree.stat(&parent, name)? else { continue };
-            if FileType::from_raw_mode(stat.st_mode) == FileType::Directory {
+            if is_directory(&stat) {
                 let times = Timestamps { last_access: timespec(time), last_modification: timespec(time) };
                 utimensat(&parent, name, &times, AtFlags::SYMLINK_NOFOLLOW).map_err(kernel_failure)?;
             }
         }
-        Ok(self.tree)
+        Ok(())
+    }
+
+    /// The tree as it is now.
+    pub fn tree(&mut self) -> &mut Tree {
+        &mut self.tree
     }
 
     fn apply_entry(&mut self, entry: &Entry, archive: &mut Archive<impl BufRead>) -> Result<(), Failure> {
@@ -143,7 +148,7 @@ impl Applier {
         if matches!(hidden, b"" | b"." | b"..") {
             return Err(Failure::new(FailureKind::BadLayer, "a whiteout must name what it hides"));
         }
-        let Some(parent) = self.tree.open(above)? else { return Ok(()) };
+        let Some(parent) = self.tree.open_lower(above)? else { return Ok(()) };
         if is_opaque {
             self.tree.remove_lower_content(&parent)
         } else {
@@ -183,10 +188,12 @@ impl Applier {
         let file =
             self.replace(parent, name, || openat(parent, name, flags, mode & Mode::from_raw_mode(0o777)))?;
 
-        let mut end = 0;
-        for segment in &entry.segments {
+        // A file that ends in a hole has an empty segment there.
+        let mut file_end = 0;
+        for segment in entry.segments.iter().filter(|segment| segment.length > 0) {
             let mut offset = segment.offset;
-            end = segment.offset.saturating_add(segment.length);
+            let end = segment.offset.saturating_add(segment.length);
+            file_end = end;
             while offset < end {
                 let chunk = archive.fill_data().map_err(archive_failure)?;
                 let length = chunk.len().min(usize::try_from(end - offset).unwrap_or(usize::MAX));
@@ -197,7 +204,7 @@ impl Applier {
                 offset = offset.saturating_add(written as u64);
             }
         }
-        if end != entry.size {
+        if file_end != entry.size {
             ftruncate(&file, entry.size).map_err(kernel_failure)?;
         }
         let (uid, gid) = owner(entry)?;
@@ -224,13 +231,13 @@ impl Applier {
         let (target_above, target_name) = target.split().ok_or_else(missing)?;
         let target_parent = self.tree.open(&target_above)?.ok_or_else(missing)?;
         let target_stat = self.tree.stat(&target_parent, target_name)?.ok_or_else(missing)?;
+        if is_directory(&target_stat) {
+            return Err(Failure::new(FailureKind::BadLayer, "the target of a hard link is a directory"));
+        }
         if let Some(stat) = self.tree.stat(parent, name)?
             && (stat.st_dev, stat.st_ino) == (target_stat.st_dev, target_stat.st_ino)
         {
             return Ok(());
-        }
-        if FileType::from_raw_mode(target_stat.st_mode) == FileType::Directory {
-            return Err(Failure::new(FailureKind::BadLayer, "the target of a hard link is a directory"));
         }
         let link = || linkat(&target_parent, target_name, parent, name, AtFlags::empty());
         match link() {
@@ -250,8 +257,7 @@ impl Applier {
             Err(Errno::EXIST) => {}
             other => return other.map_err(kernel_failure),
         }
-        let is_directory = |mode| FileType::from_raw_mode(mode) == FileType::Directory;
-        if self.tree.stat(parent, name)?.is_some_and(|stat| is_directory(stat.st_mode)) {
+        if self.tree.stat(parent, name)?.is_some_and(|stat| is_directory(&stat)) {
             return xattr::remove_others(&proc_path(parent, name), &entry.xattrs);
         }
         self.tree.remove(parent, name)?;

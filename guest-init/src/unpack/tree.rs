@@ -5,7 +5,6 @@
 
 use std::{
     collections::HashSet,
-    ffi::CString,
     hash::{BuildHasher, RandomState},
     os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd},
     rc::Rc,
@@ -133,6 +132,22 @@ impl Tree {
         }
     }
 
+    /// Opens a directory of lower layers, for a whiteout; `None` if there is none to hide anything in.
+    ///
+    /// # Errors
+    /// [`FailureKind::BadLayer`] when links lead nowhere.
+    pub fn open_lower(&mut self, path: &CleanPath) -> Result<Option<Directory>, Failure> {
+        if !self.has_lower {
+            return Ok(None);
+        }
+        // Umoci has whiteouts below a directory that the same layer replaces by a file.
+        match self.resolve(path.bytes(), OFlags::PATH | OFlags::CLOEXEC) {
+            Err(Errno::NOTDIR) if !path.is_root() => Ok(None),
+            Ok(fd) if !is_directory(&fstat(&fd).map_err(kernel_failure)?) => Ok(None),
+            _ => self.open(path),
+        }
+    }
+
     fn resolve(&self, path: &[u8], flags: OFlags) -> rustix::io::Result<OwnedFd> {
         let resolve = ResolveFlags::IN_ROOT | ResolveFlags::NO_MAGICLINKS;
         // The kernel says EAGAIN when anything on the machine was renamed while it resolved a "..".
@@ -210,8 +225,7 @@ impl Tree {
     /// # Errors
     /// [`FailureKind::LimitExceeded`] for directories nested too deep.
     pub fn remove(&mut self, directory: &Directory, name: &[u8]) -> Result<(), Failure> {
-        self.last = None;
-        self.remove_at(directory, name, false, 0).map(drop)
+        self.sweep(directory, vec![name.to_vec()], false)
     }
 
     /// Removes what lower layers have at a name, and keeps what the current one has made there.
@@ -219,8 +233,7 @@ impl Tree {
     /// # Errors
     /// As [`Tree::remove`].
     pub fn remove_lower(&mut self, directory: &Directory, name: &[u8]) -> Result<(), Failure> {
-        self.last = None;
-        self.remove_at(directory, name, true, 0).map(drop)
+        self.sweep(directory, vec![name.to_vec()], true)
     }
 
     /// Removes what lower layers have in a directory, and keeps what the current one has made there.
@@ -228,58 +241,87 @@ impl Tree {
     /// # Errors
     /// As [`Tree::remove`].
     pub fn remove_lower_content(&mut self, directory: &Directory) -> Result<(), Failure> {
+        let names = names(directory).map_err(kernel_failure)?;
+        self.sweep(directory, names, true)
+    }
+
+    /// Removes these names of a directory, deepest first. Not by recursion: an archive decides on the depth.
+    fn sweep(&mut self, start: &Directory, names: Vec<Vec<u8>>, keep_made: bool) -> Result<(), Failure> {
         self.last = None;
-        self.empty(directory, true, 0).map(drop)
-    }
-
-    /// Whether anything was kept.
-    fn remove_at(
-        &self,
-        parent: &Directory,
-        name: &[u8],
-        keep_made: bool,
-        depth: usize,
-    ) -> Result<bool, Failure> {
-        let is_made = keep_made && self.made.contains(&self.key(parent, name));
-        let Some(stat) = self.stat(parent, name)? else { return Ok(false) };
-        if FileType::from_raw_mode(stat.st_mode) != FileType::Directory {
-            if !is_made {
-                unlinkat(parent, name, AtFlags::empty()).map_err(kernel_failure)?;
+        let mut levels = vec![Level { directory: start.clone(), name: Vec::new(), names, is_kept: true }];
+        while let Some(level) = levels.last_mut() {
+            let Some(name) = level.names.pop() else {
+                self.leave(&mut levels)?;
+                continue;
+            };
+            let is_made = keep_made && self.made.contains(&self.key(&level.directory, &name));
+            let Some(stat) = self.stat(&level.directory, &name)? else { continue };
+            if is_directory(&stat) {
+                let level = Level::enter(&level.directory, name, stat.st_ino, is_made)?;
+                levels.push(level);
+            } else if is_made {
+                level.is_kept = true;
+            } else {
+                unlinkat(&level.directory, &name, AtFlags::empty()).map_err(kernel_failure)?;
             }
-            return Ok(is_made);
+            if levels.len() > MAX_DEPTH {
+                let message = format!("directories are nested deeper than {MAX_DEPTH} levels");
+                return Err(Failure::new(FailureKind::LimitExceeded, message));
+            }
         }
-        if depth >= MAX_DEPTH {
-            let message = format!("directories are nested deeper than {MAX_DEPTH} levels");
-            return Err(Failure::new(FailureKind::LimitExceeded, message));
-        }
-        let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-        let fd = openat(parent, name, flags, Mode::empty()).map_err(kernel_failure)?;
-        let directory = Directory { fd: Rc::new(fd), inode: stat.st_ino };
-        let is_kept = self.empty(&directory, keep_made, depth + 1)? || is_made;
-        if !is_kept {
-            unlinkat(parent, name, AtFlags::REMOVEDIR).map_err(kernel_failure)?;
-        }
-        Ok(is_kept)
+        Ok(())
     }
 
-    fn empty(&self, directory: &Directory, keep_made: bool, depth: usize) -> Result<bool, Failure> {
-        let mut is_kept = false;
-        for name in names(directory).map_err(kernel_failure)? {
-            is_kept |= self.remove_at(directory, name.as_bytes(), keep_made, depth)?;
+    /// Goes up from a directory of which nothing more is to be looked at, and removes it unless it is needed.
+    fn leave(&self, levels: &mut Vec<Level>) -> Result<(), Failure> {
+        if let Some(done) = levels.pop()
+            && let Some(above) = levels.last_mut()
+        {
+            if done.is_kept {
+                above.is_kept = true;
+            } else {
+                unlinkat(&above.directory, &done.name, AtFlags::REMOVEDIR).map_err(kernel_failure)?;
+            }
         }
-        Ok(is_kept)
+        Ok(())
+    }
+}
+
+/// Whether this is a directory.
+pub fn is_directory(stat: &Stat) -> bool {
+    FileType::from_raw_mode(stat.st_mode) == FileType::Directory
+}
+
+/// A directory on the way down of [`Tree::sweep`].
+struct Level {
+    directory: Directory,
+    name: Vec<u8>,
+    /// What is still to be looked at in it.
+    names: Vec<Vec<u8>>,
+    /// Whether it, or anything in it, stays.
+    is_kept: bool,
+}
+
+impl Level {
+    fn enter(parent: &Directory, name: Vec<u8>, inode: u64, is_kept: bool) -> Result<Self, Failure> {
+        let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        let fd = openat(parent, &name, flags, Mode::empty()).map_err(kernel_failure)?;
+        let directory = Directory { fd: Rc::new(fd), inode };
+        let names = names(&directory).map_err(kernel_failure)?;
+        Ok(Self { directory, name, names, is_kept })
     }
 }
 
 /// The names in a directory, without `.` and `..`.
-fn names(directory: &Directory) -> rustix::io::Result<Vec<CString>> {
+fn names(directory: &Directory) -> rustix::io::Result<Vec<Vec<u8>>> {
     let readable =
         openat(directory, ".", OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())?;
     let mut names = Vec::new();
     for entry in Dir::new(readable)? {
-        let name = entry?.file_name().to_owned();
-        if !matches!(name.as_bytes(), b"." | b"..") {
-            names.push(name);
+        let entry = entry?;
+        let name = entry.file_name().to_bytes();
+        if !matches!(name, b"." | b"..") {
+            names.push(name.to_vec());
         }
     }
     Ok(names)
