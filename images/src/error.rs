@@ -83,7 +83,7 @@ pub enum Error {
         problem: String,
     },
     /// A registry stopped answering.
-    #[error("{url} sent nothing for {} s: try again, or check the network and the registry", .after.as_secs())]
+    #[error("{url} sent nothing for {after:?}: try again, or check the network and the registry")]
     Stalled {
         /// What was asked for.
         url: String,

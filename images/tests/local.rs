@@ -1,4 +1,10 @@
 //! Images from layouts and archives, made by the tools that people use, and by those who mean harm.
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    reason = "clippy exempts tests, but not their helpers"
+)]
 
 use std::{fs, io::Write, path::Path};
 

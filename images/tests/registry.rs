@@ -1,4 +1,10 @@
 //! A real registry: Debian's docker-registry, filled by skopeo.
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    reason = "clippy exempts tests, but not their helpers"
+)]
 
 use std::{
     env, fs,
@@ -145,7 +151,8 @@ fn credentials_come_from_dockers_file_and_helpers() {
     let docker = directory.path().join("docker");
     fs::create_dir(&docker).unwrap();
     let helper = docker.join("docker-credential-test");
-    fs::write(&helper, "#!/bin/sh\necho '{\"Username\":\"alice\",\"Secret\":\"secret\"}'\n").unwrap();
+    fs::write(&helper, "#!/bin/sh\nread server\necho '{\"Username\":\"alice\",\"Secret\":\"secret\"}'\n")
+        .unwrap();
     common::run("coreutils", "chmod", &["+x", text(&helper)]);
     let file = format!(r#"{{"auths":{{"{host}":{{"auth":"YWxpY2U6c2VjcmV0"}}}}}}"#);
     let helpers = format!(r#"{{"credHelpers":{{"{host}":"test"}}}}"#);
