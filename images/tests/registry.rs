@@ -286,6 +286,23 @@ fn several_processes_and_threads_fetch_each_blob_once() {
 }
 
 #[test]
+fn a_full_disk_is_named_and_the_store_stays_usable() {
+    let (registry, _) = registry_with_big(4);
+    let directory = tempfile::tempdir().unwrap();
+    let pulling = child(directory.path(), &registry.name("big"));
+    // A disk of 2 MB that only this process sees; the second pull is the last word on the state that the first one left.
+    let script = "mount -t tmpfs -o size=2m none \"$TEST_STORE\" || exit 99; \"$0\" \"$@\" && exit 98; \
+                  mount -o remount,size=20m \"$TEST_STORE\" || exit 97; exec \"$0\" \"$@\"";
+    let mut command = Command::new("unshare");
+    command.args(["-r", "-m", "sh", "-c", script]).arg(pulling.get_program()).args(pulling.get_args());
+    command.envs(pulling.get_envs().filter_map(|(name, value)| Some((name, value?))));
+    let output = command.output().unwrap_or_else(|error| panic!("unshare ({error}): apt install util-linux"));
+    let stderr = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "{}: {stderr}", output.status);
+    assert!(stderr.contains("NoSpace"), "{stderr}");
+}
+
+#[test]
 fn damage_in_the_registry_is_found() {
     let (registry, layers) = registry_with_big(3);
     let path = registry.blob_path(&Digest::of(&layers[1]));
