@@ -110,6 +110,12 @@ pub enum Error {
         /// Its registry.
         registry: String,
     },
+    /// The docker daemon does not have the image.
+    #[error("the docker daemon has no image {name}; `docker images` lists what it has")]
+    NotInDocker {
+        /// The image.
+        name: String,
+    },
     /// The registry wants credentials, or better ones.
     #[error("{registry} refuses access to {name} {with}: log in with `docker login {registry}`")]
     Unauthorized {

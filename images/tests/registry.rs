@@ -175,6 +175,22 @@ fn credentials_come_from_dockers_file_and_helpers() {
     }
 }
 
+#[test]
+fn a_certificate_must_be_trusted_even_on_loopback() {
+    let directory = tempfile::tempdir().unwrap();
+    let mut layout = Layout::new(directory.path().join("layout"));
+    layout.tag(layout.image("amd64", &[noise(1, 1000)]), "x");
+    let registry = Registry::start_with_tls();
+    registry.push(&format!("oci:{}:x", text(&layout.path)), "x", &[]);
+    let mut pulling = child(&directory.path().join("store"), &registry.name("x"));
+    let output = pulling.output().unwrap();
+    let stderr = String::from_utf8_lossy(&output.stderr);
+    assert!(!output.status.success() && stderr.contains("certificate"), "{stderr}");
+    let output =
+        pulling.env("SSL_CERT_FILE", registry.directory.path().join("certificate.pem")).output().unwrap();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+}
+
 /// This test binary again, as a process that pulls `name` into the store at `store`.
 fn child(store: &std::path::Path, name: &str) -> Command {
     let mut command = Command::new(env::current_exe().unwrap());
