@@ -83,7 +83,7 @@ pub enum Error {
         problem: String,
     },
     /// A registry stopped answering.
-    #[error("{url} sent nothing for {} s: try again, or check the network and the registry", .after.as_secs())]
+    #[error("{url} sent nothing for {after:?}: try again, or check the network and the registry")]
     Stalled {
         /// What was asked for.
         url: String,
@@ -109,6 +109,12 @@ pub enum Error {
         name: String,
         /// Its registry.
         registry: String,
+    },
+    /// The docker daemon does not have the image.
+    #[error("the docker daemon has no image {name}; `docker images` lists what it has")]
+    NotInDocker {
+        /// The image.
+        name: String,
     },
     /// The registry wants credentials, or better ones.
     #[error("{registry} refuses access to {name} {with}: log in with `docker login {registry}`")]

@@ -454,3 +454,6 @@ fn check_tag(text: &str, tag: &str) -> Result<(), ReferenceError> {
         && tag.bytes().all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'_' | b'.' | b'-'));
     if valid { Ok(()) } else { Err(ReferenceError::Tag { text: text.into(), tag: tag.into() }) }
 }
+
+#[cfg(test)]
+mod tests;

@@ -105,7 +105,9 @@ impl Store {
         }
         self.make_layout()?;
         let draft = self.root().join("tmp").join(format!("template-{name}"));
-        let Some(file) = files::open_draft(&draft, &|| path.exists(), &mut || {})? else { return Ok(path) };
+        let Some(file) = files::open_fresh_draft(&draft, &|| path.exists(), &mut || {})? else {
+            return Ok(path);
+        };
         let made =
             make_filesystem(kind, size, &file, &draft).and_then(|()| files::publish(&file, &draft, &path));
         if made.is_err() {
@@ -160,8 +162,7 @@ fn checked_size(size_bytes: u64) -> Result<u64> {
 }
 
 fn make_filesystem(kind: TemplateKind, size: u64, file: &File, path: &Path) -> Result<()> {
-    let resized = file.set_len(0).and_then(|()| file.set_len(size));
-    resized.map_err(|error| Error::io("resize", path, error))?;
+    file.set_len(size).map_err(|error| Error::io("resize", path, error))?;
     let common = ["-q", "-F", "-b", "4096", "-I", "256", "-i", "16384", "-m", "0", "-o", "Linux"];
     let output = Command::new("mke2fs")
         .args(common)

@@ -1,6 +1,18 @@
 //! Images from layouts and archives, made by the tools that people use, and by those who mean harm.
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    reason = "clippy exempts tests, but not their helpers"
+)]
 
-use std::{fs, io::Write, path::Path};
+use std::{
+    env, fs,
+    io::{BufRead, BufReader, Write},
+    os::unix::net::UnixListener,
+    path::Path,
+    process::Command,
+};
 
 use images::{
     Digest, Error, Image, NoProgress, PruneOptions, PullOptions, PullPolicy, Reference, RootfsSlot, Store,
@@ -102,7 +114,7 @@ fn damaged_layers_are_refused_and_leave_nothing() {
     let directory = tempfile::tempdir().unwrap();
     let mut layout = Layout::new(directory.path().join("layout"));
     let layer = noise(1, 100_000);
-    layout.tag(layout.image("amd64", &[layer.clone()]), "x");
+    layout.tag(layout.image("amd64", std::slice::from_ref(&layer)), "x");
     let name = format!("oci:{}:x", text(&layout.path));
     let store = Store::open(directory.path().join("store"));
     let path = layout.blob_path(&Digest::of(&layer));
@@ -126,7 +138,7 @@ fn a_fifo_in_a_layout_does_not_hang() {
     let directory = tempfile::tempdir().unwrap();
     let mut layout = Layout::new(directory.path().join("layout"));
     let layer = noise(1, 100);
-    layout.tag(layout.image("amd64", &[layer.clone()]), "x");
+    layout.tag(layout.image("amd64", std::slice::from_ref(&layer)), "x");
     let path = layout.blob_path(&Digest::of(&layer));
     fs::remove_file(&path).unwrap();
     common::run("coreutils", "mkfifo", &[text(&path)]);
@@ -301,6 +313,81 @@ fn shared_layers_stay_and_what_the_dead_left_goes() {
     assert_eq!((report.leftovers, report.rootfs), (0, vec![stray]));
     assert!(report.freed_bytes > 0);
     assert_eq!(store.list().unwrap().len(), 1);
+}
+
+/// A docker daemon that has one image, for as long as this lives.
+fn serve_docker(socket: &Path, id: &'static str, archive: Vec<u8>) {
+    let listener = UnixListener::bind(socket).unwrap();
+    std::thread::spawn(move || {
+        for stream in listener.incoming() {
+            let mut stream = stream.unwrap();
+            let mut request = String::new();
+            BufReader::new(&stream).read_line(&mut request).unwrap();
+            let answer = match request.trim_end() {
+                "GET /images/app:v1/json HTTP/1.0" => format!(r#"{{"Id":"{id}","Size":7}}"#).into_bytes(),
+                "GET /images/app:v1/get HTTP/1.0" => archive.clone(),
+                _ => {
+                    let _ =
+                        stream.write_all(b"HTTP/1.0 404 Not Found\r\n\r\n{\"message\":\"No such image\"}");
+                    continue;
+                }
+            };
+            let _ = stream
+                .write_all(b"HTTP/1.0 200 OK\r\nContent-Type: x\r\n\r\n")
+                .and_then(|()| stream.write_all(&answer));
+        }
+    });
+}
+
+/// What a process says that imports `name` with this docker daemon: the chain id, or the error; and whether it was cached.
+fn import_from_docker(directory: &Path, socket: &Path, name: &str) -> String {
+    let child = Command::new(env::current_exe().unwrap())
+        .args(["--exact", "child_that_imports", "--ignored", "--nocapture"])
+        .env("TEST_STORE", directory.join("store"))
+        .env("TEST_NAME", name)
+        .env("DOCKER_HOST", format!("unix://{}", socket.display()))
+        .output()
+        .unwrap();
+    let said = String::from_utf8(child.stdout).unwrap();
+    said.lines().find_map(|line| line.strip_prefix("SAID ")).map(String::from).unwrap_or(said)
+}
+
+#[test]
+#[ignore = "run by the test that needs an environment of its own"]
+fn child_that_imports() {
+    let store = Store::open(env::var("TEST_STORE").unwrap());
+    let name = Reference::parse(&env::var("TEST_NAME").unwrap()).unwrap();
+    let cached = store.find(&name).unwrap().is_some();
+    match pull(&store, &name, &PullOptions::default(), &NoProgress) {
+        Ok(image) => println!("SAID {} cached={cached}", image.chain_id),
+        Err(error) => println!("SAID {error}"),
+    }
+}
+
+#[test]
+fn an_image_of_the_docker_daemon_is_saved_and_followed_when_it_is_built_anew() {
+    let directory = tempfile::tempdir().unwrap();
+    let save = |layer: &[u8]| {
+        let path = directory.path().join("saved.tar");
+        let manifest = br#"[{"Config":"c","RepoTags":["app:v1"],"Layers":["l"]}]"#;
+        docker_tar(&path, &[("l", layer), ("c", &config_of(&[layer])), ("manifest.json", manifest)], &[]);
+        fs::read(path).unwrap()
+    };
+    let sockets = ["first", "second", "gone"].map(|name| directory.path().join(name));
+    serve_docker(&sockets[0], "sha256:1", save(b"one"));
+    serve_docker(&sockets[1], "sha256:2", save(b"two"));
+    let import = |socket: &Path| import_from_docker(directory.path(), socket, "docker-daemon:app:v1");
+    assert_eq!(import(&sockets[0]), format!("{} cached=false", Digest::of(b"one")));
+    assert_eq!(import(&sockets[0]), format!("{} cached=true", Digest::of(b"one")));
+    assert_eq!(import(&sockets[1]), format!("{} cached=false", Digest::of(b"two")));
+    assert_eq!(
+        import(&sockets[2]),
+        format!("{} cached=true", Digest::of(b"two")),
+        "without a daemon the last one is used"
+    );
+    let missing = import_from_docker(directory.path(), &sockets[0], "docker-daemon:other");
+    assert!(missing.starts_with("the docker daemon has no image other:latest"), "{missing}");
+    assert_eq!(temporary_files(&Store::open(directory.path().join("store"))), 0);
 }
 
 proptest! {

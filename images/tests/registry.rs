@@ -1,4 +1,10 @@
 //! A real registry: Debian's docker-registry, filled by skopeo.
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    reason = "clippy exempts tests, but not their helpers"
+)]
 
 use std::{
     env, fs,
@@ -145,7 +151,8 @@ fn credentials_come_from_dockers_file_and_helpers() {
     let docker = directory.path().join("docker");
     fs::create_dir(&docker).unwrap();
     let helper = docker.join("docker-credential-test");
-    fs::write(&helper, "#!/bin/sh\necho '{\"Username\":\"alice\",\"Secret\":\"secret\"}'\n").unwrap();
+    fs::write(&helper, "#!/bin/sh\nread server\necho '{\"Username\":\"alice\",\"Secret\":\"secret\"}'\n")
+        .unwrap();
     common::run("coreutils", "chmod", &["+x", text(&helper)]);
     let file = format!(r#"{{"auths":{{"{host}":{{"auth":"YWxpY2U6c2VjcmV0"}}}}}}"#);
     let helpers = format!(r#"{{"credHelpers":{{"{host}":"test"}}}}"#);
@@ -166,6 +173,22 @@ fn credentials_come_from_dockers_file_and_helpers() {
             "{config}"
         );
     }
+}
+
+#[test]
+fn a_certificate_must_be_trusted_even_on_loopback() {
+    let directory = tempfile::tempdir().unwrap();
+    let mut layout = Layout::new(directory.path().join("layout"));
+    layout.tag(layout.image("amd64", &[noise(1, 1000)]), "x");
+    let registry = Registry::start_with_tls();
+    registry.push(&format!("oci:{}:x", text(&layout.path)), "x", &[]);
+    let mut pulling = child(&directory.path().join("store"), &registry.name("x"));
+    let output = pulling.output().unwrap();
+    let stderr = String::from_utf8_lossy(&output.stderr);
+    assert!(!output.status.success() && stderr.contains("certificate"), "{stderr}");
+    let output =
+        pulling.env("SSL_CERT_FILE", registry.directory.path().join("certificate.pem")).output().unwrap();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
 }
 
 /// This test binary again, as a process that pulls `name` into the store at `store`.
@@ -276,6 +299,23 @@ fn several_processes_and_threads_fetch_each_blob_once() {
     }
     assert_eq!(done, layers.len());
     assert_eq!(store.list().unwrap().len(), 1);
+}
+
+#[test]
+fn a_full_disk_is_named_and_the_store_stays_usable() {
+    let (registry, _) = registry_with_big(4);
+    let directory = tempfile::tempdir().unwrap();
+    let pulling = child(directory.path(), &registry.name("big"));
+    // A disk of 2 MB that only this process sees; the second pull is the last word on the state that the first one left.
+    let script = "mount -t tmpfs -o size=2m none \"$TEST_STORE\" || exit 99; \"$0\" \"$@\" && exit 98; \
+                  mount -o remount,size=20m \"$TEST_STORE\" || exit 97; exec \"$0\" \"$@\"";
+    let mut command = Command::new("unshare");
+    command.args(["-r", "-m", "sh", "-c", script]).arg(pulling.get_program()).args(pulling.get_args());
+    command.envs(pulling.get_envs().filter_map(|(name, value)| Some((name, value?))));
+    let output = command.output().unwrap_or_else(|error| panic!("unshare ({error}): apt install util-linux"));
+    let stderr = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "{}: {stderr}", output.status);
+    assert!(stderr.contains("NoSpace"), "{stderr}");
 }
 
 #[test]

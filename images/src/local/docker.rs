@@ -71,9 +71,7 @@ fn get(target: &str, name: &RegistryName) -> Result<BufReader<UnixStream>> {
     let status = read_head(&mut reader).map_err(fail)?;
     match status {
         Some(200) => Ok(reader),
-        Some(404) => {
-            Err(Error::NotFound { name: name.familiar_name(), registry: "the docker daemon".into() })
-        }
+        Some(404) => Err(Error::NotInDocker { name: name.familiar_name() }),
         Some(status) => {
             let mut body = Vec::new();
             reader.take(2000).read_to_end(&mut body).map_err(fail)?;

@@ -2,7 +2,9 @@
 
 use std::{
     error::Error as _,
+    fs,
     net::IpAddr,
+    path::Path,
     sync::{
         Mutex, PoisonError,
         atomic::{AtomicBool, Ordering},
@@ -11,14 +13,16 @@ use std::{
 };
 
 use reqwest::{
-    Client, Response, StatusCode, Url,
+    Certificate, Client, Response, StatusCode, Url,
     header::{ACCEPT, AUTHORIZATION, HeaderMap, HeaderValue, LOCATION, RANGE, RETRY_AFTER, WWW_AUTHENTICATE},
     redirect,
 };
 use serde::Deserialize;
 
 use super::{challenge::Challenge, credentials::Credentials};
-use crate::{Error, Event, Progress, PullOptions, RegistryName, Result, oci, reference::DOCKER_HUB};
+use crate::{
+    Error, Event, Progress, PullOptions, RegistryName, Result, oci, reference::DOCKER_HUB, store::files,
+};
 
 /// Most redirects that are followed from one request.
 const MAX_REDIRECTS: usize = 5;
@@ -107,6 +111,7 @@ impl<'a> Session<'a> {
             // Redirects are followed here, for credentials must not.
             .redirect(redirect::Policy::none());
         let client = if is_loopback(&base) { client.no_proxy() } else { client };
+        let client = client.tls_certs_merge(extra_certificates(&shared.name.registry)?);
         let client = client.build().map_err(|error| unreachable(&base, &error))?;
         Ok(Self { shared, client, base })
     }
@@ -353,6 +358,25 @@ pub(super) fn addresses(name: &RegistryName, plain_http: bool) -> Result<Vec<Url
         (false, secure) if is_loopback(&secure) => Ok(vec![secure, parse("http")?]),
         (false, secure) => Ok(vec![secure]),
     }
+}
+
+/// The authorities that docker and podman trust for a registry beyond the system's (`certs.d/<host>/*.crt`).
+fn extra_certificates(registry: &str) -> Result<Vec<Certificate>> {
+    let mut certificates = Vec::new();
+    for directory in ["/etc/docker/certs.d", "/etc/containers/certs.d"] {
+        for (path, name) in files::list(&Path::new(directory).join(registry))? {
+            if !name.ends_with(".crt") {
+                continue;
+            }
+            let pem = fs::read(&path).map_err(|error| Error::io("read", &path, error))?;
+            let bundle = Certificate::from_pem_bundle(&pem).map_err(|error| Error::Malformed {
+                what: path.display().to_string(),
+                problem: format!("it is not a PEM certificate: {error}"),
+            })?;
+            certificates.extend(bundle);
+        }
+    }
+    Ok(certificates)
 }
 
 /// Whether nobody but this machine can be listening.

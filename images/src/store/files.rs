@@ -50,6 +50,22 @@ pub(crate) fn open_draft(
     }
 }
 
+/// As [`open_draft`], for drafts that other processes write by their path: an orphan of a dead owner may be writing still, so
+/// what it left is not written over but replaced by a new, empty file.
+pub(crate) fn open_fresh_draft(
+    path: &Path,
+    done: &dyn Fn() -> bool,
+    on_wait: &mut dyn FnMut(),
+) -> Result<Option<File>> {
+    loop {
+        let Some(file) = open_draft(path, done, on_wait)? else { return Ok(None) };
+        if file.metadata().map_err(|error| Error::io("stat", path, error))?.len() == 0 {
+            return Ok(Some(file));
+        }
+        remove(path)?;
+    }
+}
+
 fn lock(file: &File, path: &Path) -> Result<()> {
     loop {
         match file.lock() {

@@ -68,14 +68,17 @@ impl Store {
     }
 
     /// The image, if it is in the store as the source has it: no request to a registry, one small file read. An image
-    /// whose layout, archive or docker daemon has another one meanwhile is none, and so is one that can not be started
-    /// any more because its blobs and its root filesystem are gone.
+    /// whose layout, archive or docker daemon has another one meanwhile is none (if those are gone, the store's is the last),
+    /// and so is one that cannot be started any more because its blobs and its root filesystem are gone.
     ///
     /// # Errors
     /// What goes wrong with files.
     pub fn find(&self, reference: &Reference) -> Result<Option<Image>> {
         let Some(record) = self.read_record(&reference.canonical_name())? else { return Ok(None) };
-        if reference.is_local() && local::stamp(reference) != record.stamp {
+        // A source that is gone cannot have changed.
+        if let Some(stamp) = local::stamp(reference)
+            && record.stamp != Some(stamp)
+        {
             return Ok(None);
         }
         let whole = self.rootfs(&record.chain_id).is_some()

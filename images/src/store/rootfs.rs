@@ -85,10 +85,10 @@ impl Store {
                 return Ok(RootfsSlot::Ready(lease));
             }
             let mut on_wait = || progress.event(Event::Waiting { digest: *chain_id });
-            let Some(file) = files::open_draft(&draft, &|| target.exists(), &mut on_wait)? else { continue };
+            let Some(file) = files::open_fresh_draft(&draft, &|| target.exists(), &mut on_wait)? else {
+                continue;
+            };
             let draft = RootfsDraft { file, draft, target, committed: false };
-            let fail = |error| Error::io("truncate", &draft.draft, error);
-            draft.file.set_len(0).map_err(fail)?;
             self.fill_from_template(TemplateKind::Rootfs, ROOTFS_BYTES, &draft.file, &draft.draft)?;
             return Ok(RootfsSlot::Draft(draft));
         }

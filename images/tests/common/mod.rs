@@ -151,6 +151,11 @@ impl Registry {
         Self::start_with(auth)
     }
 
+    /// A registry with TLS, and a certificate in `certificate.pem` of its directory that nobody trusts unless told to.
+    pub fn start_with_tls() -> Self {
+        Self::start_with("  tls:\n    certificate: DIRECTORY/certificate.pem\n    key: DIRECTORY/key.pem\n")
+    }
+
     fn start_with(extra: &str) -> Self {
         // Another process may take the free port before the registry does.
         for _ in 0..5 {
@@ -168,6 +173,18 @@ impl Registry {
         let directory = tempfile::tempdir().unwrap();
         let port = free_port();
         fs::write(directory.path().join("htpasswd"), format!("alice:{BCRYPT_OF_SECRET}\n")).unwrap();
+        if extra.contains("tls:") {
+            let at = |name: &str| directory.path().join(name).display().to_string();
+            let request = "req -x509 -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -days 2 -subj /CN=flyrun-test \
+                           -addext subjectAltName=IP:127.0.0.1 -addext basicConstraints=critical,CA:FALSE";
+            let files = ["-keyout".into(), at("key.pem"), "-out".into(), at("certificate.pem")];
+            let arguments: Vec<&str> = request
+                .split(' ')
+                .filter(|word| !word.is_empty())
+                .chain(files.iter().map(String::as_str))
+                .collect();
+            run("openssl", "openssl", &arguments);
+        }
         let config = format!(
             "version: 0.1\nlog:\n  level: error\nstorage:\n  filesystem:\n    rootdirectory: {0}/data\n\
              http:\n  addr: 127.0.0.1:{port}\n{1}",
