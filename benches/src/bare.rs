@@ -9,7 +9,7 @@ use anyhow::{Context, Result};
 use serde_json::json;
 
 use crate::{
-    exits::Exits,
+    exits,
     report::Report,
     run::{Started, milliseconds},
     trace,
@@ -34,7 +34,8 @@ pub struct Machine {
 impl Machine {
     /// Finds the files.
     pub fn new(library: &Path, initrd: &Path) -> Result<Self> {
-        let existing = |path: PathBuf| path.canonicalize().with_context(|| format!("there is no {}", path.display()));
+        let existing =
+            |path: PathBuf| path.canonicalize().with_context(|| format!("there is no {}", path.display()));
         Ok(Self {
             vmm: existing(library.join("flyrun-vmm"))?,
             kernel: existing(library.join("vmlinux"))?,
@@ -57,33 +58,21 @@ impl Machine {
         Ok(command)
     }
 
-    /// boot.bare.flyrun, its exits, and its steps from one more run.
+    /// boot.bare.flyrun, its steps from one more run, and its exits.
     pub fn boot_flyrun(&self, runs: u32, report: &mut Report) -> Result<()> {
         let mut command = self.flyrun("")?;
         let mut times = Vec::new();
-        let mut kinds: Vec<(&str, Vec<f64>)> = Vec::new();
         // One run more than is counted: the first reads every file for the first time.
         for run in 0..=runs {
-            let before = Exits::now()?;
             let started = Started::new(&mut command, SIGN)?;
-            let exits = Exits::now()?.since(&before);
             if run > 0 {
                 times.push(milliseconds(started.elapsed));
-                for (kind, count) in exits {
-                    match kinds.iter_mut().find(|(name, _)| *name == kind) {
-                        Some((_, counts)) => counts.push(count as f64),
-                        None => kinds.push((kind, vec![count as f64])),
-                    }
-                }
             }
             started.finish()?;
         }
         report.add("boot.bare.flyrun", "ms_virtual", &times);
         self.steps(report)?;
-        for (kind, counts) in kinds.iter().filter(|(_, counts)| counts.iter().any(|count| *count > 0.0)) {
-            report.add(format!("boot.bare.flyrun.{kind}"), "count", counts);
-        }
-        Ok(())
+        exits::measure(&mut self.flyrun("hold")?, SIGN, runs, "boot.bare.flyrun.exits", false, report)
     }
 
     fn steps(&self, report: &mut Report) -> Result<()> {
@@ -92,7 +81,11 @@ impl Machine {
         Started::new(self.flyrun("")?.arg("--trace").arg(&file), SIGN)?.finish()?;
         let mut previous = began;
         for step in trace::read(&file)? {
-            report.add(format!("boot.bare.flyrun: {}", step.name), "ms_virtual", &[step.at_us.saturating_sub(previous) as f64 / 1000.0]);
+            report.add(
+                format!("boot.bare.flyrun: {}", step.name),
+                "ms_virtual",
+                &[step.at_us.saturating_sub(previous) as f64 / 1000.0],
+            );
             previous = step.at_us;
         }
         Ok(())
@@ -102,8 +95,25 @@ impl Machine {
     pub fn boot_qemu(&self, runs: u32, report: &mut Report) -> Result<()> {
         let mut command = Command::new("qemu-system-x86_64");
         command
-            .args(["-M", "microvm,acpi=off,pit=off,pic=off,rtc=off", "-accel", "kvm", "-cpu", "host", "-smp", "1"])
-            .args(["-m", &MEMORY_MIB.to_string(), "-nodefaults", "-no-user-config", "-display", "none", "-no-reboot"])
+            .args([
+                "-M",
+                "microvm,acpi=off,pit=off,pic=off,rtc=off",
+                "-accel",
+                "kvm",
+                "-cpu",
+                "host",
+                "-smp",
+                "1",
+            ])
+            .args([
+                "-m",
+                &MEMORY_MIB.to_string(),
+                "-nodefaults",
+                "-no-user-config",
+                "-display",
+                "none",
+                "-no-reboot",
+            ])
             .args(["-serial", "stdio", "-append", QEMU_COMMAND_LINE])
             .arg("-kernel")
             .arg(&self.kernel)

@@ -5,7 +5,7 @@ use std::{path::Path, process::Command};
 use anyhow::{Context, Result};
 
 use crate::{
-    exits::Exits,
+    exits,
     report::Report,
     run::{Started, milliseconds},
     trace,
@@ -15,34 +15,31 @@ use crate::{
 pub fn run(flyrun: &Path, image: &str, runs: u32, report: &mut Report) -> Result<()> {
     let pulled = Command::new(flyrun).args(["pull", image]).status().context("flyrun cannot be started")?;
     anyhow::ensure!(pulled.success(), "flyrun pull {image} ended with {pulled}");
-    let mut command = Command::new(flyrun);
-    command.args(["run", "--rm", image, "echo", "first"]);
-
+    let run = |words: &[&str]| {
+        let mut command = Command::new(flyrun);
+        command.args(["run", "--rm", image]).args(words);
+        command
+    };
+    let mut command = run(&["echo", "first"]);
     let mut times = Vec::new();
-    let mut counts = Vec::new();
     // One run more than is counted: the first reads every file for the first time.
     for run in 0..=runs {
-        let before = Exits::now()?;
         let started = Started::new(&mut command, "first")?;
-        let elapsed = started.elapsed;
-        started.finish()?;
         if run > 0 {
-            times.push(milliseconds(elapsed));
-            counts.push(Exits::now()?.since(&before));
+            times.push(milliseconds(started.elapsed));
         }
+        started.finish()?;
     }
     report.add("run.cached.first_byte", "ms_virtual", &times);
     phases(&mut command, report)?;
-    let kinds = counts.first().map(|first| first.keys().copied().collect::<Vec<_>>()).unwrap_or_default();
-    for kind in kinds {
-        let values: Vec<f64> = counts.iter().filter_map(|count| count.get(kind)).map(|count| *count as f64).collect();
-        if kind == "exits" {
-            report.add("run.cached.exits", "count", &values);
-        } else if values.iter().any(|value| *value > 0.0) {
-            report.add(format!("run.cached.exits.{kind}"), "count", &values);
-        }
-    }
-    Ok(())
+    exits::measure(
+        &mut run(&["sh", "-c", "echo first; sleep 1"]),
+        "first",
+        runs,
+        "run.cached.exits",
+        true,
+        report,
+    )
 }
 
 /// The steps of one more run, each with the time since the step before it.
@@ -64,7 +61,11 @@ fn phases(command: &mut Command, report: &mut Report) -> Result<()> {
     steps.sort();
     let mut previous = began;
     for (at_us, name) in steps.into_iter().filter(|(at_us, _)| *at_us <= first_byte) {
-        report.add(format!("run.cached.phase {name}"), "ms_virtual", &[at_us.saturating_sub(previous) as f64 / 1000.0]);
+        report.add(
+            format!("run.cached.phase {name}"),
+            "ms_virtual",
+            &[at_us.saturating_sub(previous) as f64 / 1000.0],
+        );
         previous = at_us;
     }
     Ok(())

@@ -1,20 +1,60 @@
 //! VM exits by kind, from the counters of the kernel's KVM.
 
-use std::{collections::BTreeMap, path::Path};
+use std::{collections::BTreeMap, path::Path, process::Command};
 
 use anyhow::{Context, Result};
+
+use crate::{report::Report, run::Started};
 
 const COUNTERS: &str = "/sys/kernel/debug/kvm";
 
 /// The kinds that are told. `exits` counts all of them; the others are reasons, which overlap in part.
 const KINDS: [&str; 10] = [
-    "exits", "io_exits", "mmio_exits", "halt_exits", "irq_exits", "irq_window_exits", "signal_exits", "request_irq_exits",
-    "hypercalls", "insn_emulation",
+    "exits",
+    "io_exits",
+    "mmio_exits",
+    "halt_exits",
+    "irq_exits",
+    "irq_window_exits",
+    "signal_exits",
+    "request_irq_exits",
+    "hypercalls",
+    "insn_emulation",
 ];
 /// Not an exit by name, but most of a short machine's exits are these.
 const FAULTS: &str = "pf_taken";
 
-/// The counters at one moment, over all VMs of this host.
+/// Counts the exits of a VM from its start to the sign, as `name` and, by kind, `name.kind`.
+///
+/// The command must keep its VM after the sign: the counters are those of VMs that live. It is killed then, unless it
+/// `ends` by itself.
+pub fn measure(
+    command: &mut Command,
+    sign: &str,
+    runs: u32,
+    name: &str,
+    ends: bool,
+    report: &mut Report,
+) -> Result<()> {
+    let mut counts: BTreeMap<&str, Vec<f64>> = BTreeMap::new();
+    for _ in 0..runs {
+        let before = Exits::now()?;
+        let started = Started::new(command, sign)?;
+        for (kind, count) in Exits::now()?.since(&before) {
+            counts.entry(kind).or_default().push(count as f64);
+        }
+        if ends {
+            started.finish()?;
+        }
+    }
+    report.add(name, "count", &counts.remove("exits").unwrap_or_default());
+    for (kind, values) in counts.iter().filter(|(_, values)| values.iter().any(|value| *value > 0.0)) {
+        report.add(format!("{name}.{kind}"), "count", values);
+    }
+    Ok(())
+}
+
+/// The counters at one moment, over all VMs that live.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Exits(BTreeMap<&'static str, u64>);
 
@@ -30,11 +70,16 @@ impl Exits {
             let path = directory.join(kind);
             // Kernels differ in what they count.
             if let Ok(text) = std::fs::read_to_string(&path) {
-                let count = text.trim().parse().with_context(|| format!("{} is not a number", path.display()))?;
+                let count =
+                    text.trim().parse().with_context(|| format!("{} is not a number", path.display()))?;
                 counters.insert(kind, count);
             }
         }
-        anyhow::ensure!(counters.contains_key("exits"), "there are no KVM counters in {}", directory.display());
+        anyhow::ensure!(
+            counters.contains_key("exits"),
+            "there are no KVM counters in {}",
+            directory.display()
+        );
         Ok(Self(counters))
     }
 

@@ -19,7 +19,8 @@ pub fn measure(machine: &Machine, report: &mut Report) -> Result<()> {
     let mappings = parse(&smaps)?;
     let guest = find_guest(&mappings, u64::from(MEMORY_MIB) << 20)
         .with_context(|| format!("no mappings add up to {MEMORY_MIB} MiB of guest memory:\n{smaps}"))?;
-    let resident = |mappings: &[Mapping]| mappings.iter().map(|mapping| mapping.resident_kib).sum::<u64>() as f64;
+    let resident =
+        |mappings: &[Mapping]| mappings.iter().map(|mapping| mapping.resident_kib).sum::<u64>() as f64;
     let guest = mappings.get(guest).unwrap_or_default();
     report.add("vmm.overhead", "KiB", &[resident(&mappings) - resident(guest)]);
     report.add("vmm.guest_resident", "KiB", &[resident(guest)]);
@@ -38,9 +39,11 @@ fn parse(smaps: &str) -> Result<Vec<Mapping>> {
     for line in smaps.lines() {
         if let Some(rest) = line.strip_prefix("Rss:") {
             let mapping = mappings.last_mut().context("a size stands before the first mapping")?;
-            mapping.resident_kib = rest.trim().trim_end_matches(" kB").parse().with_context(|| format!("not a size: {line}"))?;
+            mapping.resident_kib =
+                rest.trim().trim_end_matches(" kB").parse().with_context(|| format!("not a size: {line}"))?;
         } else if let Some((start, end)) = line.split(' ').next().and_then(|range| range.split_once('-')) {
-            let address = |text| u64::from_str_radix(text, 16).with_context(|| format!("not an address: {line}"));
+            let address =
+                |text| u64::from_str_radix(text, 16).with_context(|| format!("not an address: {line}"));
             mappings.push(Mapping { start: address(start)?, end: address(end)?, resident_kib: 0 });
         }
     }

@@ -35,7 +35,8 @@ impl Report {
     /// The figures as lines of text.
     pub fn table(&self) -> String {
         let width = self.figures.iter().map(|figure| figure.name.len()).max().unwrap_or(0);
-        let mut text = format!("{:width$} {:>10} {:10} {:>4} {:>8}\n", "benchmark", "median", "unit", "runs", "spread");
+        let mut text =
+            format!("{:width$} {:>10} {:10} {:>4} {:>8}\n", "benchmark", "median", "unit", "runs", "spread");
         for Figure { name, value, unit, runs, spread } in &self.figures {
             let _infallible = writeln!(text, "{name:width$} {value:>10} {unit:10} {runs:>4} {spread:>8}");
         }
@@ -71,7 +72,8 @@ mod tests {
         report.add("boot", "ms_virtual", &[30.0, 20.0, 21.5]);
         report.add("even", "count", &[1.0, 4.0]);
         report.add("nothing", "count", &[]);
-        let figures: Vec<_> = report.figures.iter().map(|f| (f.name.as_str(), f.value, f.runs, f.spread)).collect();
+        let figures: Vec<_> =
+            report.figures.iter().map(|f| (f.name.as_str(), f.value, f.runs, f.spread)).collect();
         assert_eq!(figures, [("boot", 21.5, 3, 10.0), ("even", 2.5, 2, 3.0)]);
     }
 

@@ -21,7 +21,8 @@ impl Started {
     /// Starts the program and reads until `sign` has appeared; the first byte is enough if it is empty.
     pub fn new(command: &mut Command, sign: &str) -> Result<Self> {
         let began = Instant::now();
-        let mut child = command.stdin(Stdio::null()).stdout(Stdio::piped()).spawn().context("it cannot be started")?;
+        let mut child =
+            command.stdin(Stdio::null()).stdout(Stdio::piped()).spawn().context("it cannot be started")?;
         let Some(mut stdout) = child.stdout.take() else { bail!("it has no standard output") };
         let mut text = Vec::new();
         let mut chunk = [0; 4096];

@@ -42,7 +42,10 @@ mod tests {
         let file = tempfile::NamedTempFile::new().unwrap();
         std::fs::write(file.path(), "20 machine is set up\n10 kernel loaded\n").unwrap();
         let steps = read(file.path()).unwrap();
-        assert_eq!(steps.iter().map(|s| s.name.as_str()).collect::<Vec<_>>(), ["kernel loaded", "machine is set up"]);
+        assert_eq!(
+            steps.iter().map(|s| s.name.as_str()).collect::<Vec<_>>(),
+            ["kernel loaded", "machine is set up"]
+        );
     }
 
     #[test]
