@@ -1,1 +1,14 @@
-//! End-to-end tests.
+//! End to end: the built flyrun, real images, real virtual machines. `make e2e` runs this in the test host.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+
+mod doctor;
+mod registries;
+mod run_config;
+mod run_errors;
+mod run_images;
+mod run_streams;
+mod signals;
+mod store;
+mod tty;
+mod unpack_faithful;
+mod unpack_hostile;
