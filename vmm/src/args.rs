@@ -10,6 +10,7 @@ flyrun-vmm: runs one KVM microVM and is that machine until it ends.
 
 Usage: flyrun-vmm --spec FILE|- [--trace FILE]
        flyrun-vmm --kernel FILE [OPTIONS] [--trace FILE]
+       flyrun-vmm --probe [--json]
 
   --spec FILE        the whole machine as JSON (`VmSpec`), `-` for standard input
   --kernel FILE      an uncompressed vmlinux (ELF) or a bzImage
@@ -21,6 +22,7 @@ Usage: flyrun-vmm --spec FILE|- [--trace FILE]
   --append WORDS     words added to the kernel's command line
   --vsock SOCKET     a vsock device with guest CID 3, mapped to unix sockets at this path
   --trace FILE       add a line for each step of the start: CLOCK_MONOTONIC in µs, and the step
+  --probe            say whether this host's KVM can run a guest kernel, by running a tiny one; --json: for programs
   --help, --version
 
 Exit code: 0 the guest reset its machine, 1 the machine could not be set up, 2 wrong usage, 3 no usable KVM,
@@ -34,6 +36,11 @@ pub enum Command {
     Help,
     /// Print the version.
     Version,
+    /// Find out whether KVM can run a guest kernel.
+    Probe {
+        /// Whether to print the verdict as JSON.
+        json: bool,
+    },
     /// Run a machine.
     Run {
         /// Where its spec comes from.
@@ -61,10 +68,19 @@ pub fn parse(arguments: impl IntoIterator<Item = String>) -> Result<Command, Str
     let mut spec_file = None;
     let mut trace = None;
     let mut options = Options::default();
+    let (mut probe, mut json) = (false, false);
     while let Some(name) = arguments.next() {
         match name.as_str() {
             "--help" | "-h" => return Ok(Command::Help),
             "--version" | "-V" => return Ok(Command::Version),
+            "--probe" => {
+                probe = true;
+                continue;
+            }
+            "--json" => {
+                json = true;
+                continue;
+            }
             _ => {}
         }
         let (name, value) = match name.split_once('=') {
@@ -82,6 +98,12 @@ pub fn parse(arguments: impl IntoIterator<Item = String>) -> Result<Command, Str
             "--trace" => trace = Some(PathBuf::from(value()?)),
             _ => options.take(&name, &mut value)?,
         }
+    }
+    match (probe, json, spec_file.is_some() || options.given.is_some() || trace.is_some()) {
+        (true, json, false) => return Ok(Command::Probe { json }),
+        (true, _, true) => return Err("--probe takes no other option than --json; see --help".to_owned()),
+        (false, true, _) => return Err("--json belongs to --probe; see --help".to_owned()),
+        (false, false, _) => {}
     }
     let machine = match (spec_file, options.given.take()) {
         (Some(_), Some(option)) => return Err(format!("{option} and --spec exclude each other; see --help")),
@@ -187,6 +209,15 @@ mod tests {
     fn a_spec_file_is_taken_with_a_trace() {
         let run = parse_words("--trace t --spec -").unwrap();
         assert_eq!(run, Command::Run { machine: Machine::File("-".into()), trace: Some("t".into()) });
+    }
+
+    #[test]
+    fn a_probe_is_alone() {
+        assert_eq!(parse_words("--probe"), Ok(Command::Probe { json: false }));
+        assert_eq!(parse_words("--json --probe"), Ok(Command::Probe { json: true }));
+        for line in ["--probe --kernel k", "--json", "--probe --trace t", "--json --kernel k"] {
+            assert!(parse_words(line).is_err(), "{line}");
+        }
     }
 
     #[test]

@@ -15,6 +15,8 @@ pub mod kick;
 pub mod lifecycle;
 pub mod memory;
 pub mod mptable;
+pub mod probe;
+pub mod probe_code;
 pub mod spec;
 pub mod trace;
 pub mod validate;

@@ -11,6 +11,7 @@ use vmm::{
     args::{self, Command, Machine},
     ending::End,
     exit::VmExit,
+    probe,
     spec::VmSpec,
     trace::{self, Trace},
     vm::Vm,
@@ -22,6 +23,7 @@ fn main() -> ExitCode {
     let end = match args::parse(arguments) {
         Ok(Command::Help) => print(args::HELP),
         Ok(Command::Version) => print(concat!("flyrun-vmm ", env!("CARGO_PKG_VERSION"), "\n")),
+        Ok(Command::Probe { json }) => probe(json),
         Ok(Command::Run { machine, trace }) => run(machine, trace.as_deref(), started_us),
         Err(mistake) => End { exit: VmExit::Usage, reason: mistake },
     };
@@ -36,6 +38,25 @@ fn print(text: &str) -> End {
     match std::io::stdout().write_all(text.as_bytes()) {
         Ok(()) => End { exit: VmExit::Reset, reason: String::new() },
         Err(e) => End { exit: VmExit::Setup, reason: format!("standard output: {e}") },
+    }
+}
+
+fn probe(json: bool) -> End {
+    let verdict = probe::probe();
+    let reason = if verdict.usable() { String::new() } else { verdict.message() };
+    let printed = match json {
+        true => {
+            let mut value = serde_json::to_value(&verdict).unwrap_or_default();
+            value["usable"] = verdict.usable().into();
+            value["message"] = verdict.message().into();
+            print(&format!("{value}\n"))
+        }
+        false if verdict.usable() => print(&format!("{}\n", verdict.message())),
+        false => print(""),
+    };
+    match verdict.usable() {
+        true => printed,
+        false => End { exit: VmExit::NoKvm, reason },
     }
 }
 
