@@ -53,7 +53,8 @@ pub enum End {
 pub fn start(plan: &VmPlan, run_dir: RunDir, keeps_disk: bool) -> Result<Foreground> {
     let streams = plan.streams.as_ref();
     // Without input for the workload, the keyboard stays the user's: Ctrl-C then is a signal, not a byte.
-    let raw = streams.is_some_and(|streams| streams.output == Output::Terminal && streams.input == Input::Own);
+    let raw =
+        streams.is_some_and(|streams| streams.output == Output::Terminal && streams.input == Input::Own);
     let vm = Vm::start(plan, run_dir)?;
     watch_signals(vm.sender()).context("cannot watch for signals")?;
     let raw_mode = if raw { RawMode::enter().context("cannot use the terminal")? } else { None };

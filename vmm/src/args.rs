@@ -8,8 +8,8 @@ use crate::spec::{ConsoleSpec, DiskSpec, VmSpec, VsockSpec};
 pub const HELP: &str = "\
 flyrun-vmm: runs one KVM microVM and is that machine until it ends.
 
-Usage: flyrun-vmm --spec FILE|- [--trace FILE]
-       flyrun-vmm --kernel FILE [OPTIONS] [--trace FILE]
+Usage: flyrun-vmm --spec FILE|- [--trace FILE] [--owner PID]
+       flyrun-vmm --kernel FILE [OPTIONS] [--trace FILE] [--owner PID]
        flyrun-vmm --probe [--json]
 
   --spec FILE        the whole machine as JSON (`VmSpec`), `-` for standard input
@@ -23,6 +23,7 @@ Usage: flyrun-vmm --spec FILE|- [--trace FILE]
   --vsock SOCKET     a vsock device with guest CID 3, mapped to unix sockets at this path
   --trace FILE       add a line for each step of the start: CLOCK_MONOTONIC in µs, and the step
   --probe            say whether this host's KVM can run a guest kernel, by running a tiny one; --json: for programs
+  --owner PID        end when this process, the parent of flyrun-vmm, ends
   --help, --version
 
 Exit code: 0 the guest reset its machine, 1 the machine could not be set up, 2 wrong usage, 3 no usable KVM,
@@ -47,6 +48,8 @@ pub enum Command {
         machine: Machine,
         /// Where the steps' times go.
         trace: Option<PathBuf>,
+        /// The parent process, with which the machine ends.
+        owner: Option<u32>,
     },
 }
 
@@ -66,7 +69,7 @@ pub enum Machine {
 pub fn parse(arguments: impl IntoIterator<Item = String>) -> Result<Command, String> {
     let mut arguments = arguments.into_iter();
     let mut spec_file = None;
-    let mut trace = None;
+    let (mut trace, mut owner) = (None, None);
     let mut options = Options::default();
     let (mut probe, mut json) = (false, false);
     while let Some(name) = arguments.next() {
@@ -96,10 +99,12 @@ pub fn parse(arguments: impl IntoIterator<Item = String>) -> Result<Command, Str
         match name.as_str() {
             "--spec" => spec_file = Some(PathBuf::from(value()?)),
             "--trace" => trace = Some(PathBuf::from(value()?)),
+            "--owner" => owner = Some(number("--owner", &value()?)?),
             _ => options.take(&name, &mut value)?,
         }
     }
-    match (probe, json, spec_file.is_some() || options.given.is_some() || trace.is_some()) {
+    match (probe, json, spec_file.is_some() || options.given.is_some() || trace.is_some() || owner.is_some())
+    {
         (true, json, false) => return Ok(Command::Probe { json }),
         (true, _, true) => return Err("--probe takes no other option than --json; see --help".to_owned()),
         (false, true, _) => return Err("--json belongs to --probe; see --help".to_owned()),
@@ -110,7 +115,7 @@ pub fn parse(arguments: impl IntoIterator<Item = String>) -> Result<Command, Str
         (Some(file), None) => Machine::File(file),
         (None, _) => Machine::Options(Box::new(options.spec()?)),
     };
-    Ok(Command::Run { machine, trace })
+    Ok(Command::Run { machine, trace, owner })
 }
 
 #[derive(Default)]
@@ -207,8 +212,9 @@ mod tests {
 
     #[test]
     fn a_spec_file_is_taken_with_a_trace() {
-        let run = parse_words("--trace t --spec -").unwrap();
-        assert_eq!(run, Command::Run { machine: Machine::File("-".into()), trace: Some("t".into()) });
+        let run = parse_words("--trace t --owner 7 --spec -").unwrap();
+        let trace = Some("t".into());
+        assert_eq!(run, Command::Run { machine: Machine::File("-".into()), trace, owner: Some(7) });
     }
 
     #[test]

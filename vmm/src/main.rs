@@ -7,6 +7,7 @@ use std::{
     sync::Arc,
 };
 
+use rustix::process::{Signal, getppid, set_parent_process_death_signal};
 use vmm::{
     args::{self, Command, Machine},
     ending::End,
@@ -24,7 +25,10 @@ fn main() -> ExitCode {
         Ok(Command::Help) => print(args::HELP),
         Ok(Command::Version) => print(concat!("flyrun-vmm ", env!("CARGO_PKG_VERSION"), "\n")),
         Ok(Command::Probe { json }) => probe(json),
-        Ok(Command::Run { machine, trace }) => run(machine, trace.as_deref(), started_us),
+        Ok(Command::Run { machine, trace, owner }) => match owner.map_or(Ok(()), end_with) {
+            Ok(()) => run(machine, trace.as_deref(), started_us),
+            Err(reason) => End { exit: VmExit::Setup, reason },
+        },
         Err(mistake) => End { exit: VmExit::Usage, reason: mistake },
     };
     if !end.reason.is_empty() {
@@ -57,6 +61,16 @@ fn probe(json: bool) -> End {
     match verdict.usable() {
         true => printed,
         false => End { exit: VmExit::NoKvm, reason },
+    }
+}
+
+/// Has the kernel end this process when its parent does, which must be the owner and alive.
+fn end_with(owner: u32) -> Result<(), String> {
+    set_parent_process_death_signal(Some(Signal::KILL)).map_err(|e| format!("--owner: {e}"))?;
+    // The parent may have ended just before; then the kernel has nothing to tell any more.
+    match getppid().map(|parent| parent.as_raw_nonzero().get()) {
+        Some(parent) if u32::try_from(parent) == Ok(owner) => Ok(()),
+        _ => Err(format!("--owner {owner}: that process is not the parent of flyrun-vmm, or has ended")),
     }
 }
 

@@ -147,7 +147,13 @@ fn spawn(plan: &VmPlan, spec: &Path, run_dir: &RunDir) -> Result<Child> {
     let log = run_dir.path().join("vmm.log");
     let log = File::create(&log).context(format!("cannot write {}", log.display()))?;
     let mut command = Command::new(&plan.vmm);
-    command.arg("--spec").arg(spec).arg("--die-with-parent").stdin(Stdio::null()).stderr(log);
+    command
+        .arg("--spec")
+        .arg(spec)
+        .arg("--owner")
+        .arg(std::process::id().to_string())
+        .stdin(Stdio::null())
+        .stderr(log);
     match plan.console {
         Some(_) => command.stdout(Stdio::null()),
         None => {
