@@ -65,7 +65,7 @@ e2e: build images
 	@mkdir -p target/e2e
 	export FLYRUN_TEST_IMAGES=$$(tests/images/build) FLYRUN_BIN=$(CURDIR)/$(DIST)/bin/flyrun
 	export CARGO_TARGET_X86_64_UNKNOWN_LINUX_GNU_RUNNER="$(CURDIR)/$(HOST) --share $(CURDIR)/target/e2e --timeout 1800 --"
-	cargo test -p tests --test e2e -- --test-threads=2 $(NAME)
+	RUST_BACKTRACE=0 cargo test -p tests --test e2e -- --test-threads=2 $(NAME)
 
 images:
 	@tests/images/build > /dev/null
