@@ -6,7 +6,6 @@ SHELL := /bin/bash
 
 PREFIX ?= /usr/local
 TIME ?= 600
-CACHE := $(or $(FLYRUN_CACHE),$(HOME)/.cache/flyrun)
 TARGET := x86_64-unknown-linux-gnu
 DIST := target/dist
 LIB := $(DIST)/lib/flyrun
@@ -65,19 +64,14 @@ e2e: build images
 	@mkdir -p target/e2e
 	export FLYRUN_TEST_IMAGES=$$(tests/images/build) FLYRUN_BIN=$(CURDIR)/$(DIST)/bin/flyrun
 	export CARGO_TARGET_X86_64_UNKNOWN_LINUX_GNU_RUNNER="$(CURDIR)/$(HOST) --share $(CURDIR)/target/e2e --timeout 1800 --"
-	cargo test -p tests --test e2e -- --test-threads=2 $(NAME)
+	RUST_BACKTRACE=0 cargo test -p tests --test e2e -- --test-threads=2 $(NAME)
 
 images:
 	@tests/images/build > /dev/null
 
-bench: build images ## Measure in virtual time, and write target/bench.json
+bench: build ## Measure in virtual time, and write target/bench.json
 	@cargo build --release -p benches
-	mkdir -p target/bench
-	images=$$(tests/images/build)
-	FLYRUN_TEST_IMAGES=$$images $(HOST) --virtual-time --timeout 1800 --share $(CURDIR)/target/bench \
-	    --copy $(CURDIR)/$(DIST) --copy $(CURDIR)/target/release/benches --copy $$images/oci/busybox -- \
-	    $(CURDIR)/target/release/benches --dist $(CURDIR)/$(DIST) --image oci:$$images/oci/busybox --out $(CURDIR)/target/bench/bench.json
-	cp target/bench/bench.json target/bench.json
+	benches/run --dist $(DIST)
 
 fuzz: ## Fuzz each parser of foreign bytes for TIME seconds (default 600)
 	@tests/fuzz $(TIME)
@@ -99,7 +93,7 @@ lint: ## Check format, lints, shell scripts, licences and duplicates
 	@tests/setup
 	cargo fmt --all --check
 	cargo clippy --workspace --all-targets -- -D warnings
-	shellcheck tests/host/{run,prepare,stage2} tests/images/build tests/setup tests/initramfs tests/fuzz tests/deny .ci/run images/kernel/build
+	shellcheck tests/host/{run,prepare,stage2} tests/images/build tests/setup tests/initramfs tests/fuzz tests/deny .ci/run images/kernel/build benches/run devices/fuzz/run guest-init/fuzz/run
 	shellcheck -s sh tests/host/init
 	tests/deny
 
