@@ -47,11 +47,15 @@ impl Setup {
     }
 
     fn with_rx(buffers: usize) -> Self {
+        Self::with(buffers, F_EVENT_IDX | F_INDIRECT_DESC)
+    }
+
+    fn with(buffers: usize, features: u64) -> Self {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("v");
         let device = Arc::new(Mutex::new(Vsock::new(CID, &path).unwrap()));
         let mut guest = Guest::with_shared(device.clone());
-        guest.start(F_EVENT_IDX | F_INDIRECT_DESC, 256);
+        guest.start(features, 256);
         let mut setup =
             Setup { guest, device, rx_buffers: HashMap::new(), path, dir, allocation: 1 << 18, forwarded: 0 };
         setup.offer(buffers);
