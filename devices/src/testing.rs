@@ -218,7 +218,7 @@ impl Guest {
     /// Makes a chain of (address, length, writable) buffers available, without notifying. Returns its head, or `None`
     /// when the queue is full.
     pub fn add(&mut self, queue: usize, buffers: &[(u64, u32, bool)]) -> Option<u16> {
-        let ring = &mut self.queues[queue];
+        let ring = self.queues.get_mut(queue)?;
         if ring.free.len() < buffers.len() || buffers.is_empty() {
             return None;
         }
@@ -247,7 +247,7 @@ impl Guest {
 
     /// Takes the next used chain: its head and the number of bytes written.
     pub fn used(&mut self, queue: usize) -> Option<(u16, u32)> {
-        let ring = &mut self.queues[queue];
+        let ring = self.queues.get_mut(queue)?;
         let idx: u16 = self.memory.read_obj(GuestAddress(ring.used() + 2)).unwrap();
         if idx == ring.used_idx {
             return None;
@@ -261,7 +261,10 @@ impl Guest {
         if let Some(length) = ring.lengths.get(usize::from(head)).copied().filter(|n| *n > 0) {
             let mut index = head;
             for _ in 0..length {
-                ring.free.push_back(index);
+                // A fuzzer may have written over the table.
+                if index < ring.size {
+                    ring.free.push_back(index);
+                }
                 index = ring.descriptor(&self.memory, index).next;
             }
         }

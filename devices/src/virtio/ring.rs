@@ -49,7 +49,7 @@ pub enum RingError {
     },
 }
 
-/// One buffer of a chain; it lies in guest memory.
+/// One buffer of a chain; it lies in guest memory and is not empty.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Buffer {
     /// Guest-physical address.
@@ -195,6 +195,10 @@ impl Ring {
             } else {
                 return Err(RingError::ReadableBehindWritable { head });
             };
+            // A buffer of no bytes may point anywhere, so nobody shall see where it points.
+            if buffer.length == 0 {
+                continue;
+            }
             if !memory.check_range(buffer.address, buffer.length as usize, access) {
                 return Err(buffer.outside());
             }

@@ -12,7 +12,7 @@
 
 use std::{
     collections::VecDeque,
-    io::{self, ErrorKind, Write},
+    io::{ErrorKind, Write},
     net::Shutdown,
     os::{fd::AsFd, unix::net::UnixStream},
 };
@@ -220,14 +220,13 @@ impl Connection {
     }
 
     /// Requested => Established: the guest has accepted, and the host is told.
-    ///
-    /// # Errors
-    /// The host is gone.
-    pub fn accepted(&mut self) -> io::Result<()> {
+    pub fn accepted(&mut self) {
         self.state = State::Established;
         let line = format!("OK {}\n", self.ports.host);
-        // The socket's buffer is empty, so a short line fits or the socket is dead.
-        (&self.stream).write_all(line.as_bytes())
+        // The socket's buffer is empty, so a short line fits. A host that has closed already may have sent all it wanted.
+        if (&self.stream).write_all(line.as_bytes()).is_err() {
+            self.host_receives_no_more();
+        }
     }
 
     /// Takes note of the guest's buffer space, which every packet tells.

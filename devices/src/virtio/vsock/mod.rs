@@ -194,13 +194,15 @@ impl MutEventSubscriber for Vsock {
     fn process(&mut self, events: Events, ops: &mut EventOps) {
         if self.events.control(events, ops) {
             self.follow(ops);
-        } else if self.events.acknowledge(events) {
-        } else if self.active.is_none() {
-            return;
-        } else if events.fd() == self.listener.as_raw_fd() {
-            self.muxer.accept(&self.listener, ops);
-        } else {
-            self.muxer.socket_event(events, ops);
+        } else if !self.events.acknowledge(events) {
+            if self.active.is_none() {
+                return;
+            }
+            if events.fd() == self.listener.as_raw_fd() {
+                self.muxer.accept(&self.listener, ops);
+            } else {
+                self.muxer.socket_event(events, ops);
+            }
         }
         self.pump(ops);
     }
@@ -257,3 +259,6 @@ impl VirtioDevice for Vsock {
         self.events.forget();
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -4,7 +4,7 @@
 //! writes `CONNECT <port>\n` gets one to that port of the guest, and is answered `OK <host's port>\n`.
 
 use std::{
-    collections::{HashMap, VecDeque},
+    collections::{HashMap, VecDeque, hash_map::Entry},
     io,
     os::{
         fd::{AsRawFd, OwnedFd},
@@ -124,11 +124,8 @@ impl Muxer {
         if connection.stream().as_raw_fd() != events.fd() {
             return;
         }
-        if connection.state() == State::Greeting {
-            self.greet(slot);
-        } else {
-            connection.socket_event(events.event_set());
-        }
+        connection.socket_event(events.event_set());
+        self.greet(slot);
         self.settle(slot, ops);
     }
 
@@ -182,7 +179,10 @@ impl Muxer {
                 self.detach(slot);
                 return Ok(());
             }
-            (State::Requested, Op::Response) => connection.accepted().is_ok(),
+            (State::Requested, Op::Response) => {
+                connection.accepted();
+                true
+            }
             (State::Established, Op::ReadWrite) => {
                 connection.take_data(&mut self.transfer, memory, chain, header.length)?
             }
@@ -299,10 +299,11 @@ impl Muxer {
             Greeting::Port(port) => {
                 connection.request(port);
                 // The guest may have a connection from that port to this one, if a service listens so high.
-                if self.by_ports.contains_key(&connection.ports()) {
-                    connection.detach();
-                } else {
-                    self.by_ports.insert(connection.ports(), slot);
+                match self.by_ports.entry(connection.ports()) {
+                    Entry::Vacant(entry) => {
+                        entry.insert(slot);
+                    }
+                    Entry::Occupied(_) => connection.detach(),
                 }
             }
         }
