@@ -24,10 +24,11 @@ use crate::{
 };
 
 const API: i32 = 12;
-/// A guest on the slowest sound host (QEMU emulating SVM) is through in 20 ms.
-const TIME_LIMIT: Duration = Duration::from_secs(2);
-/// Emulation was measured at 500 ns an instruction, the slowest sound host at 10.
-const MAX_NS_PER_INSTRUCTION: u64 = 200;
+/// A guest on the slowest sound host (QEMU emulating SVM) is through in 20 ms, and under load in some 100.
+const TIME_LIMIT: Duration = Duration::from_secs(3);
+/// How much slower than this process the guest may run its loop. Emulation was measured at 500 ns an instruction, which is
+/// 1000 times, and sound hosts at 1 to 2.
+const MAX_SLOWDOWN: u32 = 50;
 const ECX1_XSAVE: u32 = 1 << 26;
 const CR4_OSFXSR_OSXMMEXCPT: u64 = 0b11 << 9;
 const CR4_OSXSAVE: u64 = 1 << 18;
@@ -209,7 +210,7 @@ fn observe(vm: VmFd, mut vcpu: VcpuFd) -> Verdict {
             }
         }
     });
-    let verdict = judge(&receive, Instant::now() + TIME_LIMIT);
+    let verdict = judge(&receive, Instant::now() + TIME_LIMIT, own_speed());
     kick::kick(&thread);
     // The thread of a KVM that hangs is left to the process's end; a sound one is gone, or goes at its next event.
     drop(receive);
@@ -235,7 +236,7 @@ fn run_once(vcpu: &mut Kickable<'_>, before: &mut Duration) -> Event {
     }
 }
 
-fn judge(events: &Receiver<Event>, deadline: Instant) -> Verdict {
+fn judge(events: &Receiver<Event>, deadline: Instant, native: Duration) -> Verdict {
     let mut done = 0usize;
     loop {
         let at = STEPS.get(done).copied().unwrap_or("end");
@@ -247,10 +248,12 @@ fn judge(events: &Receiver<Event>, deadline: Instant) -> Verdict {
                 }
                 let ns_per_instruction =
                     u64::try_from(took.as_nanos()).unwrap_or(u64::MAX) / LOOP_INSTRUCTIONS;
-                if ns_per_instruction <= MAX_NS_PER_INSTRUCTION {
+                if took <= native.saturating_mul(MAX_SLOWDOWN) {
                     return Verdict::Ok { ns_per_instruction };
                 }
-                format!("{ns_per_instruction} ns an instruction")
+                format!(
+                    "{ns_per_instruction} ns an instruction, more than {MAX_SLOWDOWN} times the host's own"
+                )
             }
             Ok(Event::Step(step, _)) => format!("the guest reported step {step}"),
             Ok(Event::Stopped(reason)) => reason,
@@ -259,6 +262,16 @@ fn judge(events: &Receiver<Event>, deadline: Instant) -> Verdict {
         };
         return Verdict::EmulatesKernels { at, evidence };
     }
+}
+
+/// How long this process takes for a loop like the guest's; at least what the clock can tell.
+fn own_speed() -> Duration {
+    let before = thread_time();
+    let mut left = LOOP_INSTRUCTIONS / 2;
+    while std::hint::black_box(left) > 0 {
+        left -= 1;
+    }
+    thread_time().saturating_sub(before).max(Duration::from_micros(50))
 }
 
 /// CPU time of this thread, guest included: another load on the host does not slow it down.
@@ -279,7 +292,7 @@ mod tests {
         let (send, receive) = channel();
         tell(&send);
         drop(send);
-        judge(&receive, Instant::now() + TIME_LIMIT)
+        judge(&receive, Instant::now() + TIME_LIMIT, Duration::from_millis(1))
     }
 
     fn steps(send: &Sender<Event>, last_took: Duration) {
