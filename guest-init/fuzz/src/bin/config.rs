@@ -1,0 +1,25 @@
+//! The boot configuration, and what guest-init makes of its strings and of an image's files.
+#![no_main]
+
+use guest_init::run::{command, user};
+use libfuzzer_sys::fuzz_target;
+use protocol::{BootConfig, MAGIC, PROTOCOL_VERSION, decode_config, encode_config};
+
+fuzz_target!(|data: &[u8]| {
+    let _ = decode_config(data);
+    let file = [&MAGIC[..], &PROTOCOL_VERSION.to_le_bytes(), data].concat();
+    let Ok(config) = decode_config(&file) else { return };
+    let again = encode_config(&config).expect("what was decoded can be encoded");
+    assert_eq!(decode_config(&again).expect("it decodes"), config);
+    let BootConfig::Run(config) = config else { return };
+    let passwd = config.hostname.as_bytes();
+    let group = config.rootfs.as_bytes();
+    if let Ok(user) = user::resolve(&config.user, passwd, group) {
+        assert!(user.uid != u32::MAX && user.gid != u32::MAX);
+        let env = command::environment(&config, &user);
+        let path = command::variable(&env, "PATH").expect("there is always a PATH");
+        for program in &config.argv {
+            assert!(!command::candidates(program, path).is_empty());
+        }
+    }
+});
