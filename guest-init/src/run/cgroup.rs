@@ -39,6 +39,8 @@ impl Cgroup {
             | MountAttrFlags::MOUNT_ATTR_NODEV
             | MountAttrFlags::MOUNT_ATTR_NOEXEC;
         let root = fsmount(&context, FsMountFlags::FSMOUNT_CLOEXEC, attributes)?;
+        // Only an attached mount can be cloned (kernel fs/namespace.c, before 6.15), so it goes below its own subtree.
+        show(root.as_fd())?;
 
         let controllers = read_file(root.as_fd(), "cgroup.controllers")?;
         let enable: String = controllers.split_whitespace().flat_map(|name| ["+", name, " "]).collect();
@@ -51,7 +53,7 @@ impl Cgroup {
         mkdirat(&root, NAME, Mode::from_raw_mode(0o755))?;
         let flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC;
         let tree = open_tree(&root, NAME, flags)?;
-        move_mount(&tree, "", rustix::fs::CWD, "/sys/fs/cgroup", MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH)?;
+        show(tree.as_fd())?;
         let procs = open(tree.as_fd(), "cgroup.procs", OFlags::WRONLY)?;
         Ok(Self { directory: tree, procs })
     }
@@ -73,6 +75,11 @@ impl Cgroup {
 /// The counter `oom_kill` of a memory.events file (Documentation/admin-guide/cgroup-v2.rst).
 fn oom_kills(events: &str) -> u64 {
     events.lines().find_map(|line| line.strip_prefix("oom_kill ")?.trim().parse().ok()).unwrap_or(0)
+}
+
+/// Attaches a mount where containers look for their cgroup, over whatever is there.
+fn show(mount: BorrowedFd<'_>) -> rustix::io::Result<()> {
+    move_mount(mount, "", rustix::fs::CWD, "/sys/fs/cgroup", MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH)
 }
 
 fn open(directory: BorrowedFd<'_>, name: &str, flags: OFlags) -> rustix::io::Result<OwnedFd> {
