@@ -2,6 +2,7 @@
 //!
 //! Where KVM cannot run guests each test says so and is skipped, unless FLYRUN_REQUIRE_KVM=1 makes that a failure.
 //! `make test` runs them through tests/host/run.
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on panics")]
 
 use std::{
     path::Path,

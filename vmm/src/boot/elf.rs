@@ -11,6 +11,7 @@ use linux_loader::elf::{Elf64_Ehdr, Elf64_Phdr};
 use vm_memory::{ByteValued, GuestAddress, GuestMemoryBackend};
 
 use super::{KERNEL_MIN, LoadedKernel};
+use crate::memory;
 
 const MACHINE_X86_64: u16 = 62;
 const CLASS_64: u8 = 2;
@@ -99,7 +100,7 @@ fn read(memory: &Memory, file: &File, address: u64, offset: u64, length: u64) ->
     if length == 0 {
         return Ok(());
     }
-    super::read_into(memory, file, address, offset, length)
+    memory::load(memory, address, file, offset, length)
         .map_err(|e| format!("{length:#x} bytes at {offset:#x} of the file: {e}"))
 }
 

@@ -4,8 +4,8 @@ use std::{fs::File, path::PathBuf};
 
 use devices::virtio::Memory;
 
-use super::{BootError, LoadedKernel, read_into};
-use crate::memory::{LOW_END, PAGE};
+use super::{BootError, LoadedKernel};
+use crate::memory::{self, LOW_END, PAGE};
 
 /// Where the initramfs lies.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -46,7 +46,7 @@ pub fn load(
     let address = place(low_memory, kernel, total)?;
     for (path, file, offset, length) in files {
         if length > 0 {
-            read_into(memory, &file, address + offset, 0, length).map_err(|source| BootError::File {
+            memory::load(memory, address + offset, &file, 0, length).map_err(|source| BootError::File {
                 what: "initramfs",
                 path: path.display().to_string(),
                 source,

@@ -15,8 +15,6 @@ use linux_loader::bootparam::setup_header;
 use thiserror::Error;
 use vm_memory::{GuestAddress, GuestMemoryError};
 
-use crate::memory;
-
 /// Lowest address at which a kernel may be loaded: below lie the tables of this module and the BIOS area.
 pub const KERNEL_MIN: u64 = 0x10_0000;
 
@@ -95,13 +93,4 @@ pub fn load_kernel(memory: &Memory, path: &Path) -> Result<LoadedKernel, BootErr
         Err(source) => return Err(BootError::File { what: "kernel", path: shown(), source }),
     };
     loaded.map_err(|reason| BootError::Kernel { path: shown(), reason })
-}
-
-/// Reads that part of the file into guest memory.
-fn read_into(memory: &Memory, file: &File, address: u64, offset: u64, length: u64) -> io::Result<()> {
-    use vm_memory::GuestMemoryBackend;
-    let beyond = || io::Error::from(io::ErrorKind::UnexpectedEof);
-    let size = usize::try_from(length).map_err(|_| beyond())?;
-    let slice = memory.get_slice(GuestAddress(address), size).map_err(io::Error::other)?;
-    memory::read_at(&slice, file, offset)
 }
