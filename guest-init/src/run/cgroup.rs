@@ -3,16 +3,17 @@
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use rustix::{
-    fs::{Mode, OFlags, mkdirat, openat},
+    fs::{CWD, Mode, OFlags, mkdirat, openat},
     io::{read, write},
-    mount::{
-        FsMountFlags, FsOpenFlags, MountAttrFlags, MoveMountFlags, OpenTreeFlags, fsconfig_create,
-        fsconfig_set_flag, fsmount, fsopen, move_mount, open_tree,
-    },
+    mount::{MountFlags, MoveMountFlags, OpenTreeFlags, UnmountFlags, move_mount, open_tree, unmount},
 };
 
-use crate::failure::{Failure, OrSetup};
+use crate::{
+    failure::{Failure, OrSetup},
+    pid1::mount_at,
+};
 
+const MOUNT_POINT: &str = "/sys/fs/cgroup";
 const NAME: &str = "workload";
 
 /// The workload's cgroup. The workload sees it as the root of the hierarchy.
@@ -28,20 +29,14 @@ impl Cgroup {
     /// # Errors
     /// [`protocol::FailureKind::Setup`] naming the step.
     pub fn create() -> Result<Self, Failure> {
-        Self::mount().or_setup(|| "set up the workload's cgroup".into())
+        let flags = MountFlags::NOSUID | MountFlags::NODEV | MountFlags::NOEXEC;
+        mount_at("cgroup2", MOUNT_POINT, "cgroup2", flags, "nsdelegate")?;
+        Self::make_and_show().or_setup(|| "set up the workload's cgroup".into())
     }
 
-    fn mount() -> rustix::io::Result<Self> {
-        let context = fsopen("cgroup2", FsOpenFlags::FSOPEN_CLOEXEC)?;
-        fsconfig_set_flag(&context, "nsdelegate")?;
-        fsconfig_create(&context)?;
-        let attributes = MountAttrFlags::MOUNT_ATTR_NOSUID
-            | MountAttrFlags::MOUNT_ATTR_NODEV
-            | MountAttrFlags::MOUNT_ATTR_NOEXEC;
-        let root = fsmount(&context, FsMountFlags::FSMOUNT_CLOEXEC, attributes)?;
-        // Only an attached mount can be cloned (kernel fs/namespace.c, before 6.15), so it goes below its own subtree.
-        show(root.as_fd())?;
-
+    fn make_and_show() -> rustix::io::Result<Self> {
+        let root =
+            openat(CWD, MOUNT_POINT, OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())?;
         let controllers = read_file(root.as_fd(), "cgroup.controllers")?;
         let enable: String = controllers.split_whitespace().flat_map(|name| ["+", name, " "]).collect();
         if !enable.is_empty() {
@@ -51,9 +46,12 @@ impl Cgroup {
             )?;
         }
         mkdirat(&root, NAME, Mode::from_raw_mode(0o755))?;
+        // Only the workload's part of the hierarchy is to be seen, in the place of the whole.
         let flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC;
         let tree = open_tree(&root, NAME, flags)?;
-        show(tree.as_fd())?;
+        drop(root);
+        unmount(MOUNT_POINT, UnmountFlags::DETACH)?;
+        move_mount(&tree, "", CWD, MOUNT_POINT, MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH)?;
         let procs = open(tree.as_fd(), "cgroup.procs", OFlags::WRONLY)?;
         Ok(Self { directory: tree, procs })
     }
@@ -75,11 +73,6 @@ impl Cgroup {
 /// The counter `oom_kill` of a memory.events file (Documentation/admin-guide/cgroup-v2.rst).
 fn oom_kills(events: &str) -> u64 {
     events.lines().find_map(|line| line.strip_prefix("oom_kill ")?.trim().parse().ok()).unwrap_or(0)
-}
-
-/// Attaches a mount where containers look for their cgroup, over whatever is there.
-fn show(mount: BorrowedFd<'_>) -> rustix::io::Result<()> {
-    move_mount(mount, "", rustix::fs::CWD, "/sys/fs/cgroup", MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH)
 }
 
 fn open(directory: BorrowedFd<'_>, name: &str, flags: OFlags) -> rustix::io::Result<OwnedFd> {

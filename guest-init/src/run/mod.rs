@@ -61,7 +61,7 @@ fn start_and_supervise(config: &RunConfig, control: &mut Control, log: &mut Step
     set_hostname(&config.hostname)?;
     let etc = filesystems::EtcFiles::prepare(&config.hostname)?;
     log.step("host asked for streams");
-    let root = root::enter(config)?;
+    let root = root::enter(config, log)?;
     log.step("root entered");
     filesystems::mount_all(config, &root.dev)?;
     etc.mount()?;

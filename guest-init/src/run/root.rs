@@ -13,6 +13,7 @@ use rustix::{
 use crate::{
     failure::{Failure, OrSetup},
     pid1::{ensure_directory, mount_at},
+    step_log::StepLog,
 };
 
 const LOWER: &str = "/rootfs";
@@ -32,13 +33,17 @@ pub struct Root {
 ///
 /// # Errors
 /// [`protocol::FailureKind::Setup`] naming the filesystem.
-pub fn enter(config: &RunConfig) -> Result<Root, Failure> {
+pub fn enter(config: &RunConfig, log: &mut StepLog) -> Result<Root, Failure> {
     let dev = open_tree(CWD, "/dev", OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC)
         .or_setup(|| "keep /dev".into())?;
     let disk = match &config.disk {
         Some(device) => {
             mount_image(&config.rootfs, LOWER)?;
-            Some(mount_overlay(device)?)
+            log.step("image mounted");
+            let disk = mount_disk(device)?;
+            log.step("disk mounted");
+            mount_overlay()?;
+            Some(disk)
         }
         None => {
             mount_image(&config.rootfs, NEW_ROOT)?;
@@ -61,13 +66,16 @@ fn mount_image(device: &str, target: &str) -> Result<(), Failure> {
     mount_at(device, target, "ext4", MountFlags::RDONLY, "")
 }
 
-fn mount_overlay(device: &str) -> Result<OwnedFd, Failure> {
+fn mount_disk(device: &str) -> Result<OwnedFd, Failure> {
     wait_for_device(device);
     // No background work in a machine that may live for milliseconds: neither zeroing of inode tables (the host's
     // file is sparse, they read as zeros) nor reading of all bitmaps ahead.
     mount_at(device, DISK, "ext4", MountFlags::NOATIME, "noinit_itable,no_prefetch_block_bitmaps")?;
-    let disk = open(DISK, OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())
-        .or_setup(|| "open the machine's disk".into())?;
+    open(DISK, OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())
+        .or_setup(|| "open the machine's disk".into())
+}
+
+fn mount_overlay() -> Result<(), Failure> {
     for directory in ["/disk/upper", "/disk/work"] {
         ensure_directory(directory).or_setup(|| format!("make {directory}"))?;
     }
@@ -76,8 +84,7 @@ fn mount_overlay(device: &str) -> Result<OwnedFd, Failure> {
     let options = format!(
         "lowerdir={LOWER},upperdir={DISK}/upper,workdir={DISK}/work,redirect_dir=on,metacopy=on,xino=auto"
     );
-    mount_at("overlay", NEW_ROOT, "overlay", MountFlags::empty(), &options)?;
-    Ok(disk)
+    mount_at("overlay", NEW_ROOT, "overlay", MountFlags::empty(), &options)
 }
 
 /// A disk whose driver is still probing appears within milliseconds; a missing one is for mount to report.

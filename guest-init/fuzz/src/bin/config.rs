@@ -1,5 +1,6 @@
 //! The boot configuration, and what guest-init makes of its strings and of an image's files.
 #![no_main]
+#![allow(clippy::expect_used)]
 
 use guest_init::run::{command, user};
 use libfuzzer_sys::fuzz_target;

@@ -1,5 +1,6 @@
 //! The control connection, in both directions: bytes in any pieces give messages or an error, within bounds.
 #![no_main]
+#![allow(clippy::expect_used)]
 
 use libfuzzer_sys::fuzz_target;
 use protocol::{FromGuest, ToGuest, frame};

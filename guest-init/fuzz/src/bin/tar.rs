@@ -1,5 +1,6 @@
 //! Unpacking: whatever two layers hold, nothing outside of the root changes and the limits hold.
 #![no_main]
+#![allow(clippy::expect_used)]
 
 use std::{fs, path::Path};
 
