@@ -25,7 +25,7 @@ use crate::{host, rootfs, terminal, trace};
 const MIN_MEMORY_MIB: u64 = 48;
 /// The most memory, in MiB: what the VMM's memory map allows.
 const MAX_MEMORY_MIB: u64 = 1 << 20;
-const MIN_DISK: Size = Size::mib(16);
+const MIN_DISK: Size = Size::mib(64);
 const MAX_DISK: Size = Size::gib(16 << 10);
 /// Bytes of the host's randomness that each guest starts with.
 const ENTROPY_BYTES: usize = 64;
@@ -141,7 +141,7 @@ fn check(arguments: &Arguments) -> Result<()> {
     }
     if !(MIN_DISK..=MAX_DISK).contains(&arguments.disk) {
         return Err(Error::new(format!("--disk {} is out of range", arguments.disk))
-            .advice("Choose between 16m and 16t."));
+            .advice("Choose between 64m and 16t."));
     }
     if let Some(name) = arguments.name.as_ref().filter(|name| !is_name(name)) {
         return Err(Error::new(format!("'{name}' cannot be a machine's name"))

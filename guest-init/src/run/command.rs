@@ -51,6 +51,7 @@ pub fn candidates(program: &str, path: &str) -> Vec<String> {
 
 /// Why executing `program` failed, when the kernel said `errno` in the end. Looks at the files that were tried.
 pub fn diagnose(program: &str, candidates: &[String], workdir: &str, errno: Errno) -> Failure {
+    let not_found = |message: String| Failure::new(FailureKind::CommandNotFound, message);
     let not_executable = |message: String| Failure::new(FailureKind::CommandNotExecutable, message);
     let found = candidates.iter().map(|path| Path::new(workdir).join(path)).find(|path| path.exists());
     let Some(path) = found else {
@@ -59,18 +60,19 @@ pub fn diagnose(program: &str, candidates: &[String], workdir: &str, errno: Errn
         } else {
             format!("{program}: not found in the image's PATH")
         };
-        return Failure::new(FailureKind::CommandNotFound, message);
+        return not_found(message);
     };
     let shown = path.display();
     if path.is_dir() {
         return not_executable(format!("{shown} is a directory"));
     }
+    // What the kernel calls ENOENT here is 127 for docker too.
     match (errno, inspect(&path)) {
-        (Errno::NOENT | Errno::NOTDIR, Some(Executable::Script(interpreter))) => not_executable(format!(
-            "{shown} needs the interpreter {interpreter:?}, which is not in the image"
-        )),
+        (Errno::NOENT | Errno::NOTDIR, Some(Executable::Script(interpreter))) => {
+            not_found(format!("{shown} needs the interpreter {interpreter:?}, which is not in the image"))
+        }
         (Errno::NOENT | Errno::NOTDIR, Some(Executable::Elf { loader: Some(loader), .. })) => {
-            not_executable(format!("{shown} needs the loader {loader:?}, which is not in the image"))
+            not_found(format!("{shown} needs the loader {loader:?}, which is not in the image"))
         }
         (Errno::NOEXEC, Some(Executable::Elf { machine, .. })) if !is_native(machine) => {
             not_executable(format!("{shown} is built for {}, this machine is x86-64", machine_name(machine)))
@@ -225,7 +227,7 @@ mod tests {
     #[test]
     fn a_missing_interpreter_is_named() {
         let failure = failure("prog", Some(b"#! /opt/py -u\nx"), 0o755, Errno::NOENT);
-        assert_eq!(failure.kind, FailureKind::CommandNotExecutable);
+        assert_eq!(failure.kind, FailureKind::CommandNotFound);
         assert!(failure.message.contains("\"/opt/py\""), "{failure}");
     }
 
@@ -248,6 +250,7 @@ mod tests {
         elf[96] = 9;
         elf[128..137].copy_from_slice(b"/ld-x.so\0");
         let failure = failure("prog", Some(&elf), 0o755, Errno::NOENT);
+        assert_eq!(failure.kind, FailureKind::CommandNotFound);
         assert!(failure.message.contains("\"/ld-x.so\""), "{failure}");
     }
 

@@ -76,6 +76,7 @@ fn start_and_supervise(config: &RunConfig, control: &mut Control, log: &mut Step
         workdir: make_workdir(&config.workdir)?,
         user,
     };
+    root::seal(config)?;
     log.step("workload resolved");
     control.establish()?;
     connections.wait()?;

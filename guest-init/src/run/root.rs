@@ -46,7 +46,14 @@ pub fn enter(config: &RunConfig, log: &mut StepLog) -> Result<Root, Failure> {
             Some(disk)
         }
         None => {
-            mount_image(&config.rootfs, NEW_ROOT)?;
+            mount_image(&config.rootfs, LOWER)?;
+            if must_make_directories(config) {
+                // As docker does, directories that the user names are made also where the workload may not write.
+                mount_at("tmpfs", DISK, "tmpfs", MountFlags::empty(), "mode=755")?;
+                mount_overlay()?;
+            } else {
+                mount_move(LOWER, NEW_ROOT).or_setup(|| "mount the root filesystem".into())?;
+            }
             None
         }
     };
@@ -58,6 +65,24 @@ pub fn enter(config: &RunConfig, log: &mut StepLog) -> Result<Root, Failure> {
         .and_then(|()| chdir("/"))
         .or_setup(|| "move into the root filesystem".into())?;
     Ok(Root { disk, dev })
+}
+
+/// Whether the image lacks a directory that the user's flags or the image's configuration name.
+fn must_make_directories(config: &RunConfig) -> bool {
+    let wanted = config.tmpfs.iter().map(|tmpfs| &tmpfs.path).chain([&config.workdir]);
+    wanted.into_iter().any(|path| rustix::fs::lstat(format!("{LOWER}/{path}")).is_err())
+}
+
+/// Takes the right to write from a root without a disk, once every directory in it has been made.
+///
+/// # Errors
+/// [`protocol::FailureKind::Setup`] when the kernel refuses.
+pub fn seal(config: &RunConfig) -> Result<(), Failure> {
+    if config.disk.is_some() {
+        return Ok(());
+    }
+    let flags = MountFlags::BIND | MountFlags::RDONLY;
+    rustix::mount::mount_remount("/", flags, "").or_setup(|| "make the root filesystem read-only".into())
 }
 
 /// The image has no journal and its device is read-only, so there is nothing to replay.
