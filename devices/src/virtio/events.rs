@@ -40,10 +40,13 @@ impl QueueEvents {
         self.fire();
     }
 
-    /// Has the loop watch nothing.
+    /// Has the loop watch nothing. A driver resets each device before it begins, and then there is nothing to do.
     pub fn forget(&mut self) {
-        self.wanted = Some(Vec::new());
-        self.fire();
+        let pending = self.wanted.as_ref().is_some_and(|wanted| !wanted.is_empty());
+        if pending || !self.watched.is_empty() {
+            self.wanted = Some(Vec::new());
+            self.fire();
+        }
     }
 
     /// Has the loop call the device once more.

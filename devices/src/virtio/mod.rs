@@ -20,6 +20,7 @@ pub mod irq;
 pub mod mmio;
 pub mod ring;
 pub mod rng;
+#[allow(unsafe_code, reason = "vectored I/O on guest memory")]
 pub mod transfer;
 pub mod vsock;
 

@@ -3,7 +3,7 @@
 use std::{
     fs::File,
     io::{self, Seek, SeekFrom},
-    os::fd::AsFd,
+    os::{fd::AsFd, unix::fs::FileTypeExt},
     path::{Path, PathBuf},
 };
 
@@ -30,6 +30,12 @@ pub enum OpenError {
         path: PathBuf,
         /// The host's reason.
         source: io::Error,
+    },
+    /// A directory, or something that has no length.
+    #[error("disk {path} is neither a file nor a block device")]
+    Kind {
+        /// What it is not.
+        path: PathBuf,
     },
     /// A writable disk is one file; this many were given. A read-only one is at least one.
     #[error("a writable disk is made of one file and a read-only one of at least one, not of {0}")]
@@ -99,6 +105,12 @@ impl Backend {
         let mut extents: Vec<Extent> = Vec::with_capacity(files.len());
         for path in files {
             let path = path.as_ref().to_path_buf();
+            // Asked before opening, which would wait at a pipe for its other end.
+            match path.metadata() {
+                Ok(found) if found.is_file() || found.file_type().is_block_device() => {}
+                Ok(_) => return Err(OpenError::Kind { path }),
+                Err(source) => return Err(OpenError::Io { path, source }),
+            }
             let opened = File::options().read(true).write(!read_only).open(&path).and_then(|mut file| {
                 let length = file.seek(SeekFrom::End(0))?;
                 Ok((file, length))

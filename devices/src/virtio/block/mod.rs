@@ -1,4 +1,8 @@
 //! The block device (virtio 1.2, section 5.2): raw files as a disk.
+//!
+//! I/O is done on the thread of the event loop that the device is added to, and waits for the host's disk. Nothing is
+//! faster for what is in the page cache: a ring of requests to the host would add a wake-up to each. But a flush or a cold
+//! read holds up all that shares the loop, so disks deserve a loop of their own, away from the sockets.
 
 mod backend;
 mod request;

@@ -260,6 +260,7 @@ fn disks_that_cannot_be_are_refused_by_name() {
     assert!(matches!(Backend::open(&[&odd], false), Err(OpenError::Length { length: 513, .. })));
     assert!(matches!(Backend::open(&[&odd, &odd], false), Err(OpenError::FileCount(2))));
     assert!(matches!(Backend::open::<PathBuf>(&[], true), Err(OpenError::FileCount(0))));
+    assert!(matches!(Backend::open(&[dir.path()], true), Err(OpenError::Kind { .. })));
     let missing = Backend::open(&[dir.path().join("missing")], true).unwrap_err();
     assert!(missing.to_string().contains("missing"), "{missing}");
 }

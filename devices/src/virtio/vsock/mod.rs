@@ -257,6 +257,9 @@ impl VirtioDevice for Vsock {
         self.active = None;
         self.retired.extend(self.muxer.clear());
         self.events.forget();
+        if self.listening {
+            self.events.fire();
+        }
     }
 }
 

@@ -65,8 +65,8 @@ proptest! {
     /// Whatever users do on several connections at a time: both sides get exactly the bytes of the other, in order, and
     /// then its end; the sender's credit is never overdrawn, and nothing is stuck.
     #[test]
-    fn streams_are_streams(steps in prop::collection::vec((0usize..3, step()), 1..60), rx in 1usize..64) {
-        let mut setup = Setup::with_rx(rx);
+    fn streams_are_streams(steps in prop::collection::vec((0usize..3, step()), 1..60), rx in 1usize..64, event_idx: bool) {
+        let mut setup = Setup::with(rx, if event_idx { F_EVENT_IDX } else { 0 });
         let mut streams: Vec<Stream> = (1..4).map(|port| Stream {
             host: setup.connected(port), port, guest_sent: vec![], host_got: vec![], host_sent: vec![],
             guest_got: vec![], guest_shut: false, host_shut: false, guest_saw_end: false, credit: (ALLOCATION, 0),
