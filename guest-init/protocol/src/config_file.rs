@@ -14,7 +14,9 @@ pub enum ConfigError {
     #[error("the boot configuration does not start with flyrun's magic")]
     NotAConfig,
     /// Host and guest-init come from different versions of flyrun.
-    #[error("the boot configuration has version {found}, this guest-init reads version {PROTOCOL_VERSION}: install flyrun and its guest-init from one build")]
+    #[error(
+        "the boot configuration has version {found}, this guest-init reads version {PROTOCOL_VERSION}: install flyrun and its guest-init from one build"
+    )]
     Version {
         /// The version found in the file.
         found: u32,

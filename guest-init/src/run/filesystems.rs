@@ -4,7 +4,7 @@ use std::os::fd::OwnedFd;
 
 use protocol::{FailureKind, RunConfig, Tmpfs};
 use rustix::{
-    fs::{CWD, Mode, OFlags, mkdir, open, symlink},
+    fs::{CWD, Mode, OFlags, chmod, mkdir, open, symlink},
     io::Errno,
     mount::{MountFlags, MoveMountFlags, OpenTreeFlags, move_mount, open_tree},
 };
@@ -126,6 +126,10 @@ fn mount_dev(dev: &OwnedFd) -> Result<(), Failure> {
         MountFlags::NOSUID | MountFlags::NOEXEC,
         "gid=5,mode=620,ptmxmode=666",
     )?;
+    // What udev would do: both guard themselves, and a user of a container expects to open them.
+    for node in ["/dev/fuse", "/dev/net/tun"] {
+        let _ = chmod(node, Mode::from_raw_mode(0o666));
+    }
     mount_at("shm", "/dev/shm", "tmpfs", COMMON, "mode=1777")?;
     mount_at("mqueue", "/dev/mqueue", "mqueue", COMMON, "")?;
     for (name, target) in [
