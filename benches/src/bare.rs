@@ -20,7 +20,8 @@ const SIGN: &str = "FIRST-LINE";
 /// Memory of the guest in MiB.
 pub const MEMORY_MIB: u32 = 128;
 /// QEMU gets the words that flyrun-vmm gives its own guests.
-const QEMU_COMMAND_LINE: &str = "console=ttyS0 quiet reboot=k panic=-1 tsc=reliable no_timer_check";
+const QEMU_COMMAND_LINE: &str =
+    "console=ttyS0 quiet loglevel=1 reboot=k panic=-1 tsc=reliable no_timer_check";
 
 /// The files that a bare machine is made of, and a directory for its own.
 #[derive(Debug)]
@@ -79,22 +80,19 @@ impl Machine {
         let file = self.directory.path().join("vmm.trace");
         let began = trace::now_us();
         Started::new(self.flyrun("")?.arg("--trace").arg(&file), SIGN)?.finish()?;
-        let mut previous = began;
-        for step in trace::read(&file)? {
-            report.add(
-                format!("boot.bare.flyrun: {}", step.name),
-                "ms_virtual",
-                &[step.at_us.saturating_sub(previous) as f64 / 1000.0],
-            );
-            previous = step.at_us;
-        }
+        trace::add_steps("boot.bare.flyrun", began, &trace::read(&file)?, report);
         Ok(())
     }
 
     /// boot.bare.qemu.
-    pub fn boot_qemu(&self, runs: u32, report: &mut Report) -> Result<()> {
-        let mut command = Command::new("qemu-system-x86_64");
+    pub fn boot_qemu(&self, qemu: &Path, runs: u32, report: &mut Report) -> Result<()> {
+        let mut command = Command::new(qemu.join("ld-linux-x86-64.so.2"));
         command
+            .arg("--library-path")
+            .arg(qemu)
+            .arg(qemu.join("qemu-system-x86_64"))
+            .arg("-L")
+            .arg(qemu)
             .args([
                 "-M",
                 "microvm,acpi=off,pit=off,pic=off,rtc=off",

@@ -1,6 +1,6 @@
 //! `flyrun run --rm` of an image that is in the store already.
 
-use std::{path::Path, process::Command};
+use std::{fs::File, path::Path, process::Command};
 
 use anyhow::{Context, Result};
 
@@ -8,19 +8,19 @@ use crate::{
     exits,
     report::Report,
     run::{Started, milliseconds},
-    trace,
+    trace::{self, Step},
 };
 
 /// run.cached.first_byte with its phases, and run.cached.exits with its kinds.
 pub fn run(flyrun: &Path, image: &str, runs: u32, report: &mut Report) -> Result<()> {
     let pulled = Command::new(flyrun).args(["pull", image]).status().context("flyrun cannot be started")?;
     anyhow::ensure!(pulled.success(), "flyrun pull {image} ended with {pulled}");
-    let run = |words: &[&str]| {
+    let run = |options: &[&str], words: &[&str]| {
         let mut command = Command::new(flyrun);
-        command.args(["run", "--rm", image]).args(words);
+        command.args(["run", "--rm"]).args(options).arg(image).args(words);
         command
     };
-    let mut command = run(&["echo", "first"]);
+    let mut command = run(&[], &["echo", "first"]);
     let mut times = Vec::new();
     // One run more than is counted: the first reads every file for the first time.
     for run in 0..=runs {
@@ -31,9 +31,11 @@ pub fn run(flyrun: &Path, image: &str, runs: u32, report: &mut Report) -> Result
         started.finish()?;
     }
     report.add("run.cached.first_byte", "ms_virtual", &times);
-    phases(&mut command, report)?;
+    if let Err(error) = phases(&mut run(&["--init-log"], &["echo", "first"]), report) {
+        eprintln!("bench: the phases of run.cached.first_byte are missing: {error:#}");
+    }
     exits::measure(
-        &mut run(&["sh", "-c", "echo first; sleep 1"]),
+        &mut run(&[], &["sh", "-c", "echo first; sleep 1"]),
         "first",
         runs,
         "run.cached.exits",
@@ -42,31 +44,44 @@ pub fn run(flyrun: &Path, image: &str, runs: u32, report: &mut Report) -> Result
     )
 }
 
-/// The steps of one more run, each with the time since the step before it.
+/// The steps of one more run, and what they say about each part.
 fn phases(command: &mut Command, report: &mut Report) -> Result<()> {
     let directory = tempfile::tempdir()?;
+    let console = directory.path().join("console");
     let began = trace::now_us();
-    let started = Started::new(command.env("FLYRUN_TRACE", directory.path()), "first")?;
+    command.env("FLYRUN_TRACE", directory.path()).stderr(File::create(&console)?);
+    let started = Started::new(command, "first")?;
     let first_byte = trace::now_us();
     started.finish()?;
-    command.env_remove("FLYRUN_TRACE");
 
-    let mut steps = Vec::new();
-    for (program, file) in [("cli", "cli.trace"), ("vmm", "vmm.trace")] {
-        for step in trace::read(&directory.path().join(file))? {
-            steps.push((step.at_us, format!("{program}: {}", step.name)));
-        }
+    let cli = trace::read(&directory.path().join("cli.trace"))?;
+    let vmm = trace::read(&directory.path().join("vmm.trace"))?;
+    let guest_init = trace::guest_init(&std::fs::read_to_string(&console)?)?;
+    let at = |steps: &[Step], name: &str| {
+        let found = steps.iter().find(|step| step.name == name).map(|step| step.at_us);
+        found.with_context(|| format!("no step {name:?} among {steps:?}"))
+    };
+    let (vmm_started, running) = (at(&vmm, "start")?, at(&vmm, "running")?);
+    let workload_started = at(&cli, "workload started")?;
+    let guest_init_us = match (guest_init.first(), guest_init.last()) {
+        (Some(first), Some(last)) => last.at_us.saturating_sub(first.at_us),
+        _ => anyhow::bail!("guest-init told no steps"),
+    };
+    let guest_us = workload_started.saturating_sub(running);
+    for (phase, us) in [
+        ("cli", vmm_started.saturating_sub(began)),
+        ("vmm", running.saturating_sub(vmm_started)),
+        ("kernel", guest_us.saturating_sub(guest_init_us)),
+        ("guest_init", guest_init_us),
+        ("workload", first_byte.saturating_sub(workload_started)),
+    ] {
+        report.add(format!("run.cached.phase.{phase}"), "ms_virtual", &[us as f64 / 1000.0]);
     }
-    steps.push((first_byte, "first byte".to_owned()));
-    steps.sort();
-    let mut previous = began;
-    for (at_us, name) in steps.into_iter().filter(|(at_us, _)| *at_us <= first_byte) {
-        report.add(
-            format!("run.cached.phase {name}"),
-            "ms_virtual",
-            &[at_us.saturating_sub(previous) as f64 / 1000.0],
-        );
-        previous = at_us;
+    for (program, steps, began) in [("cli", &cli, began), ("vmm", &vmm, vmm_started)] {
+        trace::add_steps(&format!("run.cached.{program}"), began, steps, report);
+    }
+    if let Some(first) = guest_init.first() {
+        trace::add_steps("run.cached.guest_init", first.at_us, &guest_init, report);
     }
     Ok(())
 }

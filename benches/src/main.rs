@@ -36,9 +36,9 @@ struct Arguments {
     /// How often to measure each time.
     #[arg(long, default_value_t = 7, value_parser = clap::value_parser!(u32).range(1..))]
     runs: u32,
-    /// Leave QEMU out.
+    /// A directory with qemu-system-x86_64, all its libraries and firmware; without it QEMU is not measured.
     #[arg(long)]
-    no_qemu: bool,
+    qemu: Option<PathBuf>,
 }
 
 fn main() -> ExitCode {
@@ -55,8 +55,8 @@ fn benchmarks(arguments: &Arguments) -> Result<()> {
     let mut report = Report::default();
     let machine = bare::Machine::new(&arguments.library, &arguments.initrd)?;
     machine.boot_flyrun(arguments.runs, &mut report).context("booting with flyrun-vmm")?;
-    if !arguments.no_qemu {
-        machine.boot_qemu(arguments.runs, &mut report).context("booting with QEMU")?;
+    if let Some(qemu) = &arguments.qemu {
+        machine.boot_qemu(qemu, arguments.runs, &mut report).context("booting with QEMU")?;
     }
     overhead::measure(&machine, &mut report).context("measuring the memory of flyrun-vmm")?;
     if let (Some(flyrun), Some(image)) = (&arguments.flyrun, &arguments.image) {

@@ -4,6 +4,8 @@ use std::path::Path;
 
 use anyhow::{Context, Result};
 
+use crate::report::Report;
+
 /// A step and when it was done.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Step {
@@ -27,6 +29,29 @@ fn parse(line: &str) -> Result<Step> {
     Ok(Step { at_us, name: name.to_owned() })
 }
 
+/// The steps that guest-init tells on the console, `guest-init MICROSECONDS NAME`, by the guest's own clock.
+pub fn guest_init(console: &str) -> Result<Vec<Step>> {
+    console
+        .lines()
+        .filter_map(|line| line.trim().strip_prefix("guest-init "))
+        .filter(|line| line.starts_with(|c: char| c.is_ascii_digit()))
+        .map(parse)
+        .collect()
+}
+
+/// Adds each step with the time since the one before it, or since `began`.
+pub fn add_steps(name: &str, began_us: u64, steps: &[Step], report: &mut Report) {
+    let mut previous = began_us;
+    for step in steps {
+        report.add(
+            format!("{name}: {}", step.name),
+            "ms_virtual",
+            &[step.at_us.saturating_sub(previous) as f64 / 1000.0],
+        );
+        previous = step.at_us;
+    }
+}
+
 /// CLOCK_MONOTONIC now, in µs.
 pub fn now_us() -> u64 {
     let now = rustix::time::clock_gettime(rustix::time::ClockId::Monotonic);
@@ -46,6 +71,13 @@ mod tests {
             steps.iter().map(|s| s.name.as_str()).collect::<Vec<_>>(),
             ["kernel loaded", "machine is set up"]
         );
+    }
+
+    #[test]
+    fn guest_inits_steps_are_told_from_the_rest_of_the_console() {
+        let steps =
+            guest_init("booting\r\nguest-init 12000 config read\r\nguest-init: a complaint\n").unwrap();
+        assert_eq!(steps, [Step { at_us: 12_000, name: "config read".to_owned() }]);
     }
 
     #[test]
