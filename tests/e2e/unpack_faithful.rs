@@ -47,7 +47,7 @@ fn modes_owners_times_and_links() {
             device: (1, 3),
             ..Entry::default()
         });
-    let script = "cd /d; stat -c '%n %a %u %g %Y' . setuid setgid; stat -c %h twin; readlink link absolute; cat absolute; echo
+    let script = "cd /d; stat -c '%n %a %u %g %Y' . setuid setgid; stat -c %h twin; readlink link; readlink absolute; cat absolute; echo
         stat -c '%F' pipe; stat -c '%F %t %T' null";
     unpacked(&[Layer::gzip(&tar.finish())], script).code(0).prints(
         ". 1777 5 6 1000000\nsetuid 4755 1000 2000 1234567\nsetgid 2711 0 42 1\n2\n../d/setuid\n/d/setuid\nx\n\
@@ -117,14 +117,14 @@ fn capabilities_and_user_attributes_are_kept() {
     let capability: &[u8] = &[1, 0, 0, 2, 0, 0x20, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0];
     let program = std::fs::read("/bin/busybox").unwrap();
     let tar = Tar::new().pax(&[("SCHILY.xattr.security.capability", capability)]).file(
-        "bin/privileged",
+        "bin/busybox-privileged",
         0o755,
         &program,
     );
     let directory = scratch();
     let layers = [Layer::busybox(), Layer::gzip(&tar.finish())];
     let image = write_layout(directory.path(), &layers, &json!({}));
-    let script = "exec /bin/privileged grep CapEff /proc/self/status";
+    let script = "exec /bin/busybox-privileged grep CapEff /proc/self/status";
     Flyrun::shared()
         .run(&["-u", "1000:1000", &image, "/bin/sh", "-c", script])
         .end()

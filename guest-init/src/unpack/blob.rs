@@ -41,8 +41,9 @@ impl<'a> Blob<'a> {
     /// # Errors
     /// [`FailureKind::Setup`] when the decompressor cannot be set up for want of memory.
     pub fn new(raw: impl Read + 'a, compression: Compression, limit: u64) -> Result<Self, Failure> {
-        let raw = BufReader::with_capacity(BUFFER_BYTES, raw);
-        let inner: Box<dyn Read + 'a> = match compression {
+        let mut raw = BufReader::with_capacity(BUFFER_BYTES, raw);
+        let head = raw.fill_buf().map_err(io_failure)?;
+        let inner: Box<dyn Read + 'a> = match recognize(head, compression) {
             Compression::None => Box::new(raw),
             Compression::Gzip => Box::new(MultiGzDecoder::new(raw)),
             Compression::Zstd => {
@@ -79,6 +80,19 @@ impl<'a> Blob<'a> {
     }
 }
 
+/// The compression that a blob has, by its first bytes. Tools mislabel layers (skopeo 1.9 calls plain ones gzip), and
+/// the digest of the content decides in the end.
+fn recognize(head: &[u8], declared: Compression) -> Compression {
+    match head {
+        [0x1f, 0x8b, ..] => Compression::Gzip,
+        // A frame, or a skippable one (RFC 8878, section 3.1).
+        [0x28, 0xb5, 0x2f, 0xfd, ..] | [0x50..=0x5f, 0x2a, 0x4d, 0x18, ..] => Compression::Zstd,
+        // Too short to be a tar.
+        [] | [_] | [_, _] | [_, _, _] => declared,
+        _ => Compression::None,
+    }
+}
+
 impl Read for Blob<'_> {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
         self.stream.read(buffer)
@@ -111,6 +125,15 @@ mod tests {
         let mut encoder = GzEncoder::new(Vec::new(), Level::fast());
         encoder.write_all(bytes).unwrap();
         encoder.finish().unwrap()
+    }
+
+    #[test]
+    fn a_mislabelled_blob_is_recognized() {
+        let tar = b"plain bytes that are no tar";
+        for declared in [Compression::None, Compression::Gzip, Compression::Zstd] {
+            assert_eq!(read(tar, declared, 1000).unwrap(), tar);
+            assert_eq!(read(&gzip(tar), declared, 1000).unwrap(), tar);
+        }
     }
 
     fn digest(bytes: &[u8]) -> [u8; 32] {

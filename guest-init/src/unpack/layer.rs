@@ -43,6 +43,9 @@ pub struct Applier {
     directory_times: BTreeMap<CleanPath, Time>,
 }
 
+/// A run of zeros at least this long is left out of the file: a block of the filesystem.
+const MIN_HOLE_BYTES: usize = 4096;
+
 impl Applier {
     /// Applies layers to this tree, within these limits for all of them together.
     pub fn new(tree: Tree, limits: Limits) -> Self {
@@ -188,20 +191,25 @@ impl Applier {
         let file =
             self.replace(parent, name, || openat(parent, name, flags, mode & Mode::from_raw_mode(0o777)))?;
 
-        // A file that ends in a hole has an empty segment there.
+        // Holes are the archive's, or zeros that need no room; a file may end in one.
         let mut file_end = 0;
         for segment in entry.segments.iter().filter(|segment| segment.length > 0) {
             let mut offset = segment.offset;
             let end = segment.offset.saturating_add(segment.length);
-            file_end = end;
             while offset < end {
                 let chunk = archive.fill_data().map_err(archive_failure)?;
                 let length = chunk.len().min(usize::try_from(end - offset).unwrap_or(usize::MAX));
                 let chunk = chunk.get(..length).filter(|chunk| !chunk.is_empty());
                 let chunk = chunk.ok_or_else(|| archive_failure(TarError::Truncated))?;
-                let written = pwrite(&file, chunk, offset).map_err(kernel_failure)?;
-                archive.consume(written);
-                offset = offset.saturating_add(written as u64);
+                let done = if chunk.len() >= MIN_HOLE_BYTES && chunk.iter().all(|byte| *byte == 0) {
+                    chunk.len()
+                } else {
+                    let written = pwrite(&file, chunk, offset).map_err(kernel_failure)?;
+                    file_end = offset.saturating_add(written as u64);
+                    written
+                };
+                archive.consume(done);
+                offset = offset.saturating_add(done as u64);
             }
         }
         if file_end != entry.size {
