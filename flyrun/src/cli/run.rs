@@ -259,7 +259,9 @@ fn start(
         }),
     };
     let run_dir = context.paths.make_run_dir(&machine.record().id)?;
-    foreground::start(&plan, run_dir, !arguments.rm && !arguments.read_only)
+    // A trace is written when the VMM ends by itself, so that is waited for too.
+    let keeps_disk = !arguments.rm && !arguments.read_only;
+    foreground::start(&plan, run_dir, keeps_disk || trace::vmm_file().is_some())
 }
 
 /// Writes down how the machine ended, unless it is about to go.
