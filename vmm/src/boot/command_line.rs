@@ -13,8 +13,8 @@ pub const ADDRESS: u64 = 0x8000;
 const ROOM: usize = 2048;
 
 /// Reset through the i8042 at once when the kernel panics; trust the TSC, which KVM keeps steady; do not test
-/// whether timer interrupts arrive.
-const ALWAYS: &str = "reboot=k panic=-1 tsc=reliable no_timer_check";
+/// whether timer interrupts arrive; set no memory aside for bounce buffers, 64 MiB above 3 GiB that no device needs.
+const ALWAYS: &str = "reboot=k panic=-1 tsc=reliable no_timer_check swiotlb=noforce";
 /// One UART is looked for, not four. Only what is worse than an error is printed, a panic above all: each byte is two exits, and
 /// with `quiet`, one level more, a kernel without CPU mitigations says so in two lines at every boot.
 const CONSOLE: &str = "console=ttyS0 loglevel=3 8250.nr_uarts=1";
