@@ -82,7 +82,11 @@ fn a_blob_that_changed_at_the_registry_is_refused_and_not_kept() {
     let middle = bytes.len() / 2;
     bytes[middle] ^= 1;
     std::fs::write(&blob, &bytes).unwrap();
-    flyrun.run(&[&registry.name("flipped"), "/bin/true"]).end().fails_clearly().complains_about("is damaged or forged");
+    flyrun
+        .run(&[&registry.name("flipped"), "/bin/true"])
+        .end()
+        .fails_clearly()
+        .complains_about("is damaged or forged");
     let kept: Vec<_> = flyrun.contents().into_iter().filter(|line| line.contains(&layer.digest)).collect();
     assert!(kept.is_empty(), "{kept:?}");
     bytes[middle] ^= 1;
