@@ -21,7 +21,7 @@ const SIGN: &str = "FIRST-LINE";
 pub const MEMORY_MIB: u32 = 128;
 /// QEMU gets the words that flyrun-vmm gives its own guests.
 const QEMU_COMMAND_LINE: &str =
-    "console=ttyS0 quiet loglevel=1 reboot=k panic=-1 tsc=reliable no_timer_check";
+    "console=ttyS0 loglevel=3 8250.nr_uarts=1 reboot=k panic=-1 tsc=reliable no_timer_check swiotlb=noforce";
 
 /// The files that a bare machine is made of, and a directory for its own.
 #[derive(Debug)]
