@@ -13,11 +13,8 @@ use crate::paths::{Library, Part};
 pub struct Probe {
     /// Whether KVM runs a guest's kernel as it must.
     pub usable: bool,
-    /// One sentence.
+    /// One sentence with what was found and, where it is not usable, what to do.
     pub message: String,
-    /// What to do, where it is not usable.
-    #[serde(default)]
-    pub remedy: Option<String>,
 }
 
 /// Refuses early, and with the reason, on a host whose KVM cannot run a guest's kernel.
@@ -33,8 +30,7 @@ pub fn ensure_kvm(library: &Library) -> Result<()> {
     if probe.usable {
         return Ok(());
     }
-    Err(Error::new(probe.message)
-        .advice(probe.remedy.unwrap_or_else(|| "`flyrun doctor` says more.".to_string())))
+    Err(Error::new(probe.message).advice("`flyrun doctor` checks all that a host needs."))
 }
 
 /// Runs the probe guest; takes at most a few seconds.

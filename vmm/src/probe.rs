@@ -109,8 +109,8 @@ impl Verdict {
                 )
             }
             Self::EmulatesKernels { at, evidence } => format!(
-                "this host's KVM{} emulates guest kernels instead of running them and cannot boot one (probe guest, {at}: \
-                 {evidence}): use bare metal or a virtual machine with nested virtualization (vmx or svm in /proc/cpuinfo)",
+                "this host's KVM{} cannot run guests: it emulates a guest's kernel instead of running it (probe guest, {at}: \
+                 {evidence}); use bare metal or a virtual machine with nested virtualization (vmx or svm in /proc/cpuinfo)",
                 module()
             ),
         }
