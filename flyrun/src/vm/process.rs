@@ -83,6 +83,18 @@ impl Vm {
         let _ = pidfd_send_signal(&self.pidfd, Signal::KILL);
     }
 
+    /// Where the user finds what the kernel said last.
+    fn see_console(&self) -> String {
+        match &self.console {
+            // Goes with the machine.
+            Some(path) if path.starts_with(self.run_dir.path()) => {
+                "Run it again; if it stays so, `flyrun doctor` checks this host.".to_string()
+            }
+            Some(path) => format!("The kernel's last words are in {}.", path.display()),
+            None => "The kernel's last words are above.".to_string(),
+        }
+    }
+
     /// Why flyrun-vmm ended, where that was not the guest's orderly reset.
     pub fn failure(&self, status: &io::Result<ExitStatus>) -> Option<Error> {
         let code = match status {
@@ -92,7 +104,7 @@ impl Vm {
         let told = last_line(&self.run_dir.path().join("vmm.log"));
         match code.and_then(VmExit::from_code) {
             Some(VmExit::Reset) => None,
-            Some(exit) => Some(explain(exit, told, self.console.as_deref())),
+            Some(exit) => Some(explain(exit, told, &self.see_console())),
             None => {
                 let how = match status {
                     Ok(status) => status.to_string(),
@@ -176,12 +188,8 @@ fn prefixed(prefix: &str, text: &str) -> String {
     if text.is_empty() { String::new() } else { format!("{prefix}{text}") }
 }
 
-fn explain(exit: VmExit, told: String, console: Option<&Path>) -> Error {
+fn explain(exit: VmExit, told: String, see_console: &str) -> Error {
     let fact = |fallback: &str| if told.is_empty() { fallback.to_string() } else { told.clone() };
-    let see_console = match console {
-        Some(path) => format!("The kernel's last words are in {}.", path.display()),
-        None => "The kernel's last words are above.".to_string(),
-    };
     match exit {
         VmExit::Reset => Error::new("the guest asked for a reset"),
         VmExit::Setup | VmExit::Usage => Error::new(fact("the virtual machine could not be set up")),
