@@ -114,7 +114,7 @@ fn a_host_without_kvm_is_told_so() {
 
 #[test]
 fn a_full_disk_of_the_machine_is_the_process_s_own_error() {
-    let script = "head -c 100000000 /dev/zero > /big 2>/dev/shm/error; cat /dev/shm/error >&2";
+    let script = "dd if=/dev/zero of=/big bs=1M count=100 2>/dev/shm/error; cat /dev/shm/error >&2";
     Flyrun::shared()
         .run(&["--disk", "64m", &busybox(), "sh", "-c", script])
         .end()
