@@ -1,0 +1,155 @@
+//! One conversation with a running machine: a command in it, an attachment to its workload, its figures, a copy.
+//!
+//! Guest-init listens on vsock port [`PORT`]; each connection carries one [`Request`] and then, until it closes,
+//! frames of [`ToSession`] from the client and [`FromSession`] from the other side. An attachment to the workload
+//! itself speaks the same frames with the machine's monitor, so that one client serves both.
+//!
+//! A client that closes its connection ends its interest: an exec'd process without a terminal goes on with
+//! its streams closed, one with a terminal is hung up on, as with docker.
+
+use serde::{Deserialize, Serialize};
+
+use crate::{ExitStatus, FailureKind, TtySize};
+
+/// The vsock port, in the guest, on which guest-init takes sessions.
+pub const PORT: u32 = 10;
+
+/// The most bytes of a stream in one frame.
+pub const MAX_CHUNK: usize = 32 * 1024;
+
+/// The first frame of a session, from the client.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Request {
+    /// Run a command beside the workload.
+    Exec(Box<ExecConfig>),
+    /// One [`FromSession::Stats`] is wanted.
+    Stats,
+    /// One [`FromSession::Processes`] is wanted.
+    Processes,
+    /// Unpack the tar that comes as [`ToSession::Stdin`] below this directory, which exists.
+    CopyIn {
+        /// Absolute path in the machine.
+        directory: String,
+    },
+    /// Send this file or directory as a tar in [`FromSession::Stdout`]; its entries begin with its last name.
+    CopyOut {
+        /// Absolute path in the machine.
+        path: String,
+    },
+    /// Say what is at this path, as one [`FromSession::PathInfo`].
+    Stat {
+        /// Absolute path in the machine.
+        path: String,
+    },
+}
+
+/// A command to run beside the workload.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ExecConfig {
+    /// Program and arguments. Never empty.
+    pub argv: Vec<String>,
+    /// `KEY=VALUE` entries on top of the workload's environment.
+    pub env: Vec<String>,
+    /// `user[:group]`; `None` is the workload's.
+    pub user: Option<String>,
+    /// Working directory; `None` is the workload's.
+    pub workdir: Option<String>,
+    /// The size of the terminal to make, if it is to have one.
+    pub tty: Option<TtySize>,
+    /// Whether standard input will come; otherwise it is /dev/null.
+    pub stdin: bool,
+    /// Whether the session ends when the command has started, with its output going to /dev/null.
+    pub detach: bool,
+}
+
+/// What the client says after its request.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum ToSession {
+    /// At most [`MAX_CHUNK`] bytes of input.
+    Stdin(Vec<u8>),
+    /// The end of the input.
+    StdinEnd,
+    /// Send this signal to the process, or to the terminal's foreground group as the kernel would.
+    Signal {
+        /// Linux signal number, 1 to 64.
+        signal: i32,
+    },
+    /// The client's terminal changed its size.
+    Resize(TtySize),
+}
+
+/// What the client hears.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum FromSession {
+    /// The command runs; for a copy, that it may begin.
+    Started {
+        /// Process id in the guest.
+        pid: u32,
+    },
+    /// At most [`MAX_CHUNK`] bytes of output, of a terminal's output, or of a tar.
+    Stdout(Vec<u8>),
+    /// At most [`MAX_CHUNK`] bytes of error output.
+    Stderr(Vec<u8>),
+    /// The process is gone (or the copy is done, with code 0), and all its output was sent before. The last frame.
+    Exited(ExitStatus),
+    /// It could not be done. The last frame.
+    Failed {
+        /// What kind of failure it is, which decides the exit code.
+        kind: FailureKind,
+        /// One line with the facts, for the user.
+        message: String,
+    },
+    /// The answer to [`Request::Stats`]. The last frame.
+    Stats(GuestStats),
+    /// The answer to [`Request::Processes`]. The last frame.
+    Processes(Vec<ProcessInfo>),
+    /// The answer to [`Request::Stat`]: `None` when there is nothing. The last frame.
+    PathInfo(Option<PathInfo>),
+}
+
+/// What a path in the machine is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PathInfo {
+    /// Whether it is a directory, or a symbolic link to one.
+    pub is_directory: bool,
+    /// Bytes of a file.
+    pub size: u64,
+}
+
+/// The guest's own figures.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct GuestStats {
+    /// Microseconds of CPU that the workload's cgroup has used (cpu.stat, usage_usec).
+    pub cpu_usec: u64,
+    /// Bytes of memory that the guest's kernel manages.
+    pub memory_total: u64,
+    /// Bytes of memory that are in use and not reclaimable (MemTotal - MemAvailable).
+    pub memory_used: u64,
+    /// Processes and threads of the workload (pids.current).
+    pub processes: u64,
+    /// Bytes received by the network interface.
+    pub net_rx: u64,
+    /// Bytes sent by the network interface.
+    pub net_tx: u64,
+    /// Bytes read from block devices.
+    pub disk_read: u64,
+    /// Bytes written to block devices.
+    pub disk_written: u64,
+}
+
+/// One process of the workload.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ProcessInfo {
+    /// User id.
+    pub uid: u32,
+    /// Process id in the guest.
+    pub pid: u32,
+    /// Its parent's.
+    pub ppid: u32,
+    /// Start, in seconds since the guest's boot.
+    pub started: u64,
+    /// Milliseconds of CPU used.
+    pub cpu_ms: u64,
+    /// Command line, or the kernel's name for it.
+    pub command: String,
+}
