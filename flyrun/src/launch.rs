@@ -35,7 +35,6 @@ pub struct Wishes {
     pub read_only: bool,
     /// `--tmpfs /path[:options]`.
     pub tmpfs: Vec<String>,
-    pub init_log: bool,
 }
 
 /// Why image and flags together make no process.
@@ -61,7 +60,6 @@ pub fn run_config(
     image: &ImageDefaults,
     wishes: &Wishes,
     own_env: impl Fn(&str) -> Option<String>,
-    entropy: Vec<u8>,
 ) -> Result<RunConfig, LaunchError> {
     let workdir = wishes.working_dir.clone().unwrap_or_else(|| image.working_dir.clone());
     if !workdir.is_empty() && !workdir.starts_with('/') {
@@ -81,8 +79,9 @@ pub fn run_config(
         tty: wishes.tty,
         stdin: wishes.stdin,
         tmpfs: wishes.tmpfs.iter().map(|text| tmpfs(text)).collect::<Result<_, _>>()?,
-        entropy,
-        init_log: wishes.init_log,
+        // These belong to each start.
+        entropy: Vec::new(),
+        init_log: false,
     })
 }
 
@@ -176,7 +175,7 @@ mod tests {
     }
 
     fn launch(image: &ImageDefaults, wishes: &Wishes) -> Result<RunConfig, LaunchError> {
-        run_config(image, wishes, |key| (key == "MINE").then(|| "yes".to_string()), vec![])
+        run_config(image, wishes, |key| (key == "MINE").then(|| "yes".to_string()))
     }
 
     #[test]

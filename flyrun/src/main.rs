@@ -1,22 +1,23 @@
 //! `flyrun`: boots any OCI image as a KVM microVM.
 //!
 //! `main` parses, runs one command and reports its end; each command is a file of `cli/`. From `flyrun run IMAGE` on,
-//! read [`cli::run`] (the steps), [`launch`] (what the guest is told), [`vm`] (the process that is the machine) and
-//! [`foreground`] (what happens until its end).
+//! read [`cli::run`] (the steps), [`launch`] (what the guest is told), [`monitor`] (who owns the machine, in the foreground
+//! this process), [`monitor::life`] (what happens until its end) and [`vm`] (the process that is the machine).
 #![forbid(unsafe_code)]
 
 mod cli;
 mod cpio;
 mod error;
 mod exit_code;
-mod foreground;
 mod host;
 mod interrupt;
 mod launch;
 mod machine;
+mod monitor;
 mod paths;
 mod progress;
 mod rootfs;
+mod signal;
 mod size;
 mod terminal;
 mod trace;

@@ -19,9 +19,14 @@ impl Paths {
         self.root.join("machines")
     }
 
+    /// Where a running machine's sockets are.
+    pub fn run_dir(&self, name: &str) -> PathBuf {
+        self.run.join(name)
+    }
+
     /// A new, private directory for one virtual machine's sockets and start files.
     pub fn make_run_dir(&self, name: &str) -> Result<RunDir> {
-        let path = self.run.join(name);
+        let path = self.run_dir(name);
         // A sweep by another process may take the directory in the moment before it is locked.
         for _ in 0..8 {
             make_private_dir(&path)?;
@@ -48,7 +53,8 @@ impl Paths {
     }
 }
 
-fn is_same_file(open: &File, path: &Path) -> bool {
+/// Whether an open file is the one that now has this name.
+pub fn is_same_file(open: &File, path: &Path) -> bool {
     use std::os::unix::fs::MetadataExt;
     match (open.metadata(), std::fs::metadata(path)) {
         (Ok(open), Ok(named)) => (open.dev(), open.ino()) == (named.dev(), named.ino()),
@@ -71,6 +77,15 @@ impl RunDir {
     /// The unix socket that stands for the guest's vsock device.
     pub fn vsock(&self) -> PathBuf {
         self.path.join("v")
+    }
+
+    /// Removes the sockets of an earlier life of the machine, so that the next can make its own.
+    pub fn clear_sockets(&self) {
+        for entry in std::fs::read_dir(&self.path).into_iter().flatten().flatten() {
+            if entry.file_name().to_str().is_some_and(|name| name == "v" || name.starts_with("v_")) {
+                let _ = std::fs::remove_file(entry.path());
+            }
+        }
     }
 
     /// The unix socket that a guest's connection to `port` arrives at.

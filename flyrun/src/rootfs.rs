@@ -3,17 +3,18 @@
 //! The host never parses what a layer contains: it hands the blobs to the unpack VM as one read-only disk, and gets an
 //! ext4 image back. Whatever a hostile layer does to the unpacker or to the guest's kernel, it does in there.
 
-use std::time::Duration;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use images::{Digest, Image, RootfsDraft, RootfsLease, RootfsSlot, Store};
 use protocol::{BootConfig, Compression, FromGuest, LayerConfig, PROTOCOL_VERSION, UnpackConfig};
 use vmm::spec::DiskSpec;
 
-use crate::error::{Context, Error, Result, from_images};
+use crate::error::{Error, Result, from_images};
 use crate::machine::new_id;
 use crate::paths::{Library, Part, Paths};
 use crate::progress::Bars;
-use crate::vm::{Event, Vm, VmPlan};
+use crate::vm::{Event, Mailbox, Vm, VmPlan};
 
 /// Memory of the unpack VM. Decompression needs little; the rest is page cache, which makes writing quicker.
 const MEMORY_MIB: u32 = 512;
@@ -48,7 +49,7 @@ fn unpack(
     paths: &Paths,
     bars: &Bars,
 ) -> Result<RootfsLease> {
-    let run_dir = paths.make_run_dir(&format!("unpack-{}", new_id()?))?;
+    let run_dir = Arc::new(paths.make_run_dir(&format!("unpack-{}", new_id()?))?);
     let plan = VmPlan {
         vmm: library.path(Part::Vmm),
         kernel: library.path(Part::Kernel),
@@ -66,9 +67,10 @@ fn unpack(
         console: Some(run_dir.path().join("console.log")),
         streams: None,
     };
-    let vm = Vm::start(&plan, run_dir)?;
+    let mailbox = Mailbox::new();
+    let vm = Vm::start(&plan, run_dir, &mailbox.post())?;
     let unpacking = bars.unpacking(image.layer_bytes());
-    wait(&vm, image, |bytes| unpacking.set_position(bytes))?;
+    wait(&vm, &mailbox, image, |bytes| unpacking.set_position(bytes))?;
     unpacking.finish_and_clear();
     drop(vm);
     draft.commit().map_err(|error| from_images(&error))
@@ -103,11 +105,12 @@ fn config(image: &Image) -> UnpackConfig {
 
 /// Follows the unpack VM until it has written everything and ended in order. Only both together make a root
 /// filesystem: its word, and the reset that comes after the last flush.
-fn wait(vm: &Vm, image: &Image, progress: impl Fn(u64)) -> Result<()> {
+fn wait(vm: &Vm, mailbox: &Mailbox, image: &Image, progress: impl Fn(u64)) -> Result<()> {
     let mut control = None;
     let mut unpacked = false;
     loop {
-        let event = vm.events().recv_timeout(SILENCE_LIMIT).context("the unpack VM does not answer")?;
+        let late = |_| Error::new("the unpack VM does not answer").advice("`flyrun doctor` checks the host.");
+        let event = mailbox.next(Some(Instant::now() + SILENCE_LIMIT)).map_err(late)?;
         match event {
             Event::Connected(connection) => control = Some(connection),
             Event::Guest(FromGuest::Hello { version: PROTOCOL_VERSION }) => {}
@@ -139,7 +142,10 @@ fn wait(vm: &Vm, image: &Image, progress: impl Fn(u64)) -> Result<()> {
             }
             Event::Guest(FromGuest::Started { .. } | FromGuest::Exited(_))
             | Event::OutputDone
-            | Event::Signal(_) => {}
+            | Event::Signal(_)
+            | Event::Asked(_)
+            | Event::Forward(_)
+            | Event::Resize(_) => {}
         }
     }
 }

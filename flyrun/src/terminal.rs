@@ -7,7 +7,7 @@ use protocol::TtySize;
 use rustix::termios::{OptionalActions, Termios, tcgetattr, tcgetwinsize, tcsetattr};
 
 /// What a workload gets when flyrun has no terminal to take the size from.
-const DEFAULT_SIZE: TtySize = TtySize { rows: 24, cols: 80 };
+pub const DEFAULT_SIZE: TtySize = TtySize { rows: 24, cols: 80 };
 
 /// The size of the terminal that flyrun's output, or else its input, is.
 pub fn size() -> TtySize {

@@ -1,7 +1,5 @@
 //! `flyrun images`.
 
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
-
 use clap::Args;
 
 use super::{Context, print_json, print_line, table};
@@ -40,7 +38,7 @@ pub fn execute(context: &Context, arguments: &Arguments) -> Result<ExitCode> {
         rows.add_row([
             image.name.clone(),
             image.config_digest.short(),
-            ago(image.pulled_unix_s),
+            table::ago(image.pulled_unix_s),
             image.layers.to_string(),
             Size(image.layer_bytes).to_string(),
             image.rootfs_bytes.map_or_else(|| "-".to_string(), |bytes| Size(bytes).to_string()),
@@ -48,17 +46,4 @@ pub fn execute(context: &Context, arguments: &Arguments) -> Result<ExitCode> {
     }
     print_line(&table::text(&rows))?;
     Ok(ExitCode::Success)
-}
-
-/// How long ago a moment was, in the largest whole unit.
-fn ago(unix_s: u64) -> String {
-    let then = UNIX_EPOCH + Duration::from_secs(unix_s);
-    let seconds = SystemTime::now().duration_since(then).map_or(0, |passed| passed.as_secs());
-    let (count, unit) = match seconds {
-        0..60 => (seconds, "second"),
-        60..3600 => (seconds / 60, "minute"),
-        3600..86_400 => (seconds / 3600, "hour"),
-        _ => (seconds / 86_400, "day"),
-    };
-    format!("{count} {unit}{} ago", if count == 1 { "" } else { "s" })
 }

@@ -5,15 +5,30 @@ use std::path::PathBuf;
 use clap::{Parser, Subcommand};
 
 mod completions;
+mod create;
 mod doctor;
+mod each;
 mod images;
+mod inspect;
+mod kill;
+mod lifecycle;
+mod logs;
 mod man;
+mod monitor;
+mod new_machine;
 mod prune;
+mod ps;
 mod pull;
+mod rename;
+mod restart;
+mod rm;
 mod rmi;
 mod run;
+mod start;
+mod stop;
 mod table;
 mod version;
+mod wait;
 
 use crate::error::Result;
 use crate::exit_code::ExitCode;
@@ -30,6 +45,8 @@ use crate::paths::{Paths, make_private_dir};
     after_help = "Examples:
   flyrun run --rm alpine echo hello      run a command in a new machine
   flyrun run -it debian                  a shell in a machine of its own
+  flyrun run -d --name web nginx         leave it running in the background
+  flyrun logs -f web                     and see what it writes
   flyrun doctor                          can this host run machines?
 
 Exit codes: the workload's own (128 + n when signal n ended it); 125 flyrun failed, 126 the command cannot be
@@ -58,6 +75,17 @@ pub struct Cli {
 #[derive(Debug, Subcommand)]
 enum Command {
     Run(Box<run::Arguments>),
+    Create(Box<create::Arguments>),
+    Start(start::Arguments),
+    Stop(stop::Arguments),
+    Restart(restart::Arguments),
+    Kill(kill::Arguments),
+    Rm(rm::Arguments),
+    Wait(wait::Arguments),
+    Ps(ps::Arguments),
+    Inspect(inspect::Arguments),
+    Rename(rename::Arguments),
+    Logs(logs::Arguments),
     Pull(pull::Arguments),
     Images(images::Arguments),
     Rmi(rmi::Arguments),
@@ -66,6 +94,8 @@ enum Command {
     Version(version::Arguments),
     Completions(completions::Arguments),
     Man(man::Arguments),
+    #[command(hide = true)]
+    Monitor(monitor::Arguments),
 }
 
 impl Cli {
@@ -74,6 +104,17 @@ impl Cli {
         let context = Context { paths: Paths { root: self.root, run: self.run_dir } };
         match self.command {
             Command::Run(arguments) => run::execute(&context, &arguments),
+            Command::Create(arguments) => create::execute(&context, &arguments),
+            Command::Start(arguments) => start::execute(&context, &arguments),
+            Command::Stop(arguments) => stop::execute(&context, &arguments),
+            Command::Restart(arguments) => restart::execute(&context, &arguments),
+            Command::Kill(arguments) => kill::execute(&context, &arguments),
+            Command::Rm(arguments) => rm::execute(&context, &arguments),
+            Command::Wait(arguments) => wait::execute(&context, &arguments),
+            Command::Ps(arguments) => ps::execute(&context, &arguments),
+            Command::Inspect(arguments) => inspect::execute(&context, &arguments),
+            Command::Rename(arguments) => rename::execute(&context, &arguments),
+            Command::Logs(arguments) => logs::execute(&context, &arguments),
             Command::Pull(arguments) => pull::execute(&context, &arguments),
             Command::Images(arguments) => images::execute(&context, &arguments),
             Command::Rmi(arguments) => rmi::execute(&context, &arguments),
@@ -82,6 +123,7 @@ impl Cli {
             Command::Version(arguments) => version::execute(&arguments),
             Command::Completions(arguments) => completions::execute(&arguments),
             Command::Man(arguments) => man::execute(&arguments),
+            Command::Monitor(arguments) => monitor::execute(&context, &arguments),
         }
     }
 }

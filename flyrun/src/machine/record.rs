@@ -1,11 +1,17 @@
-//! machine.json: what a machine is and what became of it.
+//! machine.json: what a machine is, how it is started, and what became of it.
 
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+
+use protocol::RunConfig;
 use serde::{Deserialize, Serialize};
 
+use super::restart::RestartPolicy;
+use super::state::State;
 use crate::size::Size;
 
 /// The version of the file's format.
-pub const VERSION: u32 = 1;
+pub const VERSION: u32 = 2;
 
 /// A machine as it is kept on disk.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -17,27 +23,53 @@ pub struct Record {
     pub image: String,
     /// The root filesystem it runs on.
     pub chain_id: String,
-    pub cpus: u8,
-    pub memory: Size,
-    pub disk: Option<Size>,
-    /// Whether it goes when it ends (`--rm`).
-    pub auto_remove: bool,
-    pub state: State,
+    pub config: Config,
     /// Seconds since the epoch.
     pub created_at: u64,
+    pub state: State,
+    /// Seconds since the epoch of the last start of its process.
+    pub started_at: Option<u64>,
+    /// How often its restart policy has started it again since the user did.
+    pub restarts: u32,
+    /// How its last life ended.
     pub outcome: Option<Outcome>,
 }
 
-/// Where in its life a machine is. A machine in the foreground knows these; lifecycle commands bring the others.
+/// All that decides how a machine starts, fixed when it is made.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Config {
+    pub cpus: u8,
+    pub memory: Size,
+    /// The size of its own disk; `None` for a read-only machine.
+    pub disk: Option<Size>,
+    /// A kernel other than flyrun's own.
+    pub kernel: Option<PathBuf>,
+    /// What guest-init is told, but for the randomness and the terminal's size, which belong to each start.
+    pub run: RunConfig,
+    /// Whether its process gets a terminal.
+    pub tty: bool,
+    /// Whether it goes when it ends (`--rm`).
+    pub auto_remove: bool,
+    pub restart: RestartPolicy,
+    /// The signal that asks its process to end, and the seconds until it is killed.
+    pub stop_signal: i32,
+    pub stop_timeout_s: u32,
+    /// Bytes after which the log is rotated, and how many files are kept; none without a log.
+    pub log: Option<LogLimits>,
+    pub labels: BTreeMap<String, String>,
+}
+
+/// How much of a machine's output is kept.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum State {
-    /// Its process runs, or will in a moment. Not true any more if nobody holds the machine's lock.
-    Started,
-    /// It has ended in an orderly way.
-    Stopped,
-    /// It could not be started, or its virtual machine failed.
-    Failed,
+pub struct LogLimits {
+    pub max_size: Size,
+    pub max_files: u32,
+}
+
+impl Default for LogLimits {
+    fn default() -> Self {
+        LogLimits { max_size: Size::mib(10), max_files: 3 }
+    }
 }
 
 /// How a machine ended.
@@ -49,4 +81,38 @@ pub struct Outcome {
     pub error: Option<String>,
     /// Seconds since the epoch.
     pub finished_at: u64,
+}
+
+#[cfg(test)]
+impl Record {
+    /// A record for tests; an empty name means the id.
+    pub fn example(name: &str) -> Record {
+        let id = super::new_id().unwrap();
+        Record {
+            version: VERSION,
+            name: if name.is_empty() { id.clone() } else { name.into() },
+            id,
+            image: "busybox".into(),
+            chain_id: "sha256:0".into(),
+            config: Config {
+                cpus: 1,
+                memory: Size::mib(128),
+                disk: None,
+                kernel: None,
+                run: RunConfig::default(),
+                tty: false,
+                auto_remove: false,
+                restart: RestartPolicy::No,
+                stop_signal: 15,
+                stop_timeout_s: 10,
+                log: Some(LogLimits::default()),
+                labels: BTreeMap::new(),
+            },
+            created_at: 1,
+            state: State::Created,
+            started_at: None,
+            restarts: 0,
+            outcome: None,
+        }
+    }
 }

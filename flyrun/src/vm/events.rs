@@ -2,10 +2,12 @@
 
 use std::io;
 use std::os::unix::net::{UnixListener, UnixStream};
-use std::sync::mpsc::Sender;
+use std::sync::mpsc::{Receiver, Sender, channel};
 use std::thread;
 
-use protocol::{FromGuest, ToGuest, frame};
+use protocol::{FromGuest, ToGuest, TtySize, frame};
+
+use crate::monitor::Conversation;
 
 /// The owner of a machine receives these in the order in which they were noticed.
 #[derive(Debug)]
@@ -22,6 +24,79 @@ pub enum Event {
     VmmExited(io::Result<std::process::ExitStatus>),
     /// flyrun itself has received a signal.
     Signal(i32),
+    /// Another flyrun asks for something.
+    Asked(Conversation),
+    /// An attached client wants the workload to have a signal.
+    Forward(i32),
+    /// An attached client's terminal has this size.
+    Resize(TtySize),
+}
+
+/// Which life of the machine an event belongs to; 0 for those that belong to none.
+type Life = u32;
+
+/// Where events are put.
+#[derive(Clone, Debug)]
+pub struct Post {
+    life: Life,
+    sender: Sender<(Life, Event)>,
+}
+
+/// Where they are received.
+#[derive(Debug)]
+pub struct Mailbox {
+    receiver: Receiver<(Life, Event)>,
+    post: Post,
+}
+
+impl Mailbox {
+    pub fn new() -> Mailbox {
+        let (sender, receiver) = channel();
+        Mailbox { receiver, post: Post { life: 0, sender } }
+    }
+
+    /// For events that belong to no life in particular.
+    pub fn post(&self) -> Post {
+        Post { life: 0, sender: self.post.sender.clone() }
+    }
+
+    /// For the events of the next life; what threads of earlier ones still say is passed over from now on.
+    pub fn begin_life(&mut self) -> Post {
+        self.post.life += 1;
+        self.post.clone()
+    }
+
+    /// The next event of this life or of none.
+    ///
+    /// # Errors
+    /// None came within `limit`.
+    pub fn next(&self, limit: Option<std::time::Instant>) -> Result<Event, Late> {
+        loop {
+            let received = match limit {
+                // The mailbox holds a sender itself, so that the channel never closes.
+                None => self.receiver.recv().map_err(|_| Late),
+                Some(limit) => {
+                    let left = limit.saturating_duration_since(std::time::Instant::now());
+                    self.receiver.recv_timeout(left).map_err(|_| Late)
+                }
+            };
+            match received? {
+                (life, event) if life == 0 || life == self.post.life => return Ok(event),
+                _ => {}
+            }
+        }
+    }
+}
+
+/// No event came in time.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Late;
+
+impl Post {
+    /// Puts an event there; `false` if nobody will ever take it.
+    pub fn send(&self, event: Event) -> bool {
+        self.sender.send((self.life, event)).is_ok()
+    }
 }
 
 /// The writing side of the control connection.
@@ -45,24 +120,24 @@ impl Drop for Control {
 }
 
 /// Waits for guest-init on the control socket and passes on what it says.
-pub fn watch_control(listener: UnixListener, events: Sender<Event>) -> io::Result<()> {
+pub fn watch_control(listener: UnixListener, post: Post) -> io::Result<()> {
     spawn("control", move || {
         let error = match listener.accept().and_then(|(stream, _)| Ok((stream.try_clone()?, stream))) {
             Ok((writer, reader)) => {
-                let _ = events.send(Event::Connected(Control { stream: writer }));
-                pass_frames(reader, &events)
+                post.send(Event::Connected(Control { stream: writer }));
+                pass_frames(reader, &post)
             }
             Err(error) => Some(error.to_string()),
         };
-        let _ = events.send(Event::ControlClosed(error));
+        post.send(Event::ControlClosed(error));
     })
 }
 
-fn pass_frames(mut reader: UnixStream, events: &Sender<Event>) -> Option<String> {
+fn pass_frames(mut reader: UnixStream, post: &Post) -> Option<String> {
     loop {
         match frame::read::<FromGuest>(&mut reader) {
             Ok(Some(message)) => {
-                if events.send(Event::Guest(message)).is_err() {
+                if !post.send(Event::Guest(message)) {
                     return None;
                 }
             }
@@ -73,13 +148,31 @@ fn pass_frames(mut reader: UnixStream, events: &Sender<Event>) -> Option<String>
 }
 
 /// Waits for the VMM process to end.
-pub fn watch_process(mut child: std::process::Child, events: Sender<Event>) -> io::Result<()> {
+pub fn watch_process(mut child: std::process::Child, post: Post) -> io::Result<()> {
     spawn("vmm", move || {
-        let _ = events.send(Event::VmmExited(child.wait()));
+        post.send(Event::VmmExited(child.wait()));
     })
 }
 
 /// Starts a thread that needs little stack, as all of these do.
 pub fn spawn(name: &str, body: impl FnOnce() + Send + 'static) -> io::Result<()> {
     thread::Builder::new().name(name.into()).stack_size(128 * 1024).spawn(body).map(drop)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_an_earlier_life_still_says_is_passed_over() {
+        let mut mailbox = Mailbox::new();
+        let first = mailbox.begin_life();
+        let second = mailbox.begin_life();
+        first.send(Event::OutputDone);
+        mailbox.post().send(Event::Signal(1));
+        second.send(Event::Signal(2));
+        assert!(matches!(mailbox.next(None), Ok(Event::Signal(1))));
+        assert!(matches!(mailbox.next(None), Ok(Event::Signal(2))));
+        assert!(mailbox.next(Some(std::time::Instant::now())).is_err());
+    }
 }

@@ -4,6 +4,6 @@ mod events;
 mod process;
 mod streams;
 
-pub use events::{Control, Event};
+pub use events::{Control, Event, Mailbox, Post, spawn};
 pub use process::{Vm, VmPlan};
-pub use streams::{Input, Output, Streams};
+pub use streams::Streams;

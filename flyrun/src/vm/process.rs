@@ -5,14 +5,15 @@ use std::io;
 use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
-use std::sync::mpsc::{Receiver, Sender, channel};
+use std::sync::Arc;
 
 use protocol::BootConfig;
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 use vmm::exit::VmExit;
 use vmm::spec::{ConsoleSpec, DiskSpec, VmSpec, VsockSpec};
 
-use super::events::{Event, watch_control, watch_process};
+use super::events::{Post, watch_control, watch_process};
 use super::streams::{Streams, listen};
 use crate::cpio;
 use crate::error::{Context, Error, Result};
@@ -21,6 +22,9 @@ use crate::trace;
 
 /// The context id of every guest: each has a vsock device of its own, so they never meet.
 const GUEST_CID: u64 = 3;
+
+/// How long the kernel may take to end flyrun-vmm.
+const END_LIMIT: Timespec = Timespec { tv_sec: 5, tv_nsec: 0 };
 
 /// All that is decided about a virtual machine before it starts.
 #[derive(Debug)]
@@ -41,23 +45,21 @@ pub struct VmPlan {
 #[derive(Debug)]
 pub struct Vm {
     pidfd: rustix::fd::OwnedFd,
-    run_dir: RunDir,
+    run_dir: Arc<RunDir>,
     console: Option<PathBuf>,
-    events: Receiver<Event>,
-    sender: Sender<Event>,
 }
 
 impl Vm {
-    /// Starts the machine; what happens to it comes as events.
+    /// Starts the machine; what happens to it is posted as events.
     ///
     /// # Errors
     /// A file cannot be written, a socket not made, or flyrun-vmm not started.
-    pub fn start(plan: &VmPlan, run_dir: RunDir) -> Result<Vm> {
-        let (sender, events) = channel();
+    pub fn start(plan: &VmPlan, run_dir: Arc<RunDir>, post: &Post) -> Result<Vm> {
+        run_dir.clear_sockets();
         let control = listen(&run_dir, protocol::port::CONTROL)?;
-        watch_control(control, sender.clone()).context("cannot start a thread")?;
-        if let Some(streams) = plan.streams {
-            streams.serve(&run_dir, &sender)?;
+        watch_control(control, post.clone()).context("cannot start a thread")?;
+        if let Some(streams) = &plan.streams {
+            streams.serve(&run_dir, post)?;
         }
         let spec = write_start_files(plan, &run_dir)?;
         trace::step("sockets");
@@ -65,22 +67,20 @@ impl Vm {
         trace::step("vmm spawned");
         let pid = Pid::from_child(&child);
         let pidfd = pidfd_open(pid, PidfdFlags::empty()).context("cannot watch flyrun-vmm")?;
-        watch_process(child, sender.clone()).context("cannot start a thread")?;
-        Ok(Vm { pidfd, run_dir, console: plan.console.clone(), events, sender })
-    }
-
-    /// The channel of events, for those who add their own.
-    pub fn sender(&self) -> Sender<Event> {
-        self.sender.clone()
-    }
-
-    pub fn events(&self) -> &Receiver<Event> {
-        &self.events
+        watch_process(child, post.clone()).context("cannot start a thread")?;
+        Ok(Vm { pidfd, run_dir, console: plan.console.clone() })
     }
 
     /// Ends the machine as pulling its plug would.
     pub fn kill(&self) {
         let _ = pidfd_send_signal(&self.pidfd, Signal::KILL);
+    }
+
+    /// Ends the machine and waits until its process is gone, and with it its hold on the disks. A process that the kernel
+    /// cannot end in time keeps its locks on them, which the next owner will meet.
+    pub fn end(&self) {
+        self.kill();
+        let _ = poll(&mut [PollFd::new(&self.pidfd, PollFlags::IN)], Some(&END_LIMIT));
     }
 
     /// Where the user finds what the kernel said last.

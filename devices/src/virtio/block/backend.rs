@@ -5,9 +5,13 @@ use std::{
     io::{self, Seek, SeekFrom},
     os::{fd::AsFd, unix::fs::FileTypeExt},
     path::{Path, PathBuf},
+    time::{Duration, Instant},
 };
 
-use rustix::fs::FallocateFlags;
+use rustix::{
+    fs::{FallocateFlags, FlockOperation, fcntl_lock},
+    io::Errno,
+};
 use thiserror::Error;
 use vm_memory::Bytes;
 
@@ -30,6 +34,12 @@ pub enum OpenError {
         path: PathBuf,
         /// The host's reason.
         source: io::Error,
+    },
+    /// Another process has it: one that writes excludes all others.
+    #[error("disk {path} is in use by another machine")]
+    InUse {
+        /// The file.
+        path: PathBuf,
     },
     /// A directory, or something that has no length.
     #[error("disk {path} is neither a file nor a block device")]
@@ -93,8 +103,32 @@ pub struct Backend {
     read_only: bool,
 }
 
+/// How long the previous owner of a disk may take to let go of it: the kernel closes the files of a killed process late.
+const LOCK_PATIENCE: Duration = Duration::from_secs(5);
+const LOCK_POLL: Duration = Duration::from_millis(10);
+
+/// Takes a POSIX lock on a disk's file, which the kernel drops with this process: shared to read, exclusive to write. Two
+/// guests that write to one filesystem destroy it.
+fn lock(file: &File, path: &Path, read_only: bool) -> Result<(), OpenError> {
+    let wanted = if read_only {
+        FlockOperation::NonBlockingLockShared
+    } else {
+        FlockOperation::NonBlockingLockExclusive
+    };
+    let deadline = Instant::now() + LOCK_PATIENCE;
+    loop {
+        match fcntl_lock(file, wanted) {
+            Ok(()) => return Ok(()),
+            Err(Errno::AGAIN | Errno::ACCESS) if Instant::now() < deadline => std::thread::sleep(LOCK_POLL),
+            Err(Errno::AGAIN | Errno::ACCESS) => return Err(OpenError::InUse { path: path.to_path_buf() }),
+            Err(errno) => return Err(OpenError::Io { path: path.to_path_buf(), source: errno.into() }),
+        }
+    }
+}
+
 impl Backend {
-    /// Opens the files of a disk.
+    /// Opens the files of a disk, and locks them against other machines for as long as this process lives.
+    ///
     ///
     /// # Errors
     /// [`OpenError`].
@@ -119,6 +153,7 @@ impl Backend {
                 Ok(opened) => opened,
                 Err(source) => return Err(OpenError::Io { path, source }),
             };
+            lock(&file, &path, read_only)?;
             if !read_only && !length.is_multiple_of(SECTOR_BYTES) {
                 return Err(OpenError::Length { path, length });
             }

@@ -1,0 +1,98 @@
+//! What several commands do to a machine: starting it in the background, stopping it, removing it.
+
+use std::time::{Duration, Instant};
+
+use super::Context;
+use crate::error::{Error, Result};
+use crate::machine::{Action, Owned, Patience, Record, Verdict};
+use crate::monitor::{self, Reply, Request};
+
+/// How long a monitor that owns its machine may take to answer: it is just starting, or just ending.
+const MONITOR_PATIENCE: Duration = Duration::from_secs(10);
+const MONITOR_POLL: Duration = Duration::from_millis(10);
+
+/// Whether an action makes sense now.
+///
+/// # Errors
+/// It does not; the error says why, and what to do.
+pub fn decide(record: &Record, action: Action) -> Result<Verdict> {
+    record.state.decide(action).map_err(|refusal| {
+        let error = Error::new(refusal.to_string());
+        match refusal.advice() {
+            Some(advice) => error.advice(advice),
+            None => error,
+        }
+    })
+}
+
+/// Starts a machine, unless it runs.
+pub fn start(context: &Context, record: &Record) -> Result<()> {
+    if decide(record, Action::Start)? == Verdict::Already {
+        return Ok(());
+    }
+    let Some(machine) = context.machines().acquire(&record.id, Patience::Glance)? else {
+        // Somebody else has started it in this moment.
+        return Ok(());
+    };
+    if decide(machine.record(), Action::Start)? == Verdict::Already {
+        return Ok(());
+    }
+    monitor::spawn(&context.paths, machine)
+}
+
+/// Stops a machine and returns when it has ended.
+pub fn stop(context: &Context, record: &Record, timeout_s: Option<u32>) -> Result<()> {
+    if decide(record, Action::Stop)? == Verdict::Already {
+        return Ok(());
+    }
+    ask(context, record, &Request::Stop { timeout_s }).map(drop)
+}
+
+/// Removes a machine; one that runs only by force.
+pub fn remove(context: &Context, record: &Record, force: bool) -> Result<()> {
+    decide(record, if force { Action::RemoveByForce } else { Action::Remove })?;
+    let id = &record.id;
+    if record.state.needs_monitor() {
+        // Whether it ended by this or by itself is all the same.
+        let _ = ask(context, record, &Request::Stop { timeout_s: Some(0) });
+    }
+    if context.machines().find(id).is_err() {
+        return Ok(());
+    }
+    match context.machines().acquire(id, Patience::Wait)? {
+        Some(machine) => remove_owned(machine, force),
+        None => Err(Error::new("its monitor does not let go of it")
+            .advice("Try again, or end the process: `flyrun inspect` tells its id.")),
+    }
+}
+
+fn remove_owned(machine: Owned, force: bool) -> Result<()> {
+    decide(machine.record(), if force { Action::RemoveByForce } else { Action::Remove })?;
+    machine.remove()
+}
+
+/// Asks the monitor of a machine that runs. If it ends meanwhile, what was asked for is moot: then its end is the answer.
+///
+/// # Errors
+/// The monitor refuses or does not answer.
+pub fn ask(context: &Context, record: &Record, request: &Request) -> Result<Reply> {
+    let run_dir = context.paths.run_dir(&record.id);
+    let deadline = Instant::now() + MONITOR_PATIENCE;
+    loop {
+        let error = match monitor::ask(&run_dir, request) {
+            Ok((Reply::Failed { message }, _)) => return Err(Error::new(message)),
+            Ok((reply, _)) => return Ok(reply),
+            Err(error) => error,
+        };
+        let Ok(now) = context.machines().find(&record.id) else {
+            return Ok(Reply::Ended { exit_code: 0 });
+        };
+        if !now.state.needs_monitor() {
+            return Ok(Reply::Ended { exit_code: now.outcome.map_or(0, |outcome| outcome.exit_code) });
+        }
+        if Instant::now() >= deadline {
+            return Err(error);
+        }
+        std::thread::sleep(MONITOR_POLL);
+    }
+}

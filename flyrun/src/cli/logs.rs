@@ -1,0 +1,229 @@
+//! `flyrun logs`.
+
+use std::collections::VecDeque;
+use std::io::{self, Write};
+use std::path::Path;
+use std::time::{Duration, SystemTime};
+
+use clap::Args;
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::fs::inotify::{self, CreateFlags, WatchFlags};
+
+use super::Context;
+use crate::error::{Context as _, Error, Result};
+use crate::exit_code::ExitCode;
+use crate::monitor::log::{Entry, Reader, Stream};
+
+/// How often a machine is looked at while its log is followed: its end is not written there.
+const LOOK: Timespec = Timespec { tv_sec: 0, tv_nsec: 500_000_000 };
+
+/// Show what machines have written
+#[derive(Debug, Args)]
+#[command(after_help = "Examples:
+  flyrun logs web
+  flyrun logs -f --tail 20 web
+  flyrun logs --since 10m --timestamps web 2>&1 | grep error
+  flyrun logs --kernel web        what its kernel and guest-init said
+
+Standard output and standard error of the process come out on those of flyrun.")]
+pub struct Arguments {
+    /// Go on until the machine ends
+    #[arg(short, long)]
+    follow: bool,
+    /// Only what is not older: a time (2026-01-31T12:00:00Z), seconds since the epoch, or a duration (10m)
+    #[arg(long, value_name = "TIME")]
+    since: Option<Moment>,
+    /// Only what is older
+    #[arg(long, value_name = "TIME")]
+    until: Option<Moment>,
+    /// Only the last lines
+    #[arg(short = 'n', long, value_name = "N|all", default_value = "all")]
+    tail: Tail,
+    /// Put the time before each line
+    #[arg(short, long)]
+    timestamps: bool,
+    /// Show the console of the guest's kernel instead
+    #[arg(long, conflicts_with_all = ["follow", "since", "until", "timestamps"])]
+    kernel: bool,
+    /// Name, id, or beginning of the id
+    machine: String,
+}
+
+/// A point in time.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd)]
+struct Moment(SystemTime);
+
+impl std::str::FromStr for Moment {
+    type Err = String;
+
+    fn from_str(text: &str) -> std::result::Result<Moment, String> {
+        let bad = || {
+            format!(
+                "'{text}' is not a time: write 2026-01-31T12:00:00Z, seconds since the epoch, or a duration such as 10m"
+            )
+        };
+        if let Ok(seconds) = text.parse::<f64>() {
+            let since = Duration::try_from_secs_f64(seconds).map_err(|_| bad())?;
+            return SystemTime::UNIX_EPOCH.checked_add(since).map(Moment).ok_or_else(bad);
+        }
+        if let Ok(ago) = humantime::parse_duration(text) {
+            return SystemTime::now().checked_sub(ago).map(Moment).ok_or_else(bad);
+        }
+        humantime::parse_rfc3339_weak(text)
+            .or_else(|_| humantime::parse_rfc3339_weak(&format!("{text}T00:00:00")))
+            .map(Moment)
+            .map_err(|_| bad())
+    }
+}
+
+/// How many lines from the end.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Tail {
+    All,
+    Lines(usize),
+}
+
+impl std::str::FromStr for Tail {
+    type Err = String;
+
+    fn from_str(text: &str) -> std::result::Result<Tail, String> {
+        match text {
+            "all" => Ok(Tail::All),
+            _ => text.parse().map(Tail::Lines).map_err(|_| format!("'{text}' is neither a number nor all")),
+        }
+    }
+}
+
+pub fn execute(context: &Context, arguments: &Arguments) -> Result<ExitCode> {
+    let record = context.machines().find(&arguments.machine)?;
+    let directory = context.paths.machines().join(&record.id);
+    if arguments.kernel {
+        return kernel_log(&directory, arguments.tail);
+    }
+    if record.config.log.is_none() {
+        return Err(Error::new("this machine keeps no log").advice("It was made with --log-driver none."));
+    }
+    let watch = if arguments.follow { Some(watch(&directory)?) } else { None };
+    let mut reader = Reader::open(&directory).context("cannot read the log")?;
+    let mut printer = Printer { timestamps: arguments.timestamps, begun: [false; 2] };
+    let wanted = |entry: &Entry| {
+        arguments.since.is_none_or(|since| entry.time >= since.0)
+            && arguments.until.is_none_or(|until| entry.time < until.0)
+    };
+    let mut kept = VecDeque::new();
+    while let Some(entry) = reader.next().context("cannot read the log")? {
+        if !wanted(&entry) {
+            continue;
+        }
+        match arguments.tail {
+            Tail::All => {
+                if !printer.print(&entry)? {
+                    return Ok(ExitCode::Success);
+                }
+            }
+            Tail::Lines(count) => {
+                kept.push_back(entry);
+                if kept.len() > count {
+                    kept.pop_front();
+                }
+            }
+        }
+    }
+    for entry in &kept {
+        printer.print(entry)?;
+    }
+    let Some(watch) = watch else { return Ok(ExitCode::Success) };
+    let over = |now: SystemTime| arguments.until.is_some_and(|until| now >= until.0);
+    loop {
+        // Asked before the last read: what was written before the end is then there to be read.
+        let runs = context.machines().find(&record.id).is_ok_and(|record| record.state.needs_monitor());
+        while let Some(entry) = reader.next().context("cannot read the log")? {
+            if wanted(&entry) && !printer.print(&entry)? {
+                return Ok(ExitCode::Success);
+            }
+        }
+        if !runs || over(SystemTime::now()) {
+            return Ok(ExitCode::Success);
+        }
+        let _ = poll(&mut [PollFd::new(&watch, PollFlags::IN)], Some(&LOOK));
+        let _ = rustix::io::read(&watch, &mut [0_u8; 4096][..]);
+    }
+}
+
+/// Becomes readable when a file of the log changes.
+fn watch(directory: &Path) -> Result<rustix::fd::OwnedFd> {
+    let flags = CreateFlags::CLOEXEC | CreateFlags::NONBLOCK;
+    let watch = inotify::init(flags).context("cannot watch the log")?;
+    inotify::add_watch(&watch, directory, WatchFlags::MODIFY | WatchFlags::CREATE | WatchFlags::MOVED_TO)
+        .context("cannot watch the log")?;
+    Ok(watch)
+}
+
+struct Printer {
+    timestamps: bool,
+    /// Whether the last entry of a stream was the beginning of a line.
+    begun: [bool; 2],
+}
+
+impl Printer {
+    /// Prints an entry; `false` if nobody reads any more.
+    fn print(&mut self, entry: &Entry) -> Result<bool> {
+        let mut text = String::new();
+        let begun = &mut self.begun[entry.stream as usize];
+        if self.timestamps && !*begun {
+            text = format!("{} ", humantime::format_rfc3339_nanos(entry.time));
+        }
+        *begun = !entry.log.ends_with('\n');
+        text.push_str(&entry.log);
+        let written = match entry.stream {
+            Stream::Stdout => write_out(&mut io::stdout().lock(), &text),
+            Stream::Stderr => write_out(&mut io::stderr().lock(), &text),
+        };
+        match written {
+            Ok(()) => Ok(true),
+            Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(false),
+            Err(error) => Err(Error::caused("cannot write the log out", &error)),
+        }
+    }
+}
+
+fn write_out(to: &mut impl Write, text: &str) -> io::Result<()> {
+    to.write_all(text.as_bytes())?;
+    to.flush()
+}
+
+fn kernel_log(directory: &Path, tail: Tail) -> Result<ExitCode> {
+    let bytes = match std::fs::read(directory.join("console.log")) {
+        Ok(bytes) => bytes,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Vec::new(),
+        Err(error) => return Err(Error::caused("cannot read the kernel's log", &error)),
+    };
+    let text = String::from_utf8_lossy(&bytes);
+    let lines: Vec<_> = text.lines().collect();
+    let first = match tail {
+        Tail::All => 0,
+        Tail::Lines(count) => lines.len().saturating_sub(count),
+    };
+    for line in lines.iter().skip(first) {
+        super::print_line(line)?;
+    }
+    Ok(ExitCode::Success)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn times_are_absolute_or_relative() {
+        let epoch = |seconds| Moment(SystemTime::UNIX_EPOCH + Duration::from_secs(seconds));
+        assert_eq!("86400".parse::<Moment>(), Ok(epoch(86_400)));
+        assert_eq!("1970-01-02T00:00:00Z".parse::<Moment>(), Ok(epoch(86_400)));
+        assert_eq!("1970-01-02T00:00:00".parse::<Moment>(), Ok(epoch(86_400)));
+        assert_eq!("1970-01-02".parse::<Moment>(), Ok(epoch(86_400)));
+        assert!("10m".parse::<Moment>().unwrap() < Moment(SystemTime::now()));
+        for bad in ["", "yesterday", "-5", "1e300", "NaN"] {
+            assert!(bad.parse::<Moment>().is_err(), "{bad}");
+        }
+    }
+}

@@ -1,0 +1,313 @@
+//! What `flyrun run` and `flyrun create` share: the flags, and the way from them to a machine in the store.
+
+use std::collections::BTreeMap;
+use std::io::IsTerminal;
+use std::path::PathBuf;
+
+use clap::Args;
+use images::{Image, PullOptions, Reference, Store};
+
+use super::Context;
+use crate::error::{Context as _, Error, Result, from_images};
+use crate::launch::{self, ImageDefaults, Wishes};
+use crate::machine::restart::RestartPolicy;
+use crate::machine::{Config, LogLimits, Owned, Record, State, VERSION, is_name, new_id, now};
+use crate::paths::Library;
+use crate::progress::Bars;
+use crate::signal::Signal;
+use crate::size::Size;
+use crate::{host, rootfs, terminal, trace};
+
+/// The least memory, in MiB, that the kernel, guest-init and a small process fit into.
+const MIN_MEMORY_MIB: u64 = 48;
+/// The most memory, in MiB: what the VMM's memory map allows.
+const MAX_MEMORY_MIB: u64 = 1 << 20;
+const MIN_DISK: Size = Size::mib(64);
+const MAX_DISK: Size = Size::gib(16 << 10);
+/// The smallest log that holds a few lines.
+const MIN_LOG: Size = Size(16 << 10);
+const MAX_LOG_FILES: u32 = 100;
+/// An hour, in seconds: more patience than any process needs to end.
+const MAX_STOP_TIMEOUT: u32 = 3600;
+
+/// A new machine
+#[derive(Debug, Args)]
+pub struct Flags {
+    /// Remove the machine and its disk when it ends
+    #[arg(long)]
+    pub rm: bool,
+    /// Pass standard input on
+    #[arg(short, long)]
+    pub interactive: bool,
+    /// Give the process a terminal
+    #[arg(short, long)]
+    pub tty: bool,
+    /// Set a variable, or pass one of your own on
+    #[arg(short, long, value_name = "KEY[=VALUE]")]
+    env: Vec<String>,
+    /// Read variables from a file, one on each line
+    #[arg(long, value_name = "FILE")]
+    env_file: Vec<PathBuf>,
+    /// Start in this directory; it is made if it does not exist
+    #[arg(short, long, value_name = "DIR")]
+    workdir: Option<String>,
+    /// Run as this user, by name or number
+    #[arg(short, long, value_name = "USER[:GROUP]")]
+    user: Option<String>,
+    /// Run this instead of the image's entrypoint; "" for none
+    #[arg(long, value_name = "PROGRAM")]
+    entrypoint: Option<String>,
+    /// The machine's host name [default: its id]
+    #[arg(long, value_name = "NAME")]
+    hostname: Option<String>,
+    /// A name to speak of the machine by [default: its id]
+    #[arg(long)]
+    name: Option<String>,
+    /// Number of vCPUs, 1 to 32
+    #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u8).range(1..=32))]
+    cpus: u8,
+    /// Memory of the machine
+    #[arg(short, long, value_name = "SIZE", default_value = "256m")]
+    memory: Size,
+    /// Size of the machine's own disk; it takes up only what is written
+    #[arg(long, value_name = "SIZE", default_value = "10g")]
+    disk: Size,
+    /// Boot this kernel: an ELF vmlinux or a bzImage
+    #[arg(long, value_name = "FILE")]
+    kernel: Option<PathBuf>,
+    /// Leave the root filesystem read-only, without a disk of the machine's own
+    #[arg(long)]
+    read_only: bool,
+    /// Mount a memory filesystem
+    #[arg(long, value_name = "/PATH[:OPTIONS]")]
+    tmpfs: Vec<String>,
+    /// When to ask the image's source: missing, always or never
+    #[arg(long, value_name = "WHEN", default_value = "missing")]
+    pull: super::pull::When,
+    /// Allow a registry without TLS (one on loopback is always allowed)
+    #[arg(long)]
+    plain_http: bool,
+    /// Start the machine again when it ends: no, on-failure[:N], always or unless-stopped
+    #[arg(long, value_name = "POLICY", default_value_t)]
+    restart: RestartPolicy,
+    /// Set a label
+    #[arg(short, long, value_name = "KEY[=VALUE]")]
+    label: Vec<String>,
+    /// The signal that asks the process to end [default: the image's, or TERM]
+    #[arg(long, value_name = "SIGNAL")]
+    stop_signal: Option<Signal>,
+    /// Seconds until a process that was asked to end is killed
+    #[arg(long, value_name = "SECONDS", default_value_t = 10, value_parser = clap::value_parser!(u32).range(..=MAX_STOP_TIMEOUT as i64))]
+    stop_timeout: u32,
+    /// Where the output is kept: json-file or none
+    #[arg(long, value_name = "DRIVER", default_value = "json-file")]
+    log_driver: LogDriver,
+    /// How much of it: max-size=SIZE, max-file=N
+    #[arg(long, value_name = "KEY=VALUE")]
+    log_opt: Vec<String>,
+    /// The image to run
+    pub image: String,
+    /// Command and arguments, instead of the image's
+    #[arg(trailing_var_arg = true, allow_hyphen_values = true, value_name = "COMMAND")]
+    command: Vec<String>,
+}
+
+/// `--log-driver`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+enum LogDriver {
+    JsonFile,
+    None,
+}
+
+/// A machine that was made and is owned, with what starting it needs.
+#[derive(Debug)]
+pub struct Made {
+    pub library: Library,
+    pub store: Store,
+    pub machine: Owned,
+    /// Keeps the image's root filesystem until the machine itself holds it.
+    _lease: images::RootfsLease,
+}
+
+/// Makes a machine: finds or pulls its image, unpacks it if that was never done, writes it down in this state.
+///
+/// # Errors
+/// A flag cannot be followed, the image is not to be had, or this host cannot run machines.
+pub fn make(context: &Context, flags: &Flags, state: State) -> Result<Made> {
+    check(flags)?;
+    let library = Library::find()?;
+    host::ensure_kvm(&library)?;
+    trace::step("host checked");
+    let store = context.store()?;
+    let image = find_or_pull(&store, flags)?;
+    trace::step("image found");
+    let id = new_id()?;
+    let record = Record { state, ..record(&image, flags, &id)? };
+    let lease = rootfs::ensure(&store, &image, &library, &context.paths)?;
+    trace::step("rootfs ready");
+    let machine = context.machines().create(record)?;
+    Ok(Made { library, store, machine, _lease: lease })
+}
+
+fn check(flags: &Flags) -> Result<()> {
+    let memory = flags.memory.to_mib();
+    if !(MIN_MEMORY_MIB..=MAX_MEMORY_MIB).contains(&memory) {
+        return Err(Error::new(format!("--memory {} is out of range", flags.memory))
+            .advice(format!("Choose between {MIN_MEMORY_MIB}m and {}g.", MAX_MEMORY_MIB >> 10)));
+    }
+    if !(MIN_DISK..=MAX_DISK).contains(&flags.disk) {
+        return Err(Error::new(format!("--disk {} is out of range", flags.disk))
+            .advice("Choose between 64m and 16t."));
+    }
+    if let Some(name) = &flags.name {
+        check_name(name)?;
+    }
+    if flags.rm && flags.restart != RestartPolicy::No {
+        return Err(Error::new("--rm and --restart exclude each other")
+            .advice("A machine that goes when it ends is not started again."));
+    }
+    Ok(())
+}
+
+fn find_or_pull(store: &images::Store, flags: &Flags) -> Result<Image> {
+    let reference = Reference::parse(&flags.image)
+        .map_err(|error| Error::caused(format!("'{}' is not an image", flags.image), &error))?;
+    let options =
+        PullOptions { policy: flags.pull.into(), plain_http: flags.plain_http, ..PullOptions::default() };
+    let bars = Bars::on_stderr();
+    images::pull(store, &reference, &options, &bars).map_err(|error| from_images(&error))
+}
+
+fn run_config(image: &Image, flags: &Flags, id: &str) -> Result<protocol::RunConfig> {
+    let config = &image.config;
+    let defaults = ImageDefaults {
+        entrypoint: config.entrypoint.clone(),
+        cmd: config.cmd.clone(),
+        env: config.env.clone(),
+        user: config.user.clone(),
+        working_dir: config.working_dir.clone(),
+    };
+    let wishes = Wishes {
+        entrypoint: flags.entrypoint.clone(),
+        command: flags.command.clone(),
+        env: variables(flags)?,
+        user: flags.user.clone(),
+        working_dir: flags.workdir.clone(),
+        hostname: flags.hostname.clone().unwrap_or_else(|| id.to_string()),
+        tty: flags.tty.then(terminal::size),
+        stdin: flags.interactive,
+        read_only: flags.read_only,
+        tmpfs: flags.tmpfs.clone(),
+    };
+    let own_env = |key: &str| std::env::var(key).ok();
+    launch::run_config(&defaults, &wishes, own_env).map_err(|error| Error::new(error.to_string()))
+}
+
+/// The variables of files come first, so that those on the command line win.
+fn variables(flags: &Flags) -> Result<Vec<String>> {
+    let mut variables = Vec::new();
+    for file in &flags.env_file {
+        let text = std::fs::read_to_string(file)
+            .context(format!("cannot read the environment file {}", file.display()))?;
+        variables.extend(launch::env_file_lines(&text));
+    }
+    variables.extend(flags.env.iter().cloned());
+    Ok(variables)
+}
+
+fn record(image: &Image, flags: &Flags, id: &str) -> Result<Record> {
+    Ok(Record {
+        version: VERSION,
+        id: id.to_string(),
+        name: flags.name.clone().unwrap_or_else(|| id.to_string()),
+        image: image.name.clone(),
+        chain_id: image.chain_id.to_string(),
+        config: Config {
+            cpus: flags.cpus,
+            memory: flags.memory,
+            disk: (!flags.read_only).then_some(flags.disk),
+            kernel: flags.kernel.clone(),
+            run: run_config(image, flags, id)?,
+            tty: flags.tty,
+            auto_remove: flags.rm,
+            restart: flags.restart,
+            stop_signal: stop_signal(image, flags)?.0,
+            stop_timeout_s: flags.stop_timeout,
+            log: log_limits(flags)?,
+            labels: labels(image, flags)?,
+        },
+        created_at: now(),
+        state: State::Created,
+        started_at: None,
+        restarts: 0,
+        outcome: None,
+    })
+}
+
+fn stop_signal(image: &Image, flags: &Flags) -> Result<Signal> {
+    match (flags.stop_signal, &image.config.stop_signal) {
+        (Some(signal), _) => Ok(signal),
+        (None, None) => Ok(Signal::TERM),
+        (None, Some(text)) => text.parse().map_err(|error| {
+            Error::caused("the image's stop signal", &error).advice("Give another with --stop-signal.")
+        }),
+    }
+}
+
+/// The image's labels, and the user's over them.
+fn labels(image: &Image, flags: &Flags) -> Result<BTreeMap<String, String>> {
+    let mut labels = image.config.labels.clone();
+    for label in &flags.label {
+        let (key, value) = label.split_once('=').unwrap_or((label, ""));
+        if key.is_empty() {
+            return Err(
+                Error::new(format!("--label '{label}' has no key")).advice("Write KEY=VALUE, or KEY.")
+            );
+        }
+        labels.insert(key.to_string(), value.to_string());
+    }
+    Ok(labels)
+}
+
+fn log_limits(flags: &Flags) -> Result<Option<LogLimits>> {
+    let mut limits = LogLimits::default();
+    for option in &flags.log_opt {
+        let bad = |what: &str| {
+            Error::new(format!("--log-opt '{option}': {what}"))
+                .advice("Write max-size=SIZE (at least 16k) or max-file=N (1 to 100).")
+        };
+        match option.split_once('=') {
+            Some(("max-size", size)) => {
+                let size: Size = size.parse().map_err(|_| bad("not a size"))?;
+                limits.max_size = if size >= MIN_LOG { size } else { return Err(bad("too small")) };
+            }
+            Some(("max-file", count)) => {
+                let count = count.parse().ok().filter(|count| (1..=MAX_LOG_FILES).contains(count));
+                limits.max_files = count.ok_or_else(|| bad("not a number of files"))?;
+            }
+            _ => return Err(bad("there is no such option")),
+        }
+    }
+    Ok((flags.log_driver == LogDriver::JsonFile).then_some(limits))
+}
+
+/// Whether a machine may be called so.
+///
+/// # Errors
+/// It may not.
+pub fn check_name(name: &str) -> Result<()> {
+    if is_name(name) {
+        return Ok(());
+    }
+    Err(Error::new(format!("{name:?} cannot be a machine's name"))
+        .advice("Use up to 63 letters, digits, '_', '.' and '-', a letter or digit first."))
+}
+
+/// A terminal needs one on this side too, where the workload is to be typed to.
+pub fn check_terminal(flags: &Flags) -> Result<()> {
+    if flags.tty && flags.interactive && !std::io::stdin().is_terminal() {
+        return Err(Error::new("-t with -i needs a terminal, and standard input is none")
+            .advice("Leave -t away to pass a pipe or a file on."));
+    }
+    Ok(())
+}

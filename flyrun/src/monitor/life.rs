@@ -1,0 +1,300 @@
+//! One life of a machine: from the start of its VMM to the end of its process.
+
+use std::time::{Duration, Instant};
+
+use protocol::session::FromSession;
+use protocol::{ExitStatus, FailureKind, FromGuest, PROTOCOL_VERSION, ToGuest, TtySize};
+
+use super::End;
+use super::front::{Front, Response};
+use crate::error::{Error, Result};
+use crate::exit_code::ExitCode;
+use crate::interrupt::SIGKILL;
+use crate::terminal;
+use crate::trace;
+use crate::vm::{Control, Event, Mailbox, Vm};
+
+/// How long a guest may take from its start to guest-init's first word. Hundreds of times what it needs.
+const BOOT_LIMIT: Duration = Duration::from_secs(60);
+/// How long the rest of the output and the guest's own end may take once its process is gone.
+const END_LIMIT: Duration = Duration::from_secs(15);
+/// How long a guest may take to end a process that was killed; then the machine itself is ended.
+const KILL_LIMIT: Duration = Duration::from_secs(3);
+
+/// A started virtual machine and what has become of it so far.
+#[derive(Debug)]
+pub struct Life {
+    pub vm: Vm,
+    control: Option<Control>,
+    outputs_open: usize,
+    /// Whether the machine's disk outlives it, so that the guest must write everything out first.
+    keeps_disk: bool,
+    is_started: bool,
+    exited: Option<ExitStatus>,
+    deadline: Option<Deadline>,
+    stopping: Option<Stopping>,
+    /// The size of the terminal of the client that attached last.
+    size: Option<TtySize>,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Deadline {
+    at: Instant,
+    late: &'static str,
+}
+
+/// How far the end of the workload has been brought about.
+#[derive(Clone, Copy, Debug)]
+enum Stopping {
+    /// Its stop signal was sent; at this time it is killed.
+    Asked { kill_at: Instant },
+    /// It was killed; at this time the machine is.
+    Killed { give_up_at: Instant },
+}
+
+/// What the monitor has to do about an event.
+#[derive(Debug)]
+pub enum Step {
+    Nothing,
+    /// The workload runs.
+    Started,
+    /// Somebody asks for something that concerns more than this life.
+    Asked(super::control::Conversation),
+    Ended(End),
+}
+
+impl Life {
+    pub fn new(vm: Vm, outputs: usize, keeps_disk: bool) -> Life {
+        let late = "the guest has not started within a minute";
+        Life {
+            vm,
+            control: None,
+            outputs_open: outputs,
+            keeps_disk,
+            is_started: false,
+            exited: None,
+            deadline: Some(Deadline { at: Instant::now() + BOOT_LIMIT, late }),
+            stopping: None,
+            size: None,
+        }
+    }
+
+    /// Waits for the next thing that happens.
+    ///
+    /// # Errors
+    /// The machine failed before its workload could end.
+    pub fn step(&mut self, mailbox: &Mailbox, front: &mut Front) -> Result<Step> {
+        let Ok(event) = mailbox.next(self.next_deadline()) else {
+            return self.on_late();
+        };
+        let step = match event {
+            Event::Connected(control) => {
+                self.control = Some(control);
+                Step::Nothing
+            }
+            Event::Guest(message) => self.on_message(message)?,
+            Event::ControlClosed(error) => self.on_control_closed(error)?,
+            Event::OutputDone => {
+                self.outputs_open = self.outputs_open.saturating_sub(1);
+                Step::Nothing
+            }
+            Event::VmmExited(status) => Step::Ended(self.on_vmm_exit(&status)?),
+            Event::Signal(signal) => self.on_signal(front.on_signal(signal, self.is_started), signal),
+            Event::Asked(conversation) => Step::Asked(conversation),
+            Event::Forward(signal) => {
+                self.signal(signal);
+                Step::Nothing
+            }
+            Event::Resize(size) => {
+                self.resize(size);
+                Step::Nothing
+            }
+        };
+        match (step, self.end_if_drained()) {
+            (Step::Nothing, Some(end)) => Ok(Step::Ended(end)),
+            (step, _) => Ok(step),
+        }
+    }
+
+    /// Asks the workload to end, and sees to it that it does.
+    pub fn stop(&mut self, signal: i32, patience: Duration) {
+        if signal == SIGKILL || patience.is_zero() || !self.is_started {
+            return self.kill();
+        }
+        let kill_at = Instant::now() + patience;
+        self.stopping = match self.stopping {
+            // Whoever is in more of a hurry decides.
+            Some(Stopping::Asked { kill_at: earlier }) => {
+                Some(Stopping::Asked { kill_at: earlier.min(kill_at) })
+            }
+            Some(killed) => Some(killed),
+            None => Some(Stopping::Asked { kill_at }),
+        };
+        self.send(&ToGuest::Signal { signal });
+    }
+
+    /// Sends the workload a signal.
+    pub fn signal(&mut self, signal: i32) {
+        if signal == SIGKILL {
+            return self.kill();
+        }
+        self.send(&ToGuest::Signal { signal });
+    }
+
+    /// Kills the workload, and soon the machine if that is not enough.
+    fn kill(&mut self) {
+        self.send(&ToGuest::Signal { signal: SIGKILL });
+        let patience = if self.is_started { KILL_LIMIT } else { Duration::ZERO };
+        self.stopping.get_or_insert(Stopping::Killed { give_up_at: Instant::now() + patience });
+        if let Some(Stopping::Asked { .. }) = self.stopping {
+            self.stopping = Some(Stopping::Killed { give_up_at: Instant::now() + patience });
+        }
+    }
+
+    fn resize(&mut self, size: TtySize) {
+        self.size = Some(size);
+        self.send(&ToGuest::Resize(size));
+    }
+
+    fn next_deadline(&self) -> Option<Instant> {
+        let stopping = self.stopping.map(|stopping| match stopping {
+            Stopping::Asked { kill_at } => kill_at,
+            Stopping::Killed { give_up_at } => give_up_at,
+        });
+        self.deadline.map(|deadline| deadline.at).into_iter().chain(stopping).min()
+    }
+
+    fn on_late(&mut self) -> Result<Step> {
+        let now = Instant::now();
+        match self.stopping {
+            Some(Stopping::Asked { kill_at }) if kill_at <= now => {
+                self.kill();
+                Ok(Step::Nothing)
+            }
+            Some(Stopping::Killed { give_up_at }) if give_up_at <= now => {
+                self.vm.kill();
+                Ok(Step::Ended(End::Workload(self.exited.unwrap_or(ExitStatus::Signal(SIGKILL as u8)))))
+            }
+            _ => match self.deadline {
+                Some(deadline) if deadline.at <= now => Err(Error::new(deadline.late).advice(
+                    "`flyrun run --init-log` shows the guest's console; `flyrun doctor` checks the host.",
+                )),
+                _ => Ok(Step::Nothing),
+            },
+        }
+    }
+
+    fn on_message(&mut self, message: FromGuest) -> Result<Step> {
+        match message {
+            FromGuest::Hello { version } if version != PROTOCOL_VERSION => {
+                let both =
+                    format!("guest-init speaks version {version} of the protocol, flyrun {PROTOCOL_VERSION}");
+                Err(Error::new(both).advice("Install flyrun and its parts from one build."))
+            }
+            FromGuest::Hello { .. } => {
+                trace::step("guest-init connected");
+                self.deadline = None;
+                Ok(Step::Nothing)
+            }
+            FromGuest::Started { .. } => {
+                trace::step("workload started");
+                self.is_started = true;
+                if let Some(size) = self.size {
+                    self.send(&ToGuest::Resize(size));
+                }
+                Ok(Step::Started)
+            }
+            FromGuest::Exited(status) => {
+                trace::step("workload ended");
+                self.exited = Some(status);
+                self.stopping = None;
+                let late = "the guest has not ended its output in time";
+                self.deadline = Some(Deadline { at: Instant::now() + END_LIMIT, late });
+                Ok(Step::Nothing)
+            }
+            FromGuest::Failed { kind, message } => failure(kind, message).map(Step::Ended),
+            FromGuest::Unpacking { .. } | FromGuest::Unpacked { .. } => {
+                Err(Error::new("the guest reports on unpacking, which it was not asked to do"))
+            }
+        }
+    }
+
+    fn on_control_closed(&mut self, error: Option<String>) -> Result<Step> {
+        self.control = None;
+        match error {
+            Some(error) if self.exited.is_none() => Err(Error::new(format!("lost the guest: {error}"))),
+            _ => Ok(Step::Nothing),
+        }
+    }
+
+    fn on_vmm_exit(&mut self, status: &std::io::Result<std::process::ExitStatus>) -> Result<End> {
+        match (self.exited, self.vm.failure(status)) {
+            (_, Some(failure)) => Err(failure),
+            (Some(exited), None) => Ok(End::Workload(exited)),
+            (None, None) => Err(Error::new("the guest restarted itself before its process ended")
+                .advice("`flyrun run --init-log` shows the guest's console.")),
+        }
+    }
+
+    fn on_signal(&mut self, response: Response, signal: i32) -> Step {
+        match response {
+            Response::Forward(signal) => self.signal(signal),
+            Response::ForwardAndTell(signal, told) => {
+                anstream::eprintln!("flyrun: {told}");
+                self.signal(signal);
+            }
+            Response::Resize => self.resize(terminal::size()),
+            Response::Stop(signal, patience) => self.stop(signal, patience),
+            Response::Kill => {
+                self.vm.kill();
+                return Step::Ended(End::Interrupted { signal, started: self.is_started });
+            }
+            Response::Nothing => {}
+        }
+        Step::Nothing
+    }
+
+    fn send(&mut self, message: &ToGuest) {
+        if let Some(control) = &mut self.control {
+            control.send(message);
+        }
+    }
+
+    /// With the process gone and all its output copied, only the guest's disk is left to wait for. Closing the control
+    /// connection lets guest-init unmount it and end the machine; a disk that goes anyway needs neither.
+    fn end_if_drained(&mut self) -> Option<End> {
+        let exited = self.exited.filter(|_| self.outputs_open == 0)?;
+        self.control = None;
+        if self.keeps_disk { None } else { Some(End::Workload(exited)) }
+    }
+}
+
+fn failure(kind: FailureKind, message: String) -> Result<End> {
+    match kind {
+        FailureKind::CommandNotFound => Ok(End::NoCommand { code: ExitCode::NotFound.number(), message }),
+        FailureKind::CommandNotExecutable => {
+            Ok(End::NoCommand { code: ExitCode::NotExecutable.number(), message })
+        }
+        FailureKind::UnknownUser => {
+            Err(Error::new(message).advice("Choose another with --user, by name or number."))
+        }
+        FailureKind::NoSpace => Err(Error::new(message).advice("Give the machine a larger --disk.")),
+        FailureKind::BadConfig => {
+            Err(Error::new(message).advice("Install flyrun and its parts from one build."))
+        }
+        FailureKind::BadLayer | FailureKind::LimitExceeded | FailureKind::Setup => {
+            Err(Error::new(message).advice("`flyrun run --init-log` shows the guest's console."))
+        }
+    }
+}
+
+/// The last frame for those who are attached when a life ends.
+pub fn last_frame(result: &Result<End>) -> FromSession {
+    match result {
+        Ok(End::Workload(status)) => FromSession::Exited(*status),
+        Ok(end @ (End::NoCommand { .. } | End::Interrupted { .. })) => {
+            FromSession::Exited(ExitStatus::Code(end.code().number()))
+        }
+        Err(error) => FromSession::Failed { kind: FailureKind::Setup, message: error.to_string() },
+    }
+}

@@ -1,0 +1,389 @@
+//! The process that owns a machine, from its first start to its last end: restarts, requests, log, state on disk.
+//!
+//! In the foreground `flyrun run` is the monitor itself; in the background it is a process of its own ([`spawn`]).
+
+mod control;
+mod front;
+mod life;
+pub mod log;
+pub mod outputs;
+mod spawn;
+
+use std::io;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use images::Store;
+use protocol::{BootConfig, ExitStatus, TtySize};
+use vmm::spec::DiskSpec;
+
+pub use control::{Conversation, Reply, Request, ask};
+pub use front::Front;
+pub use spawn::{Report, spawn};
+
+use self::life::{Life, Step};
+use self::outputs::{Input, Outputs, Own, feed};
+use crate::error::{Context, Error, Result, from_images};
+use crate::exit_code::ExitCode;
+use crate::interrupt::SIGKILL;
+use crate::machine::restart::{self, Restarts};
+use crate::machine::{Machines, Outcome, Owned, State, now};
+use crate::paths::{Library, Part, Paths, RunDir};
+use crate::trace;
+use crate::vm::{Event, Mailbox, Streams, Vm, VmPlan, spawn as spawn_thread};
+
+/// Bytes of the host's randomness that each guest starts with.
+const ENTROPY_BYTES: usize = 64;
+const DISK: &str = "disk.ext4";
+
+/// How a life of a machine ended.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum End {
+    /// The workload ran and ended.
+    Workload(ExitStatus),
+    /// The workload's command could not be executed.
+    NoCommand { code: u8, message: String },
+    /// The user gave up.
+    Interrupted { signal: i32, started: bool },
+}
+
+/// What a monitor works with.
+#[derive(Debug)]
+pub struct Host<'a> {
+    pub paths: &'a Paths,
+    pub library: &'a Library,
+    pub store: &'a Store,
+}
+
+/// How the machine is seen by the one who starts it.
+#[derive(Debug)]
+pub struct View {
+    pub front: Front,
+    /// Whether its output also goes to flyrun's own streams, and flyrun's input to it.
+    pub own_streams: bool,
+    /// The size of the terminal it gets, if it gets one.
+    pub terminal: TtySize,
+    /// Whether the guest's console is shown on standard error.
+    pub show_console: bool,
+}
+
+/// Runs a machine until it is not started again, and removes it then if it is to go by itself. `started` is called when
+/// its process runs for the first time.
+///
+/// # Errors
+/// The last life failed, or could not begin.
+pub fn run(host: &Host, machine: Owned, view: View, started: &mut dyn FnMut()) -> Result<End> {
+    let mut monitor = Monitor::new(host, machine, view)?;
+    let result = monitor.run(started);
+    trace::step("ended");
+    monitor.conclude(&result)?;
+    result
+}
+
+struct Monitor<'a> {
+    host: &'a Host<'a>,
+    machine: Owned,
+    view: View,
+    run_dir: Arc<RunDir>,
+    mailbox: Mailbox,
+    outputs: Arc<Outputs>,
+    input: Option<Arc<Input>>,
+    /// Those who are told when this life has ended.
+    waiting: Vec<Conversation>,
+    /// The user has ended the machine, so that it is not started again.
+    is_stopped: bool,
+}
+
+impl<'a> Monitor<'a> {
+    fn new(host: &'a Host<'a>, machine: Owned, view: View) -> Result<Monitor<'a>> {
+        let run_dir = Arc::new(host.paths.make_run_dir(&machine.record().id)?);
+        let config = &machine.record().config;
+        let own = if view.own_streams { Some(Own::streams()?) } else { None };
+        let log = config.log.map(|limits| log::Writer::new(machine.directory(), limits));
+        let outputs = Arc::new(Outputs::new(own, log));
+        let input = config.run.stdin.then(|| Arc::new(Input::default()));
+        let mailbox = Mailbox::new();
+        control::serve(run_dir.path(), mailbox.post())?;
+        front::watch_signals(mailbox.post())?;
+        Ok(Monitor {
+            host,
+            machine,
+            view,
+            run_dir,
+            mailbox,
+            outputs,
+            input,
+            waiting: Vec::new(),
+            is_stopped: false,
+        })
+    }
+
+    /// One life after another, as the restart policy has it.
+    fn run(&mut self, started: &mut dyn FnMut()) -> Result<End> {
+        if self.machine.record().state != State::Starting {
+            self.machine.become_state(State::Starting, |record| record.restarts = 0)?;
+        }
+        if let Some(input) = self.input.clone().filter(|_| self.view.own_streams) {
+            let stdin =
+                rustix::io::fcntl_dupfd_cloexec(io::stdin(), 3).context("cannot use standard input")?;
+            spawn_thread("stdin", move || feed(stdin, &input)).context("cannot start a thread")?;
+        }
+        let mut restarts = Restarts::default();
+        loop {
+            let born = Instant::now();
+            let result = self.live(started);
+            self.outputs.finish(&life::last_frame(&result));
+            if let Some(input) = &self.input {
+                input.disconnect();
+            }
+            let succeeded = matches!(&result, Ok(end) if end.code().number() == 0);
+            let interrupted = matches!(result, Ok(End::Interrupted { .. }));
+            let stopped = self.is_stopped || interrupted;
+            let ended = restart::Life { succeeded, stopped, lasted: born.elapsed() };
+            let Some(pause) = restarts.after(self.machine.record().config.restart, ended) else {
+                return result;
+            };
+            let outcome = outcome(&result);
+            self.tell_waiting(outcome.exit_code);
+            self.try_become(State::Starting, |record| {
+                record.restarts += 1;
+                record.outcome = Some(outcome);
+            });
+            if !self.pause(pause) {
+                return result;
+            }
+        }
+    }
+
+    /// Waits for the time of the next life; `false` if there is to be none.
+    fn pause(&mut self, pause: Duration) -> bool {
+        let until = Instant::now() + pause;
+        while let Ok(event) = self.mailbox.next(Some(until)) {
+            match event {
+                Event::Asked(conversation) => self.answer(conversation, None),
+                Event::Signal(signal) => match self.view.front.on_signal(signal, false) {
+                    front::Response::Kill | front::Response::Stop(..) => self.is_stopped = true,
+                    _ => {}
+                },
+                _ => {}
+            }
+            if self.is_stopped {
+                return false;
+            }
+        }
+        true
+    }
+
+    fn live(&mut self, started: &mut dyn FnMut()) -> Result<End> {
+        // Held as long as the machine runs: nobody may remove what it stands on.
+        let chain_id = self.machine.record().chain_id.parse().context("the machine's record is damaged")?;
+        let lease = self.host.store.hold_rootfs(&chain_id).map_err(|error| from_images(&error))?;
+        let Some(lease) = lease else {
+            let told = format!("the root filesystem of {} is gone", self.machine.record().image);
+            return Err(
+                Error::new(told).advice("Pull the image again with `flyrun run`, or remove the machine.")
+            );
+        };
+        let plan = self.plan(lease.path())?;
+        let post = self.mailbox.begin_life();
+        let vm = Vm::start(&plan, self.run_dir.clone(), &post)?;
+        let config = &self.machine.record().config;
+        // Without input for the workload, the keyboard stays the user's: Ctrl-C then is a signal, not a byte.
+        if config.tty && config.run.stdin {
+            self.view.front.enter_raw_mode()?;
+        }
+        // A trace is written when the VMM ends by itself, so that is waited for too.
+        let keeps_disk = !config.auto_remove && config.disk.is_some() || trace::vmm_file().is_some();
+        let streams = plan.streams.as_ref().map_or(0, Streams::count);
+        let mut life = Life::new(vm, streams, keeps_disk);
+        let result = self.follow(&mut life, started);
+        if keeps_disk {
+            // The next life writes to the same disk.
+            life.vm.end();
+        }
+        result
+    }
+
+    fn follow(&mut self, life: &mut Life, started: &mut dyn FnMut()) -> Result<End> {
+        loop {
+            match life.step(&self.mailbox, &mut self.view.front)? {
+                Step::Nothing => {}
+                Step::Started => {
+                    started();
+                    self.try_become(State::Started, |record| record.started_at = Some(now()));
+                }
+                Step::Asked(conversation) => self.answer(conversation, Some(life)),
+                Step::Ended(end) => return Ok(end),
+            }
+        }
+    }
+
+    fn plan(&self, rootfs: &std::path::Path) -> Result<VmPlan> {
+        let config = &self.machine.record().config;
+        let mut disks = vec![DiskSpec { files: vec![rootfs.to_path_buf()], read_only: true }];
+        if let Some(size) = config.disk {
+            let disk = self.machine.directory().join(DISK);
+            if !disk.exists() {
+                self.make_disk(size.0, &disk)?;
+            }
+            disks.push(DiskSpec { files: vec![disk], read_only: false });
+        }
+        trace::step("disk made");
+        let kernel = if config.cpus == 1 { Part::Kernel } else { Part::KernelSmp };
+        let library = self.host.library;
+        let mut entropy = vec![0; ENTROPY_BYTES];
+        getrandom::fill(&mut entropy).context("the host has no random numbers")?;
+        let mut run = config.run.clone();
+        run.entropy = entropy;
+        run.tty = config.tty.then_some(self.view.terminal);
+        run.init_log = self.view.show_console;
+        Ok(VmPlan {
+            vmm: library.path(Part::Vmm),
+            kernel: config.kernel.clone().unwrap_or_else(|| library.path(kernel)),
+            initramfs: library.path(Part::InitramfsRun),
+            cpus: config.cpus,
+            memory_mib: u32::try_from(config.memory.to_mib()).unwrap_or(u32::MAX),
+            disks,
+            boot: BootConfig::Run(Box::new(run)),
+            console: (!self.view.show_console).then(|| self.machine.directory().join("console.log")),
+            streams: Some(Streams {
+                outputs: self.outputs.clone(),
+                input: self.input.clone(),
+                terminal: config.tty,
+            }),
+        })
+    }
+
+    /// Under another name first: half a disk must not be taken for the machine's.
+    fn make_disk(&self, bytes: u64, disk: &std::path::Path) -> Result<()> {
+        let draft = self.machine.directory().join("disk.new");
+        let _ = std::fs::remove_file(&draft);
+        let made = self.host.store.copy_template(images::TemplateKind::Disk, bytes, &draft);
+        made.map_err(|error| from_images(&error))?;
+        std::fs::rename(&draft, disk).context("cannot make the machine's disk")
+    }
+
+    /// Does what another flyrun asks for.
+    fn answer(&mut self, mut conversation: Conversation, life: Option<&mut Life>) {
+        let config = &self.machine.record().config;
+        match conversation.request.clone() {
+            Request::Stop { timeout_s } => {
+                let patience = Duration::from_secs(timeout_s.unwrap_or(config.stop_timeout_s).into());
+                let signal = config.stop_signal;
+                self.is_stopped = true;
+                self.waiting.push(conversation);
+                if let Some(life) = life {
+                    life.stop(signal, patience);
+                    if self.machine.record().state == State::Started {
+                        self.try_become(State::Stopping, |_| {});
+                    }
+                }
+            }
+            Request::Signal { signal } => {
+                let Some(life) = life.filter(|_| (1..=64).contains(&signal)) else {
+                    return conversation
+                        .reply(&Reply::Failed { message: "its process does not run now".into() });
+                };
+                // Whoever ends a machine so does not want it started again.
+                self.is_stopped |= signal == SIGKILL || signal == config.stop_signal;
+                life.signal(signal);
+                conversation.reply(&Reply::Done);
+            }
+            Request::Wait => self.waiting.push(conversation),
+            Request::Attach => {
+                conversation.reply(&Reply::Attached { terminal: config.tty });
+                self.attach(conversation);
+            }
+            Request::Rename { name } => {
+                let machines = Machines::new(self.host.paths.machines());
+                conversation.reply(&match self.machine.rename(&machines, &name) {
+                    Ok(()) => Reply::Done,
+                    Err(error) => Reply::Failed { message: error.to_string() },
+                });
+            }
+        }
+    }
+
+    fn attach(&self, conversation: Conversation) {
+        let stream = conversation.into_stream();
+        let joined = stream.try_clone().and_then(|clone| self.outputs.attach(clone));
+        let joined =
+            joined.and_then(|()| control::listen_to_client(stream, self.input.clone(), self.mailbox.post()));
+        if let Err(error) = joined {
+            eprintln!("flyrun: a client could not attach: {error}");
+        }
+    }
+
+    /// A state that cannot be written, as on a full disk, does not end a machine that runs.
+    fn try_become(&mut self, state: State, change: impl FnOnce(&mut crate::machine::Record)) {
+        if let Err(error) = self.machine.become_state(state, change) {
+            eprintln!("flyrun: {error}");
+        }
+    }
+
+    fn tell_waiting(&mut self, exit_code: u8) {
+        for mut conversation in self.waiting.drain(..) {
+            conversation.reply(&Reply::Ended { exit_code });
+        }
+    }
+
+    /// Writes down how the machine ended, or removes it, and tells those who wait.
+    fn conclude(mut self, result: &Result<End>) -> Result<()> {
+        let outcome = outcome(result);
+        let exit_code = outcome.exit_code;
+        let state = if outcome.error.is_some() { State::Failed } else { State::Stopped };
+        let mut waiting = std::mem::take(&mut self.waiting);
+        let concluded = if self.machine.record().config.auto_remove {
+            self.machine.remove()
+        } else {
+            self.machine.become_state(state, |record| record.outcome = Some(outcome))
+        };
+        for conversation in &mut waiting {
+            conversation.reply(&Reply::Ended { exit_code });
+        }
+        concluded
+    }
+}
+
+/// What is kept of a life.
+fn outcome(result: &Result<End>) -> Outcome {
+    let (exit_code, oom_killed, error) = match result {
+        Ok(end @ End::Workload(status)) => (end.code().number(), *status == ExitStatus::OutOfMemory, None),
+        Ok(end @ End::NoCommand { message, .. }) => (end.code().number(), false, Some(message.clone())),
+        Ok(end @ End::Interrupted { .. }) => (end.code().number(), false, None),
+        Err(error) => (error.exit_code().number(), false, Some(error.to_string())),
+    };
+    Outcome { exit_code, oom_killed, error, finished_at: now() }
+}
+
+impl End {
+    /// The exit code of a flyrun that waited for this end.
+    pub fn code(&self) -> ExitCode {
+        match self {
+            End::Workload(status) => ExitCode::Workload(status.code()),
+            End::NoCommand { code: 126, .. } => ExitCode::NotExecutable,
+            End::NoCommand { .. } => ExitCode::NotFound,
+            End::Interrupted { signal, .. } => front::interrupted(*signal),
+        }
+    }
+
+    /// Tells the user what the exit code alone does not, and gives it.
+    pub fn report(self) -> Result<ExitCode> {
+        let code = self.code();
+        match self {
+            End::Workload(ExitStatus::OutOfMemory) => {
+                anstream::eprintln!(
+                    "flyrun: the machine ran out of memory, and the kernel killed its process"
+                );
+                anstream::eprintln!("  Give it more with --memory.");
+            }
+            End::Workload(_) => {}
+            End::NoCommand { message, .. } => return Err(Error::new(message).code(code)),
+            End::Interrupted { started, .. } => {
+                let when = if started { "" } else { " before its process ran" };
+                anstream::eprintln!("flyrun: ended the machine{when}");
+            }
+        }
+        Ok(code)
+    }
+}
