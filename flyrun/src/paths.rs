@@ -33,6 +33,7 @@ impl Paths {
             let lock = File::open(&path).context(format!("cannot open {}", path.display()))?;
             lock.lock().context(format!("cannot lock {}", path.display()))?;
             if is_same_file(&lock, &path) {
+                empty(&path);
                 return Ok(RunDir { path, _lock: lock });
             }
         }
@@ -50,6 +51,13 @@ impl Paths {
                 let _ = std::fs::remove_dir_all(&path);
             }
         }
+    }
+}
+
+/// Removes what an owner that was killed left in a directory.
+fn empty(path: &Path) {
+    for entry in std::fs::read_dir(path).into_iter().flatten().flatten() {
+        let _ = std::fs::remove_file(entry.path());
     }
 }
 
@@ -187,6 +195,16 @@ impl Library {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_a_killed_owner_left_is_not_in_the_next_ones_way() {
+        let directory = tempfile::tempdir().unwrap();
+        let paths = Paths { root: directory.path().join("root"), run: directory.path().join("run") };
+        std::fs::create_dir_all(paths.run_dir("m")).unwrap();
+        std::fs::write(paths.run_dir("m").join("monitor"), "").unwrap();
+        let run_dir = paths.make_run_dir("m").unwrap();
+        assert_eq!(std::fs::read_dir(run_dir.path()).unwrap().count(), 0);
+    }
 
     #[test]
     fn a_sweep_takes_what_the_dead_left_and_nothing_else() {
