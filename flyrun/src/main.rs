@@ -14,6 +14,7 @@ mod interrupt;
 mod launch;
 mod machine;
 mod monitor;
+mod mounts;
 mod paths;
 mod progress;
 mod rootfs;
@@ -22,6 +23,7 @@ mod size;
 mod terminal;
 mod trace;
 mod vm;
+mod volume;
 
 use clap::Parser;
 use clap::error::ErrorKind;

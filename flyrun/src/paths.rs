@@ -19,6 +19,10 @@ impl Paths {
         self.root.join("machines")
     }
 
+    pub fn volumes(&self) -> PathBuf {
+        self.root.join("volumes")
+    }
+
     /// Where a running machine's sockets are.
     pub fn run_dir(&self, name: &str) -> PathBuf {
         self.run.join(name)

@@ -152,6 +152,24 @@ pub fn freeze_filesystem(directory: BorrowedFd<'_>) -> rustix::io::Result<()> {
     check(unsafe { libc::ioctl(directory.as_raw_fd(), FIFREEZE as _, 0) }).map(drop)
 }
 
+/// Grows an ext4 to the size of its device, if that has become larger (fs/ext4/ioctl.c, EXT4_IOC_RESIZE_FS).
+///
+/// # Errors
+/// The kernel's reason.
+pub fn grow_filesystem(directory: BorrowedFd<'_>) -> rustix::io::Result<()> {
+    const EXT4_IOC_RESIZE_FS: u32 = 0x4008_6610;
+    let stat = rustix::fs::fstat(directory)?;
+    let (major, minor) = (rustix::fs::major(stat.st_dev), rustix::fs::minor(stat.st_dev));
+    // In sectors of 512 bytes. A filesystem that is on no block device has nothing to grow to.
+    let Ok(sectors) = std::fs::read_to_string(format!("/sys/dev/block/{major}:{minor}/size")) else {
+        return Ok(());
+    };
+    let block = rustix::fs::fstatvfs(directory)?.f_bsize.max(512);
+    let blocks: u64 = sectors.trim().parse::<u64>().map_err(|_| rustix::io::Errno::INVAL)? / (block / 512);
+    // SAFETY: the request reads one u64 from the address, which is that of a local.
+    check(unsafe { libc::ioctl(directory.as_raw_fd(), EXT4_IOC_RESIZE_FS as _, &raw const blocks) }).map(drop)
+}
+
 /// Makes the current cgroup the root of what this process sees.
 ///
 /// # Errors

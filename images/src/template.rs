@@ -11,7 +11,10 @@
 //!   64 MiB are for many writers on slow disks, and a suspended machine's disk is copied for every clone. Metadata has
 //!   checksums, for there is no second copy of what it holds.
 //!
-//! In both the inode tables count as zeroed (they are holes), so that the guest's kernel starts no lazy initialization that
+//! - **Volume**: as a disk, but laid out so that a mounted one can grow, which the kernel does not do with `sparse_super2`
+//!   (fs/ext4/resize.c).
+//!
+//! In all of them the inode tables count as zeroed (they are holes), so that the guest's kernel starts no lazy initialization that
 //! would write a gigabyte of zeros into them. UUID and hash seed are fixed: the same options give the same filesystem.
 
 use std::{
@@ -45,6 +48,8 @@ pub enum TemplateKind {
     Rootfs,
     /// A machine's own disk.
     Disk,
+    /// A volume, which outlives machines and can grow.
+    Volume,
 }
 
 impl TemplateKind {
@@ -52,6 +57,7 @@ impl TemplateKind {
         match self {
             Self::Rootfs => "rootfs",
             Self::Disk => "disk",
+            Self::Volume => "volume",
         }
     }
 
@@ -84,6 +90,20 @@ impl TemplateKind {
                 "666c7972-756e-4000-8000-00006469736b",
                 "-L",
                 "disk",
+            ],
+            Self::Volume => &[
+                "-O",
+                "none,has_journal,extent,flex_bg,filetype,dir_index,large_file,huge_file,sparse_super,dir_nlink,\
+                 extra_isize,ext_attr,64bit,metadata_csum,metadata_csum_seed",
+                "-J",
+                "size=16",
+                "-E",
+                "lazy_itable_init=1,lazy_journal_init=1,discard,root_owner=0:0,\
+                 hash_seed=666c7972-756e-4001-8000-766f6c756d65",
+                "-U",
+                "666c7972-756e-4000-8000-766f6c756d65",
+                "-L",
+                "volume",
             ],
         }
     }

@@ -28,12 +28,14 @@ mod start;
 mod stop;
 mod table;
 mod version;
+mod volume;
 mod wait;
 
 use crate::error::Result;
 use crate::exit_code::ExitCode;
 use crate::machine::Machines;
 use crate::paths::{Paths, make_private_dir};
+use crate::volume::Volumes;
 
 /// Boots any OCI image as a KVM microVM.
 #[derive(Debug, Parser)]
@@ -86,6 +88,7 @@ enum Command {
     Inspect(inspect::Arguments),
     Rename(rename::Arguments),
     Logs(logs::Arguments),
+    Volume(volume::Arguments),
     Pull(pull::Arguments),
     Images(images::Arguments),
     Rmi(rmi::Arguments),
@@ -115,6 +118,7 @@ impl Cli {
             Command::Inspect(arguments) => inspect::execute(&context, &arguments),
             Command::Rename(arguments) => rename::execute(&context, &arguments),
             Command::Logs(arguments) => logs::execute(&context, &arguments),
+            Command::Volume(arguments) => volume::execute(&context, &arguments),
             Command::Pull(arguments) => pull::execute(&context, &arguments),
             Command::Images(arguments) => images::execute(&context, &arguments),
             Command::Rmi(arguments) => rmi::execute(&context, &arguments),
@@ -138,6 +142,10 @@ impl Context {
     fn store(&self) -> Result<::images::Store> {
         make_private_dir(&self.paths.root)?;
         Ok(::images::Store::open(&self.paths.root))
+    }
+
+    fn volumes(&self) -> Volumes {
+        Volumes::new(self.paths.volumes())
     }
 
     fn machines(&self) -> Machines {

@@ -12,11 +12,12 @@ use crate::error::{Context as _, Error, Result, from_images};
 use crate::launch::{self, ImageDefaults, Wishes};
 use crate::machine::restart::RestartPolicy;
 use crate::machine::{Config, LogLimits, Owned, Record, State, VERSION, is_name, new_id, now};
+use crate::mounts::Mounts;
 use crate::paths::Library;
 use crate::progress::Bars;
 use crate::signal::Signal;
 use crate::size::Size;
-use crate::{host, rootfs, terminal, trace};
+use crate::{host, rootfs, terminal, trace, volume};
 
 /// The least memory, in MiB, that the kernel, guest-init and a small process fit into.
 const MIN_MEMORY_MIB: u64 = 48;
@@ -87,6 +88,12 @@ pub struct Flags {
     /// Allow a registry without TLS (one on loopback is always allowed)
     #[arg(long)]
     plain_http: bool,
+    /// Mount a volume, made if there is none of this name
+    #[arg(short, long, value_name = "NAME:/PATH[:ro]")]
+    volume: Vec<String>,
+    /// Mount something: type=tmpfs,target=/PATH[,size=SIZE] or type=volume,source=NAME,target=/PATH[,readonly]
+    #[arg(long, value_name = "KEY=VALUE,…")]
+    mount: Vec<String>,
     /// Start the machine again when it ends: no, on-failure[:N], always or unless-stopped
     #[arg(long, value_name = "POLICY", default_value_t)]
     restart: RestartPolicy,
@@ -143,6 +150,7 @@ pub fn make(context: &Context, flags: &Flags, state: State) -> Result<Made> {
     trace::step("image found");
     let id = new_id()?;
     let record = Record { state, ..record(&image, flags, &id)? };
+    make_volumes(context, &store, &record.config.volumes)?;
     let lease = rootfs::ensure(&store, &image, &library, &context.paths)?;
     trace::step("rootfs ready");
     let machine = context.machines().create(record)?;
@@ -197,7 +205,7 @@ fn run_config(image: &Image, flags: &Flags, id: &str) -> Result<protocol::RunCon
         tty: flags.tty.then(terminal::size),
         stdin: flags.interactive,
         read_only: flags.read_only,
-        tmpfs: flags.tmpfs.clone(),
+        tmpfs: flags.tmpfs.iter().cloned().chain(mounts(flags)?.tmpfs).collect(),
     };
     let own_env = |key: &str| std::env::var(key).ok();
     launch::run_config(&defaults, &wishes, own_env).map_err(|error| Error::new(error.to_string()))
@@ -235,6 +243,7 @@ fn record(image: &Image, flags: &Flags, id: &str) -> Result<Record> {
             stop_timeout_s: flags.stop_timeout,
             log: log_limits(flags)?,
             labels: labels(image, flags)?,
+            volumes: mounts(flags)?.volumes,
         },
         created_at: now(),
         state: State::Created,
@@ -242,6 +251,44 @@ fn record(image: &Image, flags: &Flags, id: &str) -> Result<Record> {
         restarts: 0,
         outcome: None,
     })
+}
+
+/// What `--volume` and `--mount` ask for.
+fn mounts(flags: &Flags) -> Result<Mounts> {
+    let mut mounts = Mounts::default();
+    for text in &flags.volume {
+        mounts.volumes.push(volume::Use::parse(text)?);
+    }
+    for text in &flags.mount {
+        mounts.add(text)?;
+    }
+    let mut paths: Vec<_> = mounts.volumes.iter().map(|used| used.path.trim_end_matches('/')).collect();
+    paths.sort_unstable();
+    if let Some(twice) = paths.windows(2).find(|two| two.first() == two.last()).and_then(|two| two.first()) {
+        return Err(
+            Error::new(format!("two volumes are to be mounted at {twice}")).advice("Choose another path.")
+        );
+    }
+    let mut names: Vec<_> = mounts.volumes.iter().map(|used| used.name.as_str()).collect();
+    names.sort_unstable();
+    if let Some(twice) = names.windows(2).find(|two| two.first() == two.last()).and_then(|two| two.first()) {
+        return Err(Error::new(format!("volume '{twice}' is to be mounted twice"))
+            .advice("A volume has one place in a machine; use a symbolic link for the other."));
+    }
+    Ok(mounts)
+}
+
+fn make_volumes(context: &Context, store: &Store, wanted: &[volume::Use]) -> Result<()> {
+    for used in wanted {
+        if context.volumes().find(&used.name).is_err()
+            && let Err(error) = context.volumes().create(store, &used.name, volume::DEFAULT_SIZE)
+            // Another flyrun may have made it in this moment.
+            && context.volumes().find(&used.name).is_err()
+        {
+            return Err(error);
+        }
+    }
+    Ok(())
 }
 
 fn stop_signal(image: &Image, flags: &Flags) -> Result<Signal> {

@@ -9,6 +9,7 @@ use serde::{Deserialize, Serialize};
 use super::restart::RestartPolicy;
 use super::state::State;
 use crate::size::Size;
+use crate::volume;
 
 /// The version of the file's format.
 pub const VERSION: u32 = 2;
@@ -57,6 +58,7 @@ pub struct Config {
     /// Bytes after which the log is rotated, and how many files are kept; none without a log.
     pub log: Option<LogLimits>,
     pub labels: BTreeMap<String, String>,
+    pub volumes: Vec<volume::Use>,
 }
 
 /// How much of a machine's output is kept.
@@ -107,6 +109,7 @@ impl Record {
                 stop_timeout_s: 10,
                 log: Some(LogLimits::default()),
                 labels: BTreeMap::new(),
+                volumes: Vec::new(),
             },
             created_at: 1,
             state: State::Created,

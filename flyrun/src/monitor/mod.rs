@@ -14,7 +14,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use images::Store;
-use protocol::{BootConfig, ExitStatus, TtySize};
+use protocol::{BootConfig, ExitStatus, TtySize, VolumeConfig};
 use vmm::spec::DiskSpec;
 
 pub use control::{Conversation, Reply, Request, ask};
@@ -31,6 +31,7 @@ use crate::machine::{Machines, Outcome, Owned, State, now};
 use crate::paths::{Library, Part, Paths, RunDir};
 use crate::trace;
 use crate::vm::{Event, Mailbox, Streams, Vm, VmPlan, spawn as spawn_thread};
+use crate::volume::{Attached, Volumes};
 
 /// Bytes of the host's randomness that each guest starts with.
 const ENTROPY_BYTES: usize = 64;
@@ -184,7 +185,8 @@ impl<'a> Monitor<'a> {
                 Error::new(told).advice("Pull the image again with `flyrun run`, or remove the machine.")
             );
         };
-        let plan = self.plan(lease.path())?;
+        let attached = self.attach_volumes()?;
+        let plan = self.plan(lease.path(), &attached)?;
         let post = self.mailbox.begin_life();
         let vm = Vm::start(&plan, self.run_dir.clone(), &post)?;
         let config = &self.machine.record().config;
@@ -218,7 +220,13 @@ impl<'a> Monitor<'a> {
         }
     }
 
-    fn plan(&self, rootfs: &std::path::Path) -> Result<VmPlan> {
+    /// Held as long as the machine runs, as the root filesystem is.
+    fn attach_volumes(&self) -> Result<Vec<Attached>> {
+        let volumes = Volumes::new(self.host.paths.volumes());
+        self.machine.record().config.volumes.iter().map(|used| volumes.attach(used)).collect()
+    }
+
+    fn plan(&self, rootfs: &std::path::Path, attached: &[Attached]) -> Result<VmPlan> {
         let config = &self.machine.record().config;
         let mut disks = vec![DiskSpec { files: vec![rootfs.to_path_buf()], read_only: true }];
         if let Some(size) = config.disk {
@@ -237,6 +245,14 @@ impl<'a> Monitor<'a> {
         run.entropy = entropy;
         run.tty = config.tty.then_some(self.view.terminal);
         run.init_log = self.view.show_console;
+        for (used, attached) in config.volumes.iter().zip(attached) {
+            run.volumes.push(VolumeConfig {
+                device: device_name(disks.len()),
+                path: used.path.clone(),
+                read_only: used.read_only,
+            });
+            disks.push(DiskSpec { files: vec![attached.data.clone()], read_only: used.read_only });
+        }
         Ok(VmPlan {
             vmm: library.path(Part::Vmm),
             kernel: config.kernel.clone().unwrap_or_else(|| library.path(kernel)),
@@ -345,6 +361,15 @@ impl<'a> Monitor<'a> {
     }
 }
 
+/// What Linux calls a virtio disk (drivers/block/virtio_blk.c, virtblk_name_format).
+fn device_name(index: usize) -> String {
+    let letter = |index: usize| char::from(b'a' + (index % 26) as u8);
+    match index {
+        0..26 => format!("/dev/vd{}", letter(index)),
+        _ => format!("/dev/vd{}{}", letter(index / 26 - 1), letter(index)),
+    }
+}
+
 /// What is kept of a life.
 fn outcome(result: &Result<End>) -> Outcome {
     let (exit_code, oom_killed, error) = match result {
@@ -385,5 +410,18 @@ impl End {
             }
         }
         Ok(code)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn disks_are_named_as_the_kernel_does() {
+        assert_eq!(
+            [0, 1, 25, 26, 27, 52].map(device_name),
+            ["a", "b", "z", "aa", "ab", "ba"].map(|end| format!("/dev/vd{end}"))
+        );
     }
 }

@@ -73,6 +73,8 @@ pub struct RunConfig {
     pub stdin: bool,
     /// Memory filesystems to mount over the root.
     pub tmpfs: Vec<Tmpfs>,
+    /// Filesystems to mount over the root, on block devices of their own.
+    pub volumes: Vec<VolumeConfig>,
     /// Fresh random bytes of the host, credited to the kernel's random generator before the workload starts.
     pub entropy: Vec<u8>,
     /// Whether guest-init tells its steps, each with a monotonic time stamp, on the kernel's console.
@@ -86,6 +88,17 @@ pub struct Tmpfs {
     pub path: String,
     /// Mount options of tmpfs(5), such as `size=64m,mode=1777`; empty is the default.
     pub options: String,
+}
+
+/// A filesystem that outlives the machine.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct VolumeConfig {
+    /// The block device with its ext4, such as `/dev/vdc`.
+    pub device: String,
+    /// Absolute path in the root filesystem, created when it does not exist.
+    pub path: String,
+    /// Whether it is only read.
+    pub read_only: bool,
 }
 
 /// The size of a terminal in character cells.

@@ -25,6 +25,7 @@ pub mod spawn;
 pub mod stdio;
 pub mod supervise;
 pub mod user;
+pub mod volumes;
 
 /// No /etc/passwd that is used as one is longer.
 const MAX_ACCOUNT_FILE_BYTES: u64 = 16 << 20;
@@ -64,6 +65,7 @@ fn start_and_supervise(config: &RunConfig, control: &mut Control, log: &mut Step
     let root = root::enter(config, log)?;
     log.step("root entered");
     filesystems::mount_all(config, &root.dev)?;
+    let volumes = volumes::mount_all(&config.volumes)?;
     etc.mount()?;
     log.step("filesystems mounted");
     let cgroup = cgroup::Cgroup::create()?;
@@ -88,9 +90,9 @@ fn start_and_supervise(config: &RunConfig, control: &mut Control, log: &mut Step
     log.step("workload started");
     log.flush();
     supervise::Supervisor::new(control, children, pid, stdio, cgroup).run();
-    if let Some(disk) = root.disk {
+    for disk in volumes.iter().chain(&root.disk) {
         // The overlay keeps it mounted, but with the journal empty the next boot has nothing to recover.
-        let _ = rustix::fs::syncfs(&disk);
+        let _ = rustix::fs::syncfs(disk);
         let _ = sys::freeze_filesystem(disk.as_fd());
     }
     Ok(())

@@ -69,7 +69,8 @@ pub fn enter(config: &RunConfig, log: &mut StepLog) -> Result<Root, Failure> {
 
 /// Whether the image lacks a directory that the user's flags or the image's configuration name.
 fn must_make_directories(config: &RunConfig) -> bool {
-    let wanted = config.tmpfs.iter().map(|tmpfs| &tmpfs.path).chain([&config.workdir]);
+    let volumes = config.volumes.iter().map(|volume| &volume.path);
+    let wanted = config.tmpfs.iter().map(|tmpfs| &tmpfs.path).chain(volumes).chain([&config.workdir]);
     wanted.into_iter().any(|path| rustix::fs::lstat(format!("{LOWER}/{path}")).is_err())
 }
 
@@ -113,7 +114,7 @@ fn mount_overlay() -> Result<(), Failure> {
 }
 
 /// A disk whose driver is still probing appears within milliseconds; a missing one is for mount to report.
-fn wait_for_device(device: &str) {
+pub fn wait_for_device(device: &str) {
     for _ in 0..1000 {
         if !matches!(rustix::fs::stat(Path::new(device)), Err(Errno::NOENT)) {
             return;
