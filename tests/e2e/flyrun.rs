@@ -58,6 +58,11 @@ impl Flyrun {
         self.directory.join("root")
     }
 
+    /// Lets a command that calls flyrun itself use this store.
+    pub fn environment(&self, command: &mut Command) {
+        command.env("FLYRUN_ROOT", self.root()).env("FLYRUN_RUN", self.directory.join("run"));
+    }
+
     /// `flyrun ARGUMENTS…`
     pub fn command(&self, arguments: &[&str]) -> Invocation<'_> {
         let arguments = arguments.iter().map(|&argument| argument.to_string()).collect();
@@ -110,7 +115,7 @@ impl Invocation<'_> {
         words.push(program().into());
         let mut command = Command::new(words.remove(0));
         command.args(words).args(&self.arguments);
-        command.env("FLYRUN_ROOT", self.flyrun.root()).env("FLYRUN_RUN", self.flyrun.directory.join("run"));
+        self.flyrun.environment(&mut command);
         command.envs(self.environment.iter().cloned());
         command
     }

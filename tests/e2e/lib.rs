@@ -11,4 +11,4 @@ pub mod registry;
 pub mod tar;
 pub mod terminal;
 
-pub use flyrun::{Flyrun, Outcome};
+pub use flyrun::{Flyrun, Outcome, program};

@@ -1,0 +1,22 @@
+//! The one-liners of a user of docker, as a script that can also be read and run by hand.
+
+use std::path::Path;
+use std::process::Command;
+
+use tests::{Flyrun, image, program};
+
+#[test]
+fn one_liners_do_what_users_of_docker_expect() {
+    let flyrun = Flyrun::fresh();
+    let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("e2e/one_liners.sh");
+    let mut command = Command::new("bash");
+    command.arg(script).arg(image::directory());
+    flyrun.environment(&mut command);
+    let path = std::env::var("PATH").unwrap();
+    command.env("PATH", format!("{}:{path}", program().parent().unwrap().display()));
+    let output = command.output().unwrap();
+    let told = String::from_utf8_lossy(&output.stdout);
+    assert!(output.status.success(), "{told}{}", String::from_utf8_lossy(&output.stderr));
+    let passed: usize = told.split_whitespace().next().unwrap().parse().unwrap();
+    assert!(passed >= 60, "{told}");
+}

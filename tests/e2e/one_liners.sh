@@ -1,0 +1,134 @@
+#!/bin/bash
+# One-liners as a user of docker types them, each with the exit code and the output that it must have.
+#
+#   one_liners.sh IMAGE_DIRECTORY      with flyrun in PATH, where /dev/kvm works
+#
+# try CODE PATTERN COMMAND: runs COMMAND, and compares what comes out on both streams with PATTERN, a glob of bash.
+# shellcheck disable=SC2016 # the commands are expanded by the shell that runs them
+set -u
+busybox=oci:$1/oci/busybox
+export busybox
+count=0 failed=0
+
+try() {
+    local code=$1 pattern=$2 command=$3 output got
+    count=$((count + 1))
+    output=$(timeout --kill-after=5 120 bash -c "$command" 2>&1 < /dev/null)
+    got=$?
+    # shellcheck disable=SC2053 # the right side is a pattern
+    if [[ $got != "$code" || $output != $pattern ]]; then
+        failed=$((failed + 1))
+        printf 'FAILED: %s\n  exit code %s, expected %s\n  expected: %s\n  output: %s\n' "$command" "$got" "$code" "$pattern" "$output"
+    fi
+}
+
+# run: the image's process and its exit code
+try 0 'hello' 'flyrun run --rm $busybox echo hello'
+try 7 '' 'flyrun run --rm $busybox sh -c "exit 7"'
+try 127 '*nosuch*not found*' 'flyrun run --rm $busybox nosuch'
+try 126 '*/etc*' 'flyrun run --rm $busybox /etc'
+try 137 '' 'flyrun run --rm $busybox sh -c "kill -9 \$\$"'
+try 0 'hi' 'echo hi | flyrun run --rm -i $busybox cat'
+try 0 'A=1' 'flyrun run --rm -e A=1 $busybox sh -c "env | grep ^A="'
+try 0 '/srv' 'flyrun run --rm -w /srv $busybox pwd'
+try 0 '1000' 'flyrun run --rm -u 1000 $busybox id -u'
+try 0 'box' 'flyrun run --rm --hostname box $busybox hostname'
+try 125 '*--memory 1m*' 'flyrun run --rm --memory 1m $busybox true'
+try 125 '*nonsense*' 'flyrun run --rm oci:/nonsense true'
+
+# in the background
+try 0 '??????????????' 'flyrun run -d --name web -l app=shop --stop-timeout 20 $busybox sh -c "echo up; echo oops >&2; trap \"echo bye; exit 3\" TERM; while :; do sleep 0.1; done"'
+try 125 "*the name 'web' belongs to*" 'flyrun run -d --name web $busybox true'
+try 125 '*cannot be a machine*' 'flyrun run -d --name "a b" $busybox true'
+try 0 '*web' 'flyrun ps'
+try 0 'ID*COMMAND*web' 'flyrun ps --filter label=app=shop'
+try 0 'ID*NAME' 'flyrun ps --filter label=app=other'
+try 125 '*status=nonsense*' 'flyrun ps --filter status=nonsense'
+try 0 '"started"' 'flyrun ps --json | python3 -c "import json,sys; print(json.dumps(json.load(sys.stdin)[0][\"state\"]))"'
+try 0 'shop' 'flyrun inspect web | python3 -c "import json,sys; print(json.load(sys.stdin)[0][\"config\"][\"labels\"][\"app\"])"'
+try 0 $'up\noops' 'sleep 0.5; flyrun logs web'
+try 0 'up' 'flyrun logs web 2> /dev/null'
+try 0 'oops' 'flyrun logs web 2>&1 > /dev/null'
+try 0 'oops' 'flyrun logs --tail 1 web'
+try 0 '20*T*Z up*' 'flyrun logs --timestamps web'
+try 0 '' 'flyrun logs --until 2020-01-01 web'
+try 125 '*not a time*' 'flyrun logs --since yesterday web'
+try 0 'web' 'flyrun start web'
+try 125 'flyrun: web: it is started*' 'flyrun rm web'
+try 0 '' 'flyrun rename web www'
+try 125 "*no machine 'web'*" 'flyrun stop web'
+try 0 'www' 'flyrun stop www'
+try 0 '*stopped (3)*www' 'flyrun ps -a'
+try 0 'ID*NAME' 'flyrun ps'
+try 0 '3' 'flyrun wait www'
+try 0 '*bye' 'flyrun logs www'
+try 0 'www' 'flyrun stop www'
+try 125 '*not running (stopped)*flyrun start*' 'flyrun kill www'
+try 0 'www' 'flyrun restart www'
+try 0 'www' 'flyrun kill -s TERM www'
+try 0 '3' 'flyrun wait www'
+try 0 'www' 'flyrun start www'
+try 0 'www' 'flyrun kill www'
+try 0 '137' 'flyrun wait www'
+try 125 '*not a signal*' 'flyrun kill -s NOPE www'
+try 0 'www' 'flyrun rm www'
+try 125 "*no machine 'www'*flyrun ps -a*" 'flyrun inspect www'
+
+# create, and a disk that stays
+try 0 '??????????????' 'flyrun create --name job $busybox sh -c "echo run >> /runs; wc -l < /runs"'
+try 0 '*created*job' 'flyrun ps -a --filter name=job'
+try 0 $'job\n0' 'flyrun start job; flyrun wait job'
+try 0 $'job\n0' 'flyrun start job; flyrun wait job'
+try 0 $'1\n2' 'flyrun logs job'
+try 0 'job' 'flyrun rm job'
+
+# restart policies
+try 0 '??????????????' 'flyrun run -d --name flap --restart on-failure:2 $busybox sh -c "echo life; exit 9"'
+try 0 $'life\nlife\nlife' 'while flyrun ps -q --filter name=flap | grep -q .; do sleep 0.2; done; flyrun logs flap'
+try 0 '*stopped (9)*' 'flyrun ps -a --filter name=flap'
+try 0 'flap' 'flyrun rm flap'
+try 0 '??????????????' 'flyrun run -d --name always --restart always $busybox sleep 1000'
+try 0 'always' 'flyrun stop -t 0 always'
+try 0 '*stopped (137)*always' 'sleep 1; flyrun ps -a'
+try 0 'always' 'flyrun rm -f always'
+try 125 '*not a restart policy*' 'flyrun run -d --restart sometimes $busybox true'
+try 125 '*exclude each other*' 'flyrun run --rm --restart always $busybox true'
+
+# --rm in the background
+try 0 '??????????????' 'flyrun run -d --rm --name brief $busybox sleep 1000'
+try 0 'brief' 'flyrun rm -f brief'
+try 0 'ID*NAME' 'flyrun ps -a'
+try 127 '*nosuch*not found*' 'flyrun run -d --rm $busybox nosuch'
+
+# logs that are limited, or not kept
+try 0 '*' 'flyrun run --name small --log-opt max-size=16k --log-opt max-file=2 $busybox seq 1 5000 > /dev/null'
+try 0 '5000' 'flyrun logs --tail 1 small'
+try 1 '' 'flyrun logs small | grep -x 1'
+try 125 '*max-size*' 'flyrun run --log-opt max-size=1 $busybox true'
+try 125 '*keeps no log*' 'flyrun run --name mute --log-driver none $busybox true; flyrun logs mute'
+try 0 $'small\nmute' 'flyrun rm small mute'
+
+# volumes
+try 0 'data' 'flyrun volume create --size 128m data'
+try 125 "*'data' already*" 'flyrun volume create data'
+try 0 '' 'flyrun run --rm -v data:/data $busybox sh -c "echo kept > /data/file"'
+try 0 'kept' 'flyrun run --rm -v data:/data:ro $busybox cat /data/file'
+try 1 '*Read-only file system*' 'flyrun run --rm -v data:/data:ro $busybox touch /data/x'
+try 0 'data has 256 MiB now' 'flyrun volume extend data --size 256m'
+try 0 '2[0-9][0-9]' 'flyrun run --rm -v data:/data $busybox sh -c "df -m /data | tail -n 1" | tr -s " " | cut -d " " -f 2'
+try 125 '*cannot shrink*' 'flyrun volume extend data --size 64m'
+try 0 '??????????????' 'flyrun run -d --name holder -v data:/data $busybox sleep 1000'
+try 125 "*volume 'data' is in use*" 'flyrun run --rm -v data:/data $busybox true'
+try 125 "*belongs to machine holder*" 'flyrun volume rm data'
+try 0 'holder' 'flyrun rm -f holder'
+try 0 'NAME*data*' 'flyrun volume ls'
+try 0 'data' 'flyrun volume rm data'
+try 125 "*no volume 'data'*" 'flyrun volume inspect data'
+try 0 'tmpfs' 'flyrun run --rm --mount type=tmpfs,target=/scratch $busybox sh -c "grep /scratch /proc/mounts" | cut -d " " -f 1'
+try 125 '*cannot be attached*' 'flyrun run --rm -v /etc:/host $busybox true'
+
+# nothing is left
+try 0 '' 'flyrun prune > /dev/null; flyrun ps -aq'
+
+echo "$((count - failed)) of $count one-liners passed"
+exit $((failed > 0))
