@@ -17,6 +17,7 @@ mod machine;
 mod paths;
 mod progress;
 mod rootfs;
+mod session;
 mod size;
 mod terminal;
 mod trace;

@@ -6,6 +6,7 @@ use clap::{Parser, Subcommand};
 
 mod completions;
 mod doctor;
+mod exec;
 mod images;
 mod man;
 mod prune;
@@ -58,6 +59,7 @@ pub struct Cli {
 #[derive(Debug, Subcommand)]
 enum Command {
     Run(Box<run::Arguments>),
+    Exec(exec::Arguments),
     Pull(pull::Arguments),
     Images(images::Arguments),
     Rmi(rmi::Arguments),
@@ -74,6 +76,7 @@ impl Cli {
         let context = Context { paths: Paths { root: self.root, run: self.run_dir } };
         match self.command {
             Command::Run(arguments) => run::execute(&context, &arguments),
+            Command::Exec(arguments) => exec::execute(&context, &arguments),
             Command::Pull(arguments) => pull::execute(&context, &arguments),
             Command::Images(arguments) => images::execute(&context, &arguments),
             Command::Rmi(arguments) => rmi::execute(&context, &arguments),
