@@ -18,6 +18,7 @@ mod mounts;
 mod paths;
 mod progress;
 mod rootfs;
+mod session;
 mod signal;
 mod size;
 mod terminal;

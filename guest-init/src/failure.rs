@@ -19,10 +19,14 @@ impl Failure {
         Self { kind, message: message.into() }
     }
 
-    /// The frame that reports it. A message is cut to what one frame can carry many times over.
+    /// The message as one line, cut to what one frame can carry many times over.
+    pub fn one_line(&self) -> String {
+        self.message.chars().take(4096).map(|c| if c.is_control() { ' ' } else { c }).collect()
+    }
+
+    /// The frame that reports it.
     pub fn to_frame(&self) -> FromGuest {
-        let message = self.message.chars().take(4096).map(|c| if c.is_control() { ' ' } else { c }).collect();
-        FromGuest::Failed { kind: self.kind, message }
+        FromGuest::Failed { kind: self.kind, message: self.one_line() }
     }
 }
 

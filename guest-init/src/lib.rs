@@ -9,6 +9,7 @@ pub mod control;
 pub mod failure;
 pub mod pid1;
 pub mod run;
+pub mod session;
 pub mod step_log;
 pub mod sys;
 pub mod unpack;

@@ -31,19 +31,79 @@ pub fn vsock_connect(port: u32) -> rustix::io::Result<OwnedFd> {
         ))?;
         OwnedFd::from_raw_fd(fd)
     };
-    let address = libc::sockaddr_vm {
-        svm_family: libc::AF_VSOCK as libc::sa_family_t,
-        svm_reserved1: 0,
-        svm_port: port,
-        svm_cid: libc::VMADDR_CID_HOST,
-        svm_zero: [0; 4],
-    };
+    let address = vsock_address(libc::VMADDR_CID_HOST, port);
     let length = size_of::<libc::sockaddr_vm>() as libc::socklen_t;
     // SAFETY: the address is a live sockaddr_vm of exactly the length given; connect(2) only reads it.
     match check(unsafe { libc::connect(socket.as_raw_fd(), ptr::from_ref(&address).cast(), length) }) {
         Ok(_) | Err(Errno::INPROGRESS) => Ok(socket),
         Err(errno) => Err(errno),
     }
+}
+
+/// Listens on a vsock port.
+///
+/// # Errors
+/// The kernel's reason.
+pub fn vsock_listen(port: u32, backlog: i32) -> rustix::io::Result<OwnedFd> {
+    let kind = libc::SOCK_STREAM | libc::SOCK_CLOEXEC | libc::SOCK_NONBLOCK;
+    let address = vsock_address(libc::VMADDR_CID_ANY, port);
+    let length = size_of::<libc::sockaddr_vm>() as libc::socklen_t;
+    // SAFETY: socket(2) and listen(2) take no pointers, and a non-negative result of the former is a new descriptor
+    // that nobody else owns; the address is a live sockaddr_vm of exactly the length given, which bind(2) only reads.
+    unsafe {
+        let socket = OwnedFd::from_raw_fd(check(libc::socket(libc::AF_VSOCK, kind, 0))?);
+        check(libc::bind(socket.as_raw_fd(), ptr::from_ref(&address).cast(), length))?;
+        check(libc::listen(socket.as_raw_fd(), backlog))?;
+        Ok(socket)
+    }
+}
+
+/// Takes the next connection, and tells whether it comes from the host.
+///
+/// # Errors
+/// `EAGAIN` when there is none.
+pub fn vsock_accept(listener: BorrowedFd<'_>) -> rustix::io::Result<(OwnedFd, bool)> {
+    let mut address = vsock_address(libc::VMADDR_CID_ANY, 0);
+    let mut length = size_of::<libc::sockaddr_vm>() as libc::socklen_t;
+    let flags = libc::SOCK_CLOEXEC | libc::SOCK_NONBLOCK;
+    // SAFETY: the address is a live sockaddr_vm of exactly the length given, and valid whatever bytes are written to
+    // it; a non-negative result is a new descriptor that nobody else owns.
+    let socket = unsafe {
+        let address = ptr::from_mut(&mut address).cast();
+        OwnedFd::from_raw_fd(check(libc::accept4(listener.as_raw_fd(), address, &mut length, flags))?)
+    };
+    Ok((socket, address.svm_cid == libc::VMADDR_CID_HOST))
+}
+
+fn vsock_address(cid: u32, port: u32) -> libc::sockaddr_vm {
+    libc::sockaddr_vm {
+        svm_family: libc::AF_VSOCK as libc::sa_family_t,
+        svm_reserved1: 0,
+        svm_port: port,
+        svm_cid: cid,
+        svm_zero: [0; 4],
+    }
+}
+
+/// Closes every descriptor but standard input, output and error and these, and gives these back.
+/// Only for a child that will neither return nor use any other descriptor it has inherited.
+///
+/// # Errors
+/// The kernel's reason.
+pub fn keep_only<const N: usize>(fds: [BorrowedFd<'_>; N]) -> rustix::io::Result<[OwnedFd; N]> {
+    /// Above every descriptor that guest-init has.
+    const FLOOR: i32 = 900;
+    let mut kept = Vec::with_capacity(N);
+    for fd in fds {
+        kept.push(rustix::io::fcntl_dupfd_cloexec(fd, FLOOR)?);
+    }
+    let top = kept.iter().map(AsRawFd::as_raw_fd).max().unwrap_or(FLOOR);
+    // SAFETY: close_range(2) takes no pointers; the caller promises not to use what is closed.
+    unsafe {
+        check(libc::syscall(libc::SYS_close_range, 3, FLOOR - 1, 0) as libc::c_int)?;
+        check(libc::syscall(libc::SYS_close_range, top + 1, libc::c_int::MAX, 0) as libc::c_int)?;
+    }
+    kept.try_into().map_err(|_| Errno::MFILE)
 }
 
 /// Blocks SIGCHLD for this process and gives a descriptor that is readable when one is pending.

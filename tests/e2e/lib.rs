@@ -5,6 +5,7 @@
 // A harness fails by panicking: that is how a test tells.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
+pub mod background;
 pub mod flyrun;
 pub mod image;
 pub mod registry;

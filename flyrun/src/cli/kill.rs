@@ -5,7 +5,7 @@ use clap::Args;
 use super::{Context, each::each, lifecycle};
 use crate::error::Result;
 use crate::exit_code::ExitCode;
-use crate::machine::Action;
+use crate::machine::{Action, decide};
 use crate::monitor::Request;
 use crate::signal::Signal;
 
@@ -26,7 +26,7 @@ pub struct Arguments {
 pub fn execute(context: &Context, arguments: &Arguments) -> Result<ExitCode> {
     let signal = arguments.signal.0;
     each(context, &arguments.machines, |context, record| {
-        lifecycle::decide(record, Action::Signal)?;
+        decide(record, Action::Signal)?;
         lifecycle::ask(context, record, &Request::Signal { signal }).map(drop)
     })
 }

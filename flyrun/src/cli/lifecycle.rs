@@ -1,29 +1,16 @@
 //! What several commands do to a machine: starting it in the background, stopping it, removing it.
 
+use std::os::unix::net::UnixStream;
 use std::time::{Duration, Instant};
 
 use super::Context;
 use crate::error::{Error, Result};
-use crate::machine::{Action, Owned, Patience, Record, Verdict};
+use crate::machine::{Action, Owned, Patience, Record, Verdict, decide};
 use crate::monitor::{self, Reply, Request};
 
 /// How long a monitor that owns its machine may take to answer: it is just starting, or just ending.
 const MONITOR_PATIENCE: Duration = Duration::from_secs(10);
 const MONITOR_POLL: Duration = Duration::from_millis(10);
-
-/// Whether an action makes sense now.
-///
-/// # Errors
-/// It does not; the error says why, and what to do.
-pub fn decide(record: &Record, action: Action) -> Result<Verdict> {
-    record.state.decide(action).map_err(|refusal| {
-        let error = Error::new(refusal.to_string());
-        match refusal.advice() {
-            Some(advice) => error.advice(advice),
-            None => error,
-        }
-    })
-}
 
 /// Starts a machine, unless it runs.
 pub fn start(context: &Context, record: &Record) -> Result<()> {
@@ -76,19 +63,29 @@ fn remove_owned(machine: Owned, force: bool) -> Result<()> {
 /// # Errors
 /// The monitor refuses or does not answer.
 pub fn ask(context: &Context, record: &Record, request: &Request) -> Result<Reply> {
+    converse(context, record, request).map(|(reply, _)| reply)
+}
+
+/// As [`ask`], with the connection for what follows the answer.
+pub fn converse(
+    context: &Context,
+    record: &Record,
+    request: &Request,
+) -> Result<(Reply, Option<UnixStream>)> {
     let run_dir = context.paths.run_dir(&record.id);
     let deadline = Instant::now() + MONITOR_PATIENCE;
     loop {
         let error = match monitor::ask(&run_dir, request) {
             Ok((Reply::Failed { message }, _)) => return Err(Error::new(message)),
-            Ok((reply, _)) => return Ok(reply),
+            Ok((reply, stream)) => return Ok((reply, Some(stream))),
             Err(error) => error,
         };
+        let ended = |exit_code| Ok((Reply::Ended { exit_code }, None));
         let Ok(now) = context.machines().find(&record.id) else {
-            return Ok(Reply::Ended { exit_code: 0 });
+            return ended(0);
         };
         if !now.state.needs_monitor() {
-            return Ok(Reply::Ended { exit_code: now.outcome.map_or(0, |outcome| outcome.exit_code) });
+            return ended(now.outcome.map_or(0, |outcome| outcome.exit_code));
         }
         if Instant::now() >= deadline {
             return Err(error);

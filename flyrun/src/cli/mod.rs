@@ -4,10 +4,12 @@ use std::path::PathBuf;
 
 use clap::{Parser, Subcommand};
 
+mod attach;
 mod completions;
 mod create;
 mod doctor;
 mod each;
+mod exec;
 mod images;
 mod inspect;
 mod kill;
@@ -89,6 +91,8 @@ enum Command {
     Rename(rename::Arguments),
     Logs(logs::Arguments),
     Volume(volume::Arguments),
+    Exec(exec::Arguments),
+    Attach(attach::Arguments),
     Pull(pull::Arguments),
     Images(images::Arguments),
     Rmi(rmi::Arguments),
@@ -119,6 +123,8 @@ impl Cli {
             Command::Rename(arguments) => rename::execute(&context, &arguments),
             Command::Logs(arguments) => logs::execute(&context, &arguments),
             Command::Volume(arguments) => volume::execute(&context, &arguments),
+            Command::Exec(arguments) => exec::execute(&context, &arguments),
+            Command::Attach(arguments) => attach::execute(&context, &arguments),
             Command::Pull(arguments) => pull::execute(&context, &arguments),
             Command::Images(arguments) => images::execute(&context, &arguments),
             Command::Rmi(arguments) => rmi::execute(&context, &arguments),

@@ -8,9 +8,8 @@ use clap::Args;
 use super::Context;
 use crate::error::{Context as _, Result};
 use crate::exit_code::ExitCode;
-use crate::monitor::{self, Front, Host, Report, View};
+use crate::monitor::{self, Host, Report, View};
 use crate::paths::Library;
-use crate::terminal;
 
 /// Own a machine in the background
 #[derive(Debug, Args)]
@@ -49,10 +48,6 @@ fn own(context: &Context, id: &str, started: &mut dyn FnMut()) -> Result<monitor
     let library = Library::find()?;
     let store = context.store()?;
     let config = &machine.record().config;
-    let front = Front::Nobody {
-        stop_signal: config.stop_signal,
-        stop_timeout: Duration::from_secs(config.stop_timeout_s.into()),
-    };
-    let view = View { front, own_streams: false, terminal: terminal::DEFAULT_SIZE, show_console: false };
+    let view = View::of_nobody(config.stop_signal, Duration::from_secs(config.stop_timeout_s.into()));
     monitor::run(&Host { paths: &context.paths, library: &library, store: &store }, machine, view, started)
 }

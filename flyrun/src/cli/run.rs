@@ -6,10 +6,9 @@ use super::new_machine::{self, Flags, Made};
 use super::{Context, print_line};
 use crate::error::Result;
 use crate::exit_code::ExitCode;
-use crate::interrupt::Interrupts;
 use crate::machine::{Ended, State};
-use crate::monitor::{self, Front, Host, View};
-use crate::{terminal, trace};
+use crate::monitor::{self, Host, View};
+use crate::trace;
 
 /// Run an image's process in a new machine
 #[derive(Debug, Args)]
@@ -54,12 +53,7 @@ fn detach(context: &Context, made: Made) -> Result<ExitCode> {
 }
 
 fn follow(context: &Context, arguments: &Arguments, made: Made) -> Result<ExitCode> {
-    let view = View {
-        front: Front::User { interrupts: Interrupts::default(), raw_mode: None },
-        own_streams: true,
-        terminal: terminal::size(),
-        show_console: arguments.init_log,
-    };
+    let view = View { show_console: arguments.init_log, ..View::of_user(true) };
     trace::step("machine made");
     let host = Host { paths: &context.paths, library: &made.library, store: &made.store };
     monitor::run(&host, made.machine, view, &mut || {})?.report()

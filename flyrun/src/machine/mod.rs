@@ -1,5 +1,7 @@
 //! A machine is a directory, and the directory says what it is.
 
+use crate::error::{Error, Result};
+
 mod id;
 mod record;
 pub mod restart;
@@ -10,6 +12,20 @@ pub use id::{is_name, new_id};
 pub use record::{Config, LogLimits, Outcome, Record, VERSION};
 pub use state::{Action, State, Verdict};
 pub use store::{Ended, Machines, Owned, Patience};
+
+/// Whether an action makes sense now.
+///
+/// # Errors
+/// It does not; the error says why, and what to do.
+pub fn decide(record: &Record, action: Action) -> Result<Verdict> {
+    record.state.decide(action).map_err(|refusal| {
+        let error = Error::new(refusal.to_string());
+        match refusal.advice() {
+            Some(advice) => error.advice(advice),
+            None => error,
+        }
+    })
+}
 
 /// Seconds since the epoch.
 pub fn now() -> u64 {

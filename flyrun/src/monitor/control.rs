@@ -11,10 +11,11 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use protocol::frame;
-use protocol::session::ToSession;
+use protocol::session::{FromSession, ToSession};
 use serde::{Deserialize, Serialize};
 
-use super::outputs::Input;
+use super::log::Stream;
+use super::outputs::{Input, Outputs};
 use crate::error::{Context, Error, Result};
 use crate::vm::{Event, Post, spawn};
 
@@ -145,25 +146,44 @@ fn converse(mut stream: UnixStream, open: Open, post: &Post) {
     }
 }
 
-/// Passes on what an attached client says, until it leaves.
-pub fn listen_to_client(mut stream: UnixStream, input: Option<Arc<Input>>, post: Post) -> io::Result<()> {
+/// Joins a client to the workload's streams, until either leaves.
+///
+/// # Errors
+/// Too many clients are attached, or the system refuses.
+pub fn attach(
+    mut stream: UnixStream,
+    outputs: Arc<Outputs>,
+    input: Option<Arc<Input>>,
+    post: Post,
+) -> io::Result<()> {
     stream.set_read_timeout(None)?;
+    let id = outputs.attach(stream.try_clone()?)?;
     spawn("client", move || {
         while let Ok(Some(message)) = frame::read::<ToSession>(&mut stream) {
-            match (message, &input) {
-                (ToSession::Stdin(bytes), Some(input)) => {
-                    input.write(&bytes);
+            match message {
+                ToSession::Stdin(bytes) => {
+                    if let Some(input) = &input {
+                        input.write(&bytes);
+                    }
+                    // Also what nobody reads is taken, or the client would wait for ever.
+                    outputs.tell(id, &FromSession::StdinTaken { bytes: bytes.len() as u32 });
                 }
-                (ToSession::StdinEnd, Some(input)) => input.end(),
-                (ToSession::Stdin(_) | ToSession::StdinEnd, None) => {}
-                (ToSession::Signal { signal }, _) => {
+                ToSession::StdinEnd => {
+                    if let Some(input) = &input {
+                        input.end();
+                    }
+                }
+                ToSession::CloseStdout => outputs.close(id, Stream::Stdout),
+                ToSession::CloseStderr => outputs.close(id, Stream::Stderr),
+                ToSession::Signal { signal } => {
                     post.send(Event::Forward(signal));
                 }
-                (ToSession::Resize(size), _) => {
+                ToSession::Resize(size) => {
                     post.send(Event::Resize(size));
                 }
             }
         }
+        outputs.detach(id);
     })
 }
 

@@ -25,13 +25,13 @@ use self::life::{Life, Step};
 use self::outputs::{Input, Outputs, Own, feed};
 use crate::error::{Context, Error, Result, from_images};
 use crate::exit_code::ExitCode;
-use crate::interrupt::SIGKILL;
+use crate::interrupt::{Interrupts, SIGKILL};
 use crate::machine::restart::{self, Restarts};
 use crate::machine::{Machines, Outcome, Owned, State, now};
 use crate::paths::{Library, Part, Paths, RunDir};
-use crate::trace;
 use crate::vm::{Event, Mailbox, Streams, Vm, VmPlan, spawn as spawn_thread};
 use crate::volume::{Attached, Volumes};
+use crate::{terminal, trace};
 
 /// Bytes of the host's randomness that each guest starts with.
 const ENTROPY_BYTES: usize = 64;
@@ -60,12 +60,38 @@ pub struct Host<'a> {
 #[derive(Debug)]
 pub struct View {
     pub front: Front,
-    /// Whether its output also goes to flyrun's own streams, and flyrun's input to it.
-    pub own_streams: bool,
+    /// Whether its output also goes to flyrun's own streams.
+    pub own_output: bool,
+    /// Whether flyrun's own input goes to it.
+    pub own_input: bool,
     /// The size of the terminal it gets, if it gets one.
     pub terminal: TtySize,
     /// Whether the guest's console is shown on standard error.
     pub show_console: bool,
+}
+
+impl View {
+    /// The command that the user waits for is the monitor.
+    pub fn of_user(own_input: bool) -> View {
+        View {
+            front: Front::User { interrupts: Interrupts::default(), raw_mode: None },
+            own_output: true,
+            own_input,
+            terminal: terminal::size(),
+            show_console: false,
+        }
+    }
+
+    /// The monitor is a process of its own.
+    pub fn of_nobody(stop_signal: i32, stop_timeout: Duration) -> View {
+        View {
+            front: Front::Nobody { stop_signal, stop_timeout },
+            own_output: false,
+            own_input: false,
+            terminal: terminal::DEFAULT_SIZE,
+            show_console: false,
+        }
+    }
 }
 
 /// Runs a machine until it is not started again, and removes it then if it is to go by itself. `started` is called when
@@ -99,7 +125,7 @@ impl<'a> Monitor<'a> {
     fn new(host: &'a Host<'a>, machine: Owned, view: View) -> Result<Monitor<'a>> {
         let run_dir = Arc::new(host.paths.make_run_dir(&machine.record().id)?);
         let config = &machine.record().config;
-        let own = if view.own_streams { Some(Own::streams()?) } else { None };
+        let own = if view.own_output { Some(Own::streams()?) } else { None };
         let log = config.log.map(|limits| log::Writer::new(machine.directory(), limits));
         let outputs = Arc::new(Outputs::new(own, log));
         let input = config.run.stdin.then(|| Arc::new(Input::default()));
@@ -124,7 +150,7 @@ impl<'a> Monitor<'a> {
         if self.machine.record().state != State::Starting {
             self.machine.become_state(State::Starting, |record| record.restarts = 0)?;
         }
-        if let Some(input) = self.input.clone().filter(|_| self.view.own_streams) {
+        if let Some(input) = self.input.clone().filter(|_| self.view.own_input) {
             let stdin =
                 rustix::io::fcntl_dupfd_cloexec(io::stdin(), 3).context("cannot use standard input")?;
             spawn_thread("stdin", move || feed(stdin, &input)).context("cannot start a thread")?;
@@ -191,7 +217,7 @@ impl<'a> Monitor<'a> {
         let vm = Vm::start(&plan, self.run_dir.clone(), &post)?;
         let config = &self.machine.record().config;
         // Without input for the workload, the keyboard stays the user's: Ctrl-C then is a signal, not a byte.
-        if config.tty && config.run.stdin {
+        if config.tty && config.run.stdin && self.view.own_input {
             self.view.front.enter_raw_mode()?;
         }
         // A trace is written when the VMM ends by itself, so that is waited for too.
@@ -321,11 +347,8 @@ impl<'a> Monitor<'a> {
     }
 
     fn attach(&self, conversation: Conversation) {
-        let stream = conversation.into_stream();
-        let joined = stream.try_clone().and_then(|clone| self.outputs.attach(clone));
-        let joined =
-            joined.and_then(|()| control::listen_to_client(stream, self.input.clone(), self.mailbox.post()));
-        if let Err(error) = joined {
+        let (outputs, input) = (self.outputs.clone(), self.input.clone());
+        if let Err(error) = control::attach(conversation.into_stream(), outputs, input, self.mailbox.post()) {
             eprintln!("flyrun: a client could not attach: {error}");
         }
     }

@@ -41,7 +41,33 @@ impl Own {
 pub struct Outputs {
     own: Option<Own>,
     log: Option<Mutex<log::Writer>>,
-    clients: Mutex<Vec<UnixStream>>,
+    clients: Mutex<Clients>,
+}
+
+#[derive(Debug, Default)]
+struct Clients {
+    attached: Vec<Client>,
+    last_id: u64,
+}
+
+/// Somebody who follows the workload's streams.
+#[derive(Debug)]
+struct Client {
+    id: u64,
+    stream: UnixStream,
+    /// Whether it wants no more of standard output, and of standard error.
+    closed: [bool; 2],
+}
+
+impl Client {
+    /// Sends a frame; a client that does not take it in time is sent away.
+    fn send(&mut self, frame: &[u8]) -> bool {
+        let taken = self.stream.write_all(frame).is_ok();
+        if !taken {
+            let _ = self.stream.shutdown(Shutdown::Both);
+        }
+        taken
+    }
 }
 
 impl Outputs {
@@ -62,29 +88,51 @@ impl Outputs {
         if let Some(log) = &self.log {
             lock(log).write(stream, bytes, SystemTime::now());
         }
-        let mut clients = lock(&self.clients);
+        let clients = &mut lock(&self.clients).attached;
         if !clients.is_empty() {
             let frame = match stream {
                 Stream::Stdout => FromSession::Stdout(bytes.to_vec()),
                 Stream::Stderr => FromSession::Stderr(bytes.to_vec()),
             };
-            send_all(&mut clients, &frame);
+            if let Ok(frame) = frame::encode(&frame) {
+                clients.retain_mut(|client| client.closed[stream as usize] || client.send(&frame));
+            }
         }
         written
     }
 
-    /// Adds a client, which gets all output from now on.
+    /// Adds a client, which gets all output from now on, and returns its number.
     ///
     /// # Errors
     /// Too many are attached already.
-    pub fn attach(&self, client: UnixStream) -> io::Result<()> {
-        client.set_write_timeout(Some(CLIENT_PATIENCE))?;
+    pub fn attach(&self, stream: UnixStream) -> io::Result<u64> {
+        stream.set_write_timeout(Some(CLIENT_PATIENCE))?;
         let mut clients = lock(&self.clients);
-        if clients.len() >= MAX_CLIENTS {
+        if clients.attached.len() >= MAX_CLIENTS {
             return Err(io::Error::other(format!("{MAX_CLIENTS} clients are attached, and no more can be")));
         }
-        clients.push(client);
-        Ok(())
+        clients.last_id += 1;
+        let id = clients.last_id;
+        clients.attached.push(Client { id, stream, closed: [false; 2] });
+        Ok(id)
+    }
+
+    /// Tells one client something.
+    pub fn tell(&self, id: u64, message: &FromSession) {
+        let Ok(frame) = frame::encode(message) else { return };
+        lock(&self.clients).attached.retain_mut(|client| client.id != id || client.send(&frame));
+    }
+
+    /// A client wants no more of one stream.
+    pub fn close(&self, id: u64, stream: Stream) {
+        for client in lock(&self.clients).attached.iter_mut().filter(|client| client.id == id) {
+            client.closed[stream as usize] = true;
+        }
+    }
+
+    /// A client has left.
+    pub fn detach(&self, id: u64) {
+        lock(&self.clients).attached.retain(|client| client.id != id);
     }
 
     /// Tells every client, for the last time.
@@ -92,21 +140,11 @@ impl Outputs {
         if let Some(log) = &self.log {
             lock(log).flush(SystemTime::now());
         }
-        let mut clients = lock(&self.clients);
-        send_all(&mut clients, last);
-        clients.clear();
-    }
-}
-
-fn send_all(clients: &mut Vec<UnixStream>, message: &FromSession) {
-    let Ok(frame) = frame::encode(message) else { return };
-    clients.retain_mut(|client| {
-        let taken = client.write_all(&frame).is_ok();
-        if !taken {
-            let _ = client.shutdown(Shutdown::Both);
+        let Ok(frame) = frame::encode(last) else { return };
+        for mut client in lock(&self.clients).attached.drain(..) {
+            client.send(&frame);
         }
-        taken
-    });
+    }
 }
 
 /// The way to the workload's standard input, from whoever has something for it.
@@ -220,7 +258,7 @@ mod tests {
         outputs.attach(ours).unwrap();
         drop(client);
         outputs.deliver(Stream::Stdout, b"x").unwrap();
-        assert!(lock(&outputs.clients).is_empty());
+        assert!(lock(&outputs.clients).attached.is_empty());
     }
 
     #[test]

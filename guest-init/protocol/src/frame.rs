@@ -69,7 +69,7 @@ pub fn read<T: DeserializeOwned>(reader: &mut impl Read) -> Result<Option<T>, Fr
 }
 
 /// Takes bytes as they arrive and gives whole messages, for a reader that must not block.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub struct Decoder {
     buffer: Vec<u8>,
 }

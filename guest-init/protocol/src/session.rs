@@ -4,8 +4,11 @@
 //! frames of [`ToSession`] from the client and [`FromSession`] from the other side. An attachment to the workload
 //! itself speaks the same frames with the machine's monitor, so that one client serves both.
 //!
-//! A client that closes its connection ends its interest: an exec'd process without a terminal goes on with
-//! its streams closed, one with a terminal is hung up on, as with docker.
+//! Input has a window, so that a process that does not read keeps no signal from it: a client may be ahead by
+//! [`STDIN_WINDOW`] bytes, and hears by [`FromSession::StdinTaken`] what it may add.
+//!
+//! A client that closes its connection (its writing side is enough) ends its interest: an exec'd process without a
+//! terminal goes on with its streams closed, one with a terminal is hung up on, as with docker.
 
 use serde::{Deserialize, Serialize};
 
@@ -17,6 +20,9 @@ pub const PORT: u32 = 10;
 /// The most bytes of a stream in one frame.
 pub const MAX_CHUNK: usize = 32 * 1024;
 
+/// The most bytes of [`ToSession::Stdin`] that a client may have sent and not heard of as taken.
+pub const STDIN_WINDOW: usize = 256 * 1024;
+
 /// The first frame of a session, from the client.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Request {
@@ -24,7 +30,7 @@ pub enum Request {
     Exec(Box<ExecConfig>),
     /// One [`FromSession::Stats`] is wanted.
     Stats,
-    /// One [`FromSession::Processes`] is wanted.
+    /// [`FromSession::Processes`] are wanted, the last of them empty.
     Processes,
     /// Unpack the tar that comes as [`ToSession::Stdin`] below this directory, which exists.
     CopyIn {
@@ -66,9 +72,13 @@ pub struct ExecConfig {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum ToSession {
     /// At most [`MAX_CHUNK`] bytes of input.
-    Stdin(Vec<u8>),
+    Stdin(#[serde(with = "serde_bytes")] Vec<u8>),
     /// The end of the input.
     StdinEnd,
+    /// Nobody reads the output any more: the process is to get SIGPIPE when it writes some.
+    CloseStdout,
+    /// The same for the error output.
+    CloseStderr,
     /// Send this signal to the process, or to the terminal's foreground group as the kernel would.
     Signal {
         /// Linux signal number, 1 to 64.
@@ -86,10 +96,15 @@ pub enum FromSession {
         /// Process id in the guest.
         pid: u32,
     },
+    /// So many bytes of the input were taken (or discarded, as nobody reads them), and so many more may come.
+    StdinTaken {
+        /// Number of bytes since the last such frame.
+        bytes: u32,
+    },
     /// At most [`MAX_CHUNK`] bytes of output, of a terminal's output, or of a tar.
-    Stdout(Vec<u8>),
+    Stdout(#[serde(with = "serde_bytes")] Vec<u8>),
     /// At most [`MAX_CHUNK`] bytes of error output.
-    Stderr(Vec<u8>),
+    Stderr(#[serde(with = "serde_bytes")] Vec<u8>),
     /// The process is gone (or the copy is done, with code 0), and all its output was sent before. The last frame.
     Exited(ExitStatus),
     /// It could not be done. The last frame.
@@ -101,7 +116,7 @@ pub enum FromSession {
     },
     /// The answer to [`Request::Stats`]. The last frame.
     Stats(GuestStats),
-    /// The answer to [`Request::Processes`]. The last frame.
+    /// Some of the answer to [`Request::Processes`]; an empty one is the last frame.
     Processes(Vec<ProcessInfo>),
     /// The answer to [`Request::Stat`]: `None` when there is nothing. The last frame.
     PathInfo(Option<PathInfo>),

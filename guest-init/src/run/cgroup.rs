@@ -4,7 +4,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use rustix::{
     fs::{CWD, Mode, OFlags, mkdirat, openat},
-    io::{read, write},
+    io::{Errno, read, write},
     mount::{MountFlags, MoveMountFlags, OpenTreeFlags, UnmountFlags, move_mount, open_tree, unmount},
 };
 
@@ -15,6 +15,8 @@ use crate::{
 
 const MOUNT_POINT: &str = "/sys/fs/cgroup";
 const NAME: &str = "workload";
+/// Where commands beside the workload go when its own cgroup may hold no processes.
+const LEAF: &str = "exec";
 
 /// The workload's cgroup. The workload sees it as the root of the hierarchy.
 #[derive(Debug)]
@@ -61,25 +63,49 @@ impl Cgroup {
     /// # Errors
     /// The kernel's reason.
     pub fn enter(&self) -> rustix::io::Result<()> {
-        write(&self.procs, b"0").map(drop)
+        match write(&self.procs, b"0") {
+            // The workload manages cgroups itself, as systemd does, and then only leaves may hold processes.
+            Err(Errno::BUSY) => self.enter_leaf(),
+            other => other.map(drop),
+        }
     }
 
-    /// Whether the kernel has killed a process of the workload for want of memory.
-    pub fn has_oom_kill(&self) -> bool {
-        read_file(self.directory.as_fd(), "memory.events").is_ok_and(|events| oom_kills(&events) > 0)
+    fn enter_leaf(&self) -> rustix::io::Result<()> {
+        match mkdirat(&self.directory, LEAF, Mode::from_raw_mode(0o755)) {
+            Ok(()) | Err(Errno::EXIST) => {}
+            Err(errno) => return Err(errno),
+        }
+        let procs = open(self.directory.as_fd(), &format!("{LEAF}/cgroup.procs"), OFlags::WRONLY)?;
+        write(procs, b"0").map(drop)
+    }
+
+    /// How many of its processes the kernel has killed for want of memory.
+    pub fn oom_kills(&self) -> u64 {
+        let events = read_file(self.directory.as_fd(), "memory.events").unwrap_or_default();
+        counter(&events, "oom_kill").unwrap_or(0)
     }
 }
 
-/// The counter `oom_kill` of a memory.events file (Documentation/admin-guide/cgroup-v2.rst).
-fn oom_kills(events: &str) -> u64 {
-    events.lines().find_map(|line| line.strip_prefix("oom_kill ")?.trim().parse().ok()).unwrap_or(0)
+impl AsFd for Cgroup {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.directory.as_fd()
+    }
+}
+
+/// A counter of a flat keyed file (Documentation/admin-guide/cgroup-v2.rst).
+pub fn counter(content: &str, name: &str) -> Option<u64> {
+    content.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' ')?.trim().parse().ok())
 }
 
 fn open(directory: BorrowedFd<'_>, name: &str, flags: OFlags) -> rustix::io::Result<OwnedFd> {
     openat(directory, name, flags | OFlags::CLOEXEC, Mode::empty())
 }
 
-fn read_file(directory: BorrowedFd<'_>, name: &str) -> rustix::io::Result<String> {
+/// The content of a file of a cgroup, cut at 4 KiB.
+///
+/// # Errors
+/// The kernel's reason; `ENOENT` when the controller is missing.
+pub fn read_file(directory: BorrowedFd<'_>, name: &str) -> rustix::io::Result<String> {
     let mut content = [0; 4096];
     let count = read(open(directory, name, OFlags::RDONLY)?, &mut content[..])?;
     Ok(String::from_utf8_lossy(content.get(..count).unwrap_or_default()).into_owned())
@@ -91,9 +117,10 @@ mod tests {
 
     #[test]
     fn kills_are_read_and_not_confused_with_groups_of_kills() {
-        assert_eq!(oom_kills("low 0\nhigh 0\nmax 3\noom 2\noom_kill 1\noom_group_kill 7\n"), 1);
-        assert_eq!(oom_kills("oom 2\noom_kill 0\n"), 0);
-        assert_eq!(oom_kills("oom_kill x\n"), 0);
-        assert_eq!(oom_kills(""), 0);
+        let events = "low 0\nhigh 0\nmax 3\noom 2\noom_kill 1\noom_group_kill 7\n";
+        assert_eq!(counter(events, "oom_kill"), Some(1));
+        assert_eq!(counter("oom 2\noom_kill 0\n", "oom_kill"), Some(0));
+        assert_eq!(counter("oom_kill x\n", "oom_kill"), None);
+        assert_eq!(counter("", "oom_kill"), None);
     }
 }

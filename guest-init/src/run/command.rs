@@ -11,10 +11,30 @@ use crate::failure::Failure;
 const DEFAULT_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 
 /// The environment of the workload: the configured one, and what every container finds in it.
-///
-/// PATH, HOME (when empty, too), HOSTNAME and, with a terminal, TERM are added when absent, as docker does.
 pub fn environment(config: &RunConfig, user: &User) -> Vec<String> {
-    let mut env = config.env.clone();
+    complete(config.env.clone(), user, &config.hostname, config.tty.is_some())
+}
+
+/// The environment of a command beside the workload: the workload's configured one with `own` on top.
+pub fn environment_beside(
+    workload: &[String],
+    own: &[String],
+    user: &User,
+    hostname: &str,
+    has_terminal: bool,
+) -> Vec<String> {
+    let is_own = |entry: &String| variable(own, key_of(entry)).is_some();
+    let mut env: Vec<String> = workload.iter().filter(|entry| !is_own(entry)).cloned().collect();
+    env.extend_from_slice(own);
+    complete(env, user, hostname, has_terminal)
+}
+
+fn key_of(entry: &str) -> &str {
+    entry.split_once('=').map_or(entry, |(key, _)| key)
+}
+
+/// Adds PATH, HOME (when empty, too), HOSTNAME and, with a terminal, TERM when absent, as docker does.
+fn complete(mut env: Vec<String>, user: &User, hostname: &str, has_terminal: bool) -> Vec<String> {
     env.retain(|entry| entry != "HOME=");
     let mut default = |name: &str, value: &str| {
         if variable(&env, name).is_none() {
@@ -23,10 +43,10 @@ pub fn environment(config: &RunConfig, user: &User) -> Vec<String> {
     };
     default("PATH", DEFAULT_PATH);
     default("HOME", &user.home);
-    if !config.hostname.is_empty() {
-        default("HOSTNAME", &config.hostname);
+    if !hostname.is_empty() {
+        default("HOSTNAME", hostname);
     }
-    if config.tty.is_some() {
+    if has_terminal {
         default("TERM", "xterm");
     }
     env
@@ -186,6 +206,14 @@ mod tests {
             ..RunConfig::default()
         };
         assert_eq!(environment(&config, &root()), given);
+    }
+
+    #[test]
+    fn a_command_beside_the_workload_has_its_environment_with_the_own_on_top() {
+        let workload = ["A=1", "B=2", "PATH=/x"].map(String::from);
+        let own = ["B=3", "C="].map(String::from);
+        let env = environment_beside(&workload, &own, &root(), "web", true);
+        assert_eq!(env, ["A=1", "PATH=/x", "B=3", "C=", "HOME=/root", "HOSTNAME=web", "TERM=xterm"]);
     }
 
     #[test]

@@ -12,6 +12,7 @@ use crate::{
     control::Control,
     failure::{Failure, OrSetup},
     pid1::ensure_directory,
+    session::{Beside, Sessions},
     step_log::StepLog,
     sys,
 };
@@ -78,6 +79,12 @@ fn start_and_supervise(config: &RunConfig, control: &mut Control, log: &mut Step
         workdir: make_workdir(&config.workdir)?,
         user,
     };
+    let sessions = Sessions::listen(Beside {
+        env: config.env.clone(),
+        hostname: config.hostname.clone(),
+        workdir: workload.workdir.clone(),
+        user: workload.user.clone(),
+    })?;
     root::seal(config)?;
     log.step("workload resolved");
     control.establish()?;
@@ -89,7 +96,7 @@ fn start_and_supervise(config: &RunConfig, control: &mut Control, log: &mut Step
     control.send(&FromGuest::Started { pid: pid.as_raw_nonzero().get().unsigned_abs() });
     log.step("workload started");
     log.flush();
-    supervise::Supervisor::new(control, children, pid, stdio, cgroup).run();
+    supervise::Supervisor::new(control, children, pid, stdio, cgroup, sessions).run();
     for disk in volumes.iter().chain(&root.disk) {
         // The overlay keeps it mounted, but with the journal empty the next boot has nothing to recover.
         let _ = rustix::fs::syncfs(disk);
@@ -124,7 +131,7 @@ fn set_up_network() {
 }
 
 /// The content of a file of the image, empty when there is none. Only a regular file is read, and only so much.
-fn account_file(path: &str) -> Vec<u8> {
+pub(crate) fn account_file(path: &str) -> Vec<u8> {
     let mut content = Vec::new();
     let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::NOCTTY | OFlags::CLOEXEC;
     if let Ok(fd) = openat(CWD, path, flags, Mode::empty())

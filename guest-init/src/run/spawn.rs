@@ -1,4 +1,4 @@
-//! Starts the workload's process.
+//! Starts the workload's process, and the commands beside it.
 
 use std::{
     ffi::CString,

@@ -97,54 +97,96 @@ pub fn open(config: &RunConfig, uid: u32, connections: Connections) -> Result<(S
 }
 
 fn open_pipes(uid: u32, connections: Connections) -> rustix::io::Result<(Stdio, ChildStdio)> {
-    let owner = Some(Uid::from_raw(uid));
-    let (input, stdin) = match connections.stdin {
-        Some(socket) => {
-            let (child, ours) = pipe_with(PipeFlags::CLOEXEC)?;
-            fchown(&child, owner, None)?;
-            rustix::io::ioctl_fionbio(&ours, true)?;
-            (Some(Relay::input(socket, ours)), child)
-        }
-        None => (None, openat(CWD, "/dev/null", OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())?),
-    };
-    let mut outputs = Vec::with_capacity(2);
-    let mut output = |socket: OwnedFd| -> rustix::io::Result<OwnedFd> {
-        let (ours, child) = pipe_with(PipeFlags::CLOEXEC)?;
-        fchown(&child, owner, None)?;
-        rustix::io::ioctl_fionbio(&ours, true)?;
-        outputs.push(Relay::output(ours, socket));
-        Ok(child)
-    };
-    let stdout = output(connections.stdout)?;
-    let stderr = match connections.stderr {
-        Some(socket) => output(socket)?,
-        None => stdout.try_clone().map_err(|_| rustix::io::Errno::MFILE)?,
-    };
-    Ok((Stdio { input, outputs, terminal: None }, ChildStdio { stdin, stdout, stderr, is_terminal: false }))
+    let (ours, child) = pipes(uid, connections.stdin.is_some())?;
+    let input = connections.stdin.zip(ours.stdin).map(|(socket, pipe)| Relay::input(socket, pipe));
+    let mut outputs = vec![Relay::output(ours.stdout, connections.stdout)];
+    outputs.extend(connections.stderr.map(|socket| Relay::output(ours.stderr, socket)));
+    Ok((Stdio { input, outputs, terminal: None }, child))
 }
 
-fn open_terminal(size: TtySize, uid: u32, socket: OwnedFd) -> rustix::io::Result<(Stdio, ChildStdio)> {
+/// Guest-init's ends of a process's pipes, none of which block.
+#[derive(Debug)]
+pub struct Pipes {
+    /// To its standard input, unless that is /dev/null.
+    pub stdin: Option<OwnedFd>,
+    /// From its standard output.
+    pub stdout: OwnedFd,
+    /// From its standard error.
+    pub stderr: OwnedFd,
+}
+
+/// Makes the pipes of a process of this user.
+///
+/// # Errors
+/// The kernel's reason.
+pub fn pipes(uid: u32, with_stdin: bool) -> rustix::io::Result<(Pipes, ChildStdio)> {
+    let prepare = |ours: &OwnedFd, child: &OwnedFd| {
+        fchown(child, Some(Uid::from_raw(uid)), None)?;
+        rustix::io::ioctl_fionbio(ours, true)
+    };
+    let output = || -> rustix::io::Result<(OwnedFd, OwnedFd)> {
+        let (ours, child) = pipe_with(PipeFlags::CLOEXEC)?;
+        prepare(&ours, &child)?;
+        Ok((ours, child))
+    };
+    let (ours_stdin, stdin) = if with_stdin {
+        let (child, ours) = pipe_with(PipeFlags::CLOEXEC)?;
+        prepare(&ours, &child)?;
+        (Some(ours), child)
+    } else {
+        (None, dev_null(OFlags::RDONLY)?)
+    };
+    let (ours_stdout, stdout) = output()?;
+    let (ours_stderr, stderr) = output()?;
+    let ours = Pipes { stdin: ours_stdin, stdout: ours_stdout, stderr: ours_stderr };
+    Ok((ours, ChildStdio { stdin, stdout, stderr, is_terminal: false }))
+}
+
+/// The streams of a process that nobody talks to.
+///
+/// # Errors
+/// The kernel's reason.
+pub fn nowhere() -> rustix::io::Result<ChildStdio> {
+    let (stdout, stderr) = (dev_null(OFlags::WRONLY)?, dev_null(OFlags::WRONLY)?);
+    Ok(ChildStdio { stdin: dev_null(OFlags::RDONLY)?, stdout, stderr, is_terminal: false })
+}
+
+fn dev_null(access: OFlags) -> rustix::io::Result<OwnedFd> {
+    openat(CWD, "/dev/null", access | OFlags::CLOEXEC, Mode::empty())
+}
+
+/// Makes a terminal for a process of this user; guest-init's end does not block.
+///
+/// # Errors
+/// The kernel's reason.
+pub fn terminal(size: TtySize, uid: u32) -> rustix::io::Result<(OwnedFd, ChildStdio)> {
     let flags = OFlags::RDWR | OFlags::NOCTTY | OFlags::CLOEXEC | OFlags::NONBLOCK;
     let master = openat(CWD, "/dev/ptmx", flags, Mode::empty())?;
     unlockpt(&master)?;
     let slave = ioctl_tiocgptpeer(&master, OpenptFlags::RDWR | OpenptFlags::NOCTTY | OpenptFlags::CLOEXEC)?;
     fchown(&slave, Some(Uid::from_raw(uid)), Some(Gid::from_raw(5)))?;
     resize(&master, size)?;
+    let (stdin, stdout) = (duplicate(&slave)?, duplicate(&slave)?);
+    Ok((master, ChildStdio { stdin, stdout, stderr: slave, is_terminal: true }))
+}
+
+/// Another descriptor of the same file.
+///
+/// # Errors
+/// The kernel's reason.
+pub fn duplicate(fd: &OwnedFd) -> rustix::io::Result<OwnedFd> {
+    rustix::io::fcntl_dupfd_cloexec(fd, 3)
+}
+
+fn open_terminal(size: TtySize, uid: u32, socket: OwnedFd) -> rustix::io::Result<(Stdio, ChildStdio)> {
+    let (master, child) = terminal(size, uid)?;
     // Programs that write to the console want the user's terminal, not the serial port.
     let name = ptsname(&master, Vec::new())?;
     let _ = mount_bind(name.as_c_str(), "/dev/console");
-
-    let duplicate = |fd: &OwnedFd| rustix::io::fcntl_dupfd_cloexec(fd, 3);
     let stdio = Stdio {
         input: Some(Relay::input(duplicate(&socket)?, duplicate(&master)?)),
         outputs: vec![Relay::output(duplicate(&master)?, socket)],
         terminal: Some(master),
-    };
-    let child = ChildStdio {
-        stdin: duplicate(&slave)?,
-        stdout: duplicate(&slave)?,
-        stderr: slave,
-        is_terminal: true,
     };
     Ok((stdio, child))
 }

@@ -22,6 +22,7 @@ use super::{
 };
 use crate::{
     control::{Control, monotonic_ms, timeout},
+    session::Sessions,
     sys,
 };
 
@@ -46,7 +47,7 @@ enum Phase {
 }
 
 /// Which descriptor an event belongs to.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Source {
     Children,
     Control,
@@ -54,6 +55,9 @@ enum Source {
     Output(usize),
     /// An output that is shut down and waits for the host to close it.
     Finished(usize),
+    /// A client asks for a session.
+    Sessions,
+    Session(usize),
 }
 
 /// The state of the loop.
@@ -64,13 +68,21 @@ pub struct Supervisor<'a> {
     pid: Pid,
     stdio: Stdio,
     cgroup: Cgroup,
+    sessions: Sessions,
     phase: Phase,
     unburied: bool,
 }
 
 impl<'a> Supervisor<'a> {
     /// Takes over a workload that has just been started.
-    pub fn new(control: &'a mut Control, children: OwnedFd, pid: Pid, stdio: Stdio, cgroup: Cgroup) -> Self {
+    pub fn new(
+        control: &'a mut Control,
+        children: OwnedFd,
+        pid: Pid,
+        stdio: Stdio,
+        cgroup: Cgroup,
+        sessions: Sessions,
+    ) -> Self {
         // A child may have ended before SIGCHLD was looked at.
         Self {
             control,
@@ -78,6 +90,7 @@ impl<'a> Supervisor<'a> {
             pid,
             stdio,
             cgroup,
+            sessions,
             phase: Phase::Running { kill_at: None },
             unburied: true,
         }
@@ -90,6 +103,7 @@ impl<'a> Supervisor<'a> {
                 self.reap();
             }
             self.advance();
+            self.sessions.advance(monotonic_ms());
             if self.is_over() {
                 return;
             }
@@ -102,7 +116,7 @@ impl<'a> Supervisor<'a> {
     fn is_over(&self) -> bool {
         match self.phase {
             Phase::Closing { streams_closed_at } => {
-                self.control.is_closed()
+                self.control.is_closed() && self.sessions.are_over()
                     || streams_closed_at.is_some_and(|at| monotonic_ms() >= at + CLOSE_GRACE_MS)
             }
             Phase::Running { .. } | Phase::Draining { .. } => false,
@@ -147,14 +161,15 @@ impl<'a> Supervisor<'a> {
     }
 
     fn next_deadline(&self) -> Option<i64> {
-        match self.phase {
+        let own = match self.phase {
             Phase::Running { kill_at } => kill_at,
             Phase::Draining { until, .. } if !self.stdio.outputs.iter().any(Relay::has_pending) => {
                 Some(until)
             }
             Phase::Draining { .. } => None,
             Phase::Closing { streams_closed_at } => streams_closed_at.map(|at| at + CLOSE_GRACE_MS),
-        }
+        };
+        own.into_iter().chain(self.sessions.next_deadline()).min()
     }
 
     /// Waits for events; each descriptor comes at most once per direction.
@@ -175,6 +190,8 @@ impl<'a> Supervisor<'a> {
             let hang_ups = finished.filter_map(|(index, relay)| Some((index, relay.finished_socket()?)));
             interests.extend(hang_ups.map(|(index, fd)| (Source::Finished(index), fd, PollFlags::empty())));
         }
+        interests.extend(self.sessions.listener().map(|fd| (Source::Sessions, fd, PollFlags::IN)));
+        self.sessions.interests(|index, fd, flags| interests.push((Source::Session(index), fd, flags)));
 
         let mut fds: Vec<PollFd<'_>> =
             interests.iter().map(|(_, fd, flags)| PollFd::from_borrowed_fd(*fd, *flags)).collect();
@@ -186,7 +203,10 @@ impl<'a> Supervisor<'a> {
             return Vec::new();
         }
         let ready = interests.iter().zip(&fds).map(|((source, ..), fd)| (*source, fd.revents()));
-        ready.filter(|(_, flags)| !flags.is_empty()).collect()
+        let mut ready: Vec<_> = ready.filter(|(_, flags)| !flags.is_empty()).collect();
+        // A session has several descriptors, and one turn sees to them all.
+        ready.dedup_by_key(|(source, _)| *source);
+        ready
     }
 
     fn relays(&self) -> impl Iterator<Item = (Source, &Relay)> {
@@ -228,6 +248,8 @@ impl<'a> Supervisor<'a> {
                     relay.close();
                 }
             }
+            Source::Sessions => self.sessions.accept(),
+            Source::Session(index) => self.sessions.turn(index, &self.cgroup),
         }
     }
 
@@ -265,7 +287,8 @@ impl<'a> Supervisor<'a> {
         for _ in 0..MAX_REAPED {
             match wait(WaitOptions::NOHANG) {
                 Ok(Some((pid, status))) if pid == self.pid => self.first_process_ended(status),
-                Ok(Some(_)) | Err(Errno::INTR) => {}
+                Ok(Some((pid, status))) => self.sessions.ended(pid, status, &self.cgroup),
+                Err(Errno::INTR) => {}
                 Ok(None) | Err(_) => return,
             }
         }
@@ -273,15 +296,17 @@ impl<'a> Supervisor<'a> {
     }
 
     fn first_process_ended(&mut self, status: WaitStatus) {
-        let status = exit_status(status, || self.cgroup.has_oom_kill());
+        let status = exit_status(status, || self.cgroup.oom_kills() > self.sessions.oom_kills());
         // As in a container: nothing of the workload outlives its first process, or holds its streams open.
         sys::kill_all_others();
+        self.sessions.stop_listening();
         self.stdio.input = None;
         self.phase = Phase::Draining { status, until: monotonic_ms() + KILLED_GRACE_MS };
     }
 }
 
-fn exit_status(status: WaitStatus, has_oom_kill: impl FnOnce() -> bool) -> ExitStatus {
+/// What a process's end is called; `has_oom_kill` tells whether a SIGKILL may be the kernel's, for want of memory.
+pub fn exit_status(status: WaitStatus, has_oom_kill: impl FnOnce() -> bool) -> ExitStatus {
     match (status.exit_status(), status.terminating_signal()) {
         (Some(code), _) => ExitStatus::Code(code as u8),
         (None, Some(libc::SIGKILL)) if has_oom_kill() => ExitStatus::OutOfMemory,

@@ -1,9 +1,12 @@
-//! The control connection, in both directions: bytes in any pieces give messages or an error, within bounds.
+//! The control connection and sessions, in both directions: bytes in any pieces give messages or an error, within bounds.
 #![no_main]
 #![allow(clippy::expect_used)]
 
 use libfuzzer_sys::fuzz_target;
-use protocol::{FromGuest, ToGuest, frame};
+use protocol::{
+    FromGuest, ToGuest, frame,
+    session::{FromSession, Request, ToSession},
+};
 
 fn decode<T>(data: &[u8], piece: usize)
 where
@@ -33,4 +36,7 @@ fuzz_target!(|data: &[u8]| {
     let piece = usize::from(*piece).max(1);
     decode::<FromGuest>(data, piece);
     decode::<ToGuest>(data, piece);
+    decode::<Request>(data, piece);
+    decode::<ToSession>(data, piece);
+    decode::<FromSession>(data, piece);
 });

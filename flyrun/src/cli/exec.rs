@@ -1,0 +1,125 @@
+//! `flyrun exec`: a command in a running machine, beside its workload.
+
+use std::io::IsTerminal;
+use std::path::PathBuf;
+
+use clap::Args;
+use protocol::session::{ExecConfig, FromSession, Request};
+
+use super::Context;
+use crate::error::{Context as _, Error, Result};
+use crate::exit_code::ExitCode;
+use crate::launch::{self, LaunchError};
+use crate::session::{self, End, Wishes};
+use crate::terminal;
+
+/// Run a command in a running machine
+#[derive(Debug, Args)]
+#[command(after_help = "Examples:
+  flyrun exec web ps
+  flyrun exec -it web sh
+  flyrun exec -u www-data -w /srv -e DEBUG=1 web ./migrate
+  flyrun exec -i db psql < dump.sql
+  flyrun exec -d web logrotate /etc/logrotate.conf
+
+MACHINE is a name, an id, or the beginning of an id. The command has the workload's environment, user and working
+directory unless told otherwise. With -it, Ctrl-P Ctrl-Q leaves the command.
+
+Exit codes: the command's own (128 + n when signal n ended it, 137 also when the machine ended); 125 flyrun failed,
+126 the command cannot be executed, 127 it does not exist.")]
+pub struct Arguments {
+    /// Pass standard input on
+    #[arg(short, long)]
+    interactive: bool,
+    /// Give the command a terminal
+    #[arg(short, long)]
+    tty: bool,
+    /// Return when the command has started; its output is thrown away
+    #[arg(short, long, conflicts_with_all = ["interactive", "tty"])]
+    detach: bool,
+    /// Set a variable, or pass one of your own on
+    #[arg(short, long, value_name = "KEY[=VALUE]")]
+    env: Vec<String>,
+    /// Read variables from a file, one on each line
+    #[arg(long, value_name = "FILE")]
+    env_file: Vec<PathBuf>,
+    /// Start in this directory, which must exist
+    #[arg(short, long, value_name = "DIR")]
+    workdir: Option<String>,
+    /// Run as this user, by name or number
+    #[arg(short, long, value_name = "USER[:GROUP]")]
+    user: Option<String>,
+    /// The machine's name, id, or beginning of its id
+    machine: String,
+    /// Command and arguments
+    #[arg(required = true, trailing_var_arg = true, allow_hyphen_values = true, value_name = "COMMAND")]
+    command: Vec<String>,
+}
+
+pub fn execute(context: &Context, arguments: &Arguments) -> Result<ExitCode> {
+    check(arguments)?;
+    let machine = session::find_running(&context.machines(), &arguments.machine)?;
+    let config = config(arguments)?;
+    let link = session::connect(&context.paths, &machine)?;
+    link.request(&Request::Exec(Box::new(config)))?;
+    if arguments.detach {
+        return started(&link)?.report();
+    }
+    session::drive(&link, Wishes { stdin: arguments.interactive, tty: arguments.tty })?.report()
+}
+
+fn check(arguments: &Arguments) -> Result<()> {
+    if arguments.tty && arguments.interactive && !std::io::stdin().is_terminal() {
+        return Err(Error::new("-t with -i needs a terminal, and standard input is none")
+            .advice("Leave -t away to pass a pipe or a file on."));
+    }
+    if let Some(workdir) = arguments.workdir.as_ref().filter(|path| !path.starts_with('/')) {
+        return Err(Error::new(LaunchError::BadWorkingDir(workdir.clone()).to_string()));
+    }
+    Ok(())
+}
+
+fn config(arguments: &Arguments) -> Result<ExecConfig> {
+    Ok(ExecConfig {
+        argv: arguments.command.clone(),
+        env: variables(arguments)?,
+        user: arguments.user.clone(),
+        workdir: arguments.workdir.clone(),
+        tty: arguments.tty.then(terminal::size),
+        stdin: arguments.interactive,
+        detach: arguments.detach,
+    })
+}
+
+/// The variables of files come first, so that those on the command line win. One without a value is passed on if this
+/// process has it.
+fn variables(arguments: &Arguments) -> Result<Vec<String>> {
+    let mut wanted = Vec::new();
+    for file in &arguments.env_file {
+        let text = std::fs::read_to_string(file)
+            .context(format!("cannot read the environment file {}", file.display()))?;
+        wanted.extend(launch::env_file_lines(&text));
+    }
+    wanted.extend(arguments.env.iter().cloned());
+    let mut variables = Vec::new();
+    for variable in wanted {
+        match variable.split_once('=') {
+            Some((key, _)) if !key.is_empty() => variables.push(variable),
+            None if !variable.is_empty() => {
+                variables.extend(std::env::var(&variable).ok().map(|value| format!("{variable}={value}")));
+            }
+            _ => return Err(Error::new(LaunchError::BadVariable(variable).to_string())),
+        }
+    }
+    Ok(variables)
+}
+
+/// Waits until a detached command has started.
+fn started(link: &session::Link) -> Result<End> {
+    match link.frames().next().context("lost the machine")? {
+        Some(FromSession::Started { .. }) => Ok(End::Detached),
+        Some(FromSession::Failed { kind, message }) => Ok(End::Failed { kind, message }),
+        Some(_) => Err(Error::new("the machine answers what it was not asked")),
+        None => Ok(End::Lost),
+    }
+}

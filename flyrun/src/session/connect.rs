@@ -1,0 +1,78 @@
+//! Reaching guest-init: the VMM's vsock socket, and the line that names the port.
+
+use std::io::{ErrorKind, Read, Write};
+use std::os::unix::net::UnixStream;
+use std::path::Path;
+
+use protocol::session::PORT;
+
+use super::Link;
+use crate::error::{Context, Error, Result};
+use crate::machine::Record;
+use crate::paths::Paths;
+
+/// Longer than "OK 4294967295\n".
+const MAX_ANSWER_BYTES: usize = 20;
+
+/// Opens a session with a running machine. The request follows.
+///
+/// # Errors
+/// The machine has just ended, or does not take sessions yet.
+pub fn connect(paths: &Paths, machine: &Record) -> Result<Link> {
+    let path = paths.run.join(&machine.id).join("v");
+    let stream = UnixStream::connect(&path).map_err(|error| match error.kind() {
+        ErrorKind::NotFound | ErrorKind::ConnectionRefused => unreachable(&machine.name),
+        _ => Error::caused(format!("cannot reach machine '{}' at {}", machine.name, path.display()), &error),
+    })?;
+    greet(stream, &machine.name, &path).map(Link::new)
+}
+
+fn greet(mut stream: UnixStream, name: &str, path: &Path) -> Result<UnixStream> {
+    let failed = || format!("cannot reach machine '{name}' at {}", path.display());
+    stream.write_all(format!("CONNECT {PORT}\n").as_bytes()).context(failed())?;
+    let mut line = Vec::new();
+    // Byte by byte, as what follows the line belongs to the session.
+    while !line.ends_with(b"\n") && line.len() < MAX_ANSWER_BYTES {
+        let mut byte = [0];
+        match stream.read(&mut byte) {
+            Ok(0) => return Err(unreachable(name)),
+            Ok(_) => line.extend(byte),
+            Err(error) if error.kind() == ErrorKind::Interrupted => {}
+            Err(error) if error.kind() == ErrorKind::ConnectionReset => return Err(unreachable(name)),
+            Err(error) => return Err(Error::caused(failed(), &error)),
+        }
+    }
+    if line.starts_with(b"OK ") { Ok(stream) } else { Err(unreachable(name)) }
+}
+
+fn unreachable(name: &str) -> Error {
+    Error::new(format!("machine '{name}' takes no sessions: it is just starting or ending"))
+        .advice("Try again in a moment.")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn greeted_by(answer: &'static [u8]) -> Result<UnixStream> {
+        let (ours, mut theirs) = UnixStream::pair().unwrap();
+        theirs.write_all(answer).unwrap();
+        theirs.shutdown(std::net::Shutdown::Write).unwrap();
+        greet(ours, "web", Path::new("/run/x"))
+    }
+
+    #[test]
+    fn what_follows_the_answer_is_left_for_the_session() {
+        let mut stream = greeted_by(b"OK 1073741824\nframes").unwrap();
+        let mut rest = String::new();
+        stream.read_to_string(&mut rest).unwrap();
+        assert_eq!(rest, "frames");
+    }
+
+    #[test]
+    fn a_refusal_names_the_machine() {
+        for answer in [&b""[..], b"O", b"NO\n", b"OKOKOKOKOKOKOKOKOKOKOKOKOKOK"] {
+            assert!(greeted_by(answer).unwrap_err().to_string().contains("'web'"));
+        }
+    }
+}

@@ -1,0 +1,207 @@
+//! Joins the user's streams, terminal and signals with a session's frames, until either ends.
+//!
+//! A thread for each direction, because the user's end may be anything (a terminal, a pipe, a file) and must block
+//! nobody else. Input keeps to the session's window, so that signals never wait behind it.
+
+use std::fs::File;
+use std::io::{self, Read, Write};
+use std::os::fd::AsFd;
+use std::sync::{Arc, Condvar, Mutex, PoisonError};
+use std::thread;
+
+use protocol::session::{FromSession, MAX_CHUNK, STDIN_WINDOW, ToSession};
+use signal_hook::iterator::{Handle, Signals};
+
+use super::detach_keys::DetachKeys;
+use super::{End, Link};
+use crate::error::{Context, Error, Result};
+use crate::interrupt::{SIGHUP, SIGINT, SIGQUIT, SIGTERM, SIGUSR1, SIGUSR2, SIGWINCH};
+use crate::terminal::{self, RawMode};
+
+/// After so many interrupts flyrun itself ends.
+const INSISTENCE: u32 = 3;
+
+/// How the user takes part.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Wishes {
+    /// Standard input is passed on.
+    pub stdin: bool,
+    /// The other side has a terminal. With `stdin` the user's becomes raw, and the detach keys work.
+    pub tty: bool,
+}
+
+/// What the threads share.
+#[derive(Clone, Debug)]
+struct Shared {
+    link: Link,
+    state: Arc<(Mutex<State>, Condvar)>,
+}
+
+#[derive(Debug)]
+struct State {
+    /// Bytes of input that may be sent.
+    window: usize,
+    /// Why a thread of this side has closed the connection.
+    closed: Option<End>,
+}
+
+/// Talks until the end. The request has been sent.
+///
+/// # Errors
+/// The terminal cannot be used, or the other side does not keep to the protocol.
+pub fn drive(link: &Link, wishes: Wishes) -> Result<End> {
+    let state = State { window: STDIN_WINDOW, closed: None };
+    let shared = Shared { link: link.clone(), state: Arc::new((Mutex::new(state), Condvar::new())) };
+    let signals = watch_signals(shared.clone(), wishes.tty).context("cannot watch for signals")?;
+    let raw = wishes.tty && wishes.stdin;
+    let raw_mode = if raw { RawMode::enter().context("cannot use the terminal")? } else { None };
+    if wishes.stdin {
+        let keys = raw_mode.is_some().then(DetachKeys::default);
+        let stdin = io::stdin().as_fd().try_clone_to_owned().context("cannot use standard input")?;
+        let feeder = shared.clone();
+        spawn("stdin", move || feed(File::from(stdin), keys, &feeder)).context("cannot start a thread")?;
+    }
+    let end = listen(&shared);
+    drop(raw_mode);
+    signals.close();
+    end
+}
+
+/// Takes what the other side says. Blocks when the user does not read, and so in the end the process too.
+fn listen(shared: &Shared) -> Result<End> {
+    let mut frames = shared.link.frames();
+    let mut stdout = Sink::new(io::stdout().as_fd(), ToSession::CloseStdout)?;
+    let mut stderr = Sink::new(io::stderr().as_fd(), ToSession::CloseStderr)?;
+    loop {
+        match frames.next() {
+            Ok(Some(FromSession::Started { .. })) => {}
+            Ok(Some(FromSession::StdinTaken { bytes })) => shared.widen(bytes as usize),
+            Ok(Some(FromSession::Stdout(bytes))) => stdout.write(&bytes, &shared.link),
+            Ok(Some(FromSession::Stderr(bytes))) => stderr.write(&bytes, &shared.link),
+            Ok(Some(FromSession::Exited(status))) => return Ok(End::Exited(status)),
+            Ok(Some(FromSession::Failed { kind, message })) => return Ok(End::Failed { kind, message }),
+            Ok(Some(FromSession::Stats(_) | FromSession::Processes(_) | FromSession::PathInfo(_))) => {
+                return Err(Error::new("the machine answers what it was not asked"));
+            }
+            Ok(None) => return Ok(shared.closed().unwrap_or(End::Lost)),
+            Err(error) => {
+                return match shared.closed() {
+                    Some(end) => Ok(end),
+                    None => Err(Error::caused("lost the machine", &error)),
+                };
+            }
+        }
+    }
+}
+
+/// One of the user's outputs, until nobody reads it any more.
+struct Sink {
+    file: Option<File>,
+    told_when_closed: ToSession,
+}
+
+impl Sink {
+    fn new(fd: impl AsFd, told_when_closed: ToSession) -> Result<Sink> {
+        let fd = fd.as_fd().try_clone_to_owned().context("cannot use the standard streams")?;
+        Ok(Sink { file: Some(File::from(fd)), told_when_closed })
+    }
+
+    fn write(&mut self, bytes: &[u8], link: &Link) {
+        if let Some(file) = &mut self.file
+            && file.write_all(bytes).is_err()
+        {
+            self.file = None;
+            // If the other side is gone too, that is seen when the next frame is waited for.
+            let _ = link.send(&self.told_when_closed);
+        }
+    }
+}
+
+/// Passes input on as far as the window goes; its end is the end of the other side's.
+fn feed(mut source: File, mut keys: Option<DetachKeys>, shared: &Shared) {
+    let mut buffer = vec![0; MAX_CHUNK];
+    loop {
+        let room = shared.wait_for_window().min(buffer.len());
+        let count = match source.read(buffer.get_mut(..room).unwrap_or_default()) {
+            Ok(0) => break,
+            Ok(count) => count,
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
+            Err(_) => break,
+        };
+        let bytes = buffer.get(..count).unwrap_or_default();
+        let (bytes, detach) = match &mut keys {
+            Some(keys) => {
+                let typed = keys.typed(bytes);
+                (typed.bytes, typed.detach)
+            }
+            None => (bytes.to_vec(), false),
+        };
+        shared.narrow(bytes.len());
+        if !bytes.is_empty() && shared.link.send(&ToSession::Stdin(bytes)).is_err() {
+            return;
+        }
+        if detach {
+            return shared.close(End::Detached);
+        }
+    }
+    let _ = shared.link.send(&ToSession::StdinEnd);
+}
+
+fn watch_signals(shared: Shared, tty: bool) -> io::Result<Handle> {
+    let mut signals = Signals::new([SIGHUP, SIGINT, SIGQUIT, SIGTERM, SIGUSR1, SIGUSR2, SIGWINCH])?;
+    let handle = signals.handle();
+    spawn("signals", move || {
+        let mut interrupts = 0;
+        for signal in signals.forever() {
+            let frame = match signal {
+                SIGWINCH if tty => ToSession::Resize(terminal::size()),
+                SIGWINCH => continue,
+                signal => ToSession::Signal { signal },
+            };
+            interrupts += u32::from(signal == SIGINT);
+            if interrupts == INSISTENCE {
+                return shared.close(End::Interrupted);
+            }
+            if shared.link.send(&frame).is_err() {
+                return;
+            }
+        }
+    })?;
+    Ok(handle)
+}
+
+impl Shared {
+    fn state(&self) -> std::sync::MutexGuard<'_, State> {
+        self.state.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn wait_for_window(&self) -> usize {
+        let waited = self.state.1.wait_while(self.state(), |state| state.window == 0);
+        waited.unwrap_or_else(PoisonError::into_inner).window
+    }
+
+    fn narrow(&self, bytes: usize) {
+        let mut state = self.state();
+        state.window = state.window.saturating_sub(bytes);
+    }
+
+    fn widen(&self, bytes: usize) {
+        let mut state = self.state();
+        state.window = state.window.saturating_add(bytes).min(STDIN_WINDOW);
+        drop(state);
+        self.state.1.notify_all();
+    }
+
+    fn close(&self, end: End) {
+        self.state().closed.get_or_insert(end);
+        self.link.close();
+    }
+
+    fn closed(&self) -> Option<End> {
+        self.state().closed.clone()
+    }
+}
+
+fn spawn(name: &str, body: impl FnOnce() + Send + 'static) -> io::Result<()> {
+    thread::Builder::new().name(name.into()).stack_size(128 * 1024).spawn(body).map(drop)
+}
