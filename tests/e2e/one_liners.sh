@@ -23,7 +23,8 @@ try() {
 }
 
 # run: the image's process and its exit code
-try 0 'hello' 'flyrun run --rm $busybox echo hello'
+try 0 '*' 'flyrun pull $busybox'
+try 0 '*hello' 'flyrun run --rm $busybox echo hello'
 try 7 '' 'flyrun run --rm $busybox sh -c "exit 7"'
 try 127 '*nosuch*not found*' 'flyrun run --rm $busybox nosuch'
 try 126 '*/etc*' 'flyrun run --rm $busybox /etc'
@@ -33,7 +34,7 @@ try 0 'A=1' 'flyrun run --rm -e A=1 $busybox sh -c "env | grep ^A="'
 try 0 '/srv' 'flyrun run --rm -w /srv $busybox pwd'
 try 0 '1000' 'flyrun run --rm -u 1000 $busybox id -u'
 try 0 'box' 'flyrun run --rm --hostname box $busybox hostname'
-try 125 '*--memory 1m*' 'flyrun run --rm --memory 1m $busybox true'
+try 125 '*--memory 1 MiB is out of range*' 'flyrun run --rm --memory 1m $busybox true'
 try 125 '*nonsense*' 'flyrun run --rm oci:/nonsense true'
 
 # in the background

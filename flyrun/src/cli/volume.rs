@@ -7,7 +7,10 @@ use super::{Context, print_json, print_line, table};
 use crate::error::Result;
 use crate::exit_code::ExitCode;
 use crate::size::Size;
-use crate::volume::{self, DEFAULT_SIZE, Volume, Volumes};
+use crate::volume::{self, Volume, Volumes};
+
+/// What a volume has when nobody says otherwise; [`volume::DEFAULT_SIZE`].
+const DEFAULT_SIZE: &str = "10g";
 
 /// Manage filesystems that outlive machines
 #[derive(Debug, Args)]
@@ -29,7 +32,7 @@ enum Command {
     /// Make a volume
     Create {
         /// Its size; it takes up only what is written
-        #[arg(short, long, value_name = "SIZE", default_value_t = DEFAULT_SIZE)]
+        #[arg(short, long, value_name = "SIZE", default_value = DEFAULT_SIZE)]
         size: Size,
         /// Its name
         name: String,
@@ -144,4 +147,14 @@ fn list(context: &Context, volumes: &Volumes, quiet: bool, json: bool) -> Result
     }
     print_line(&table::text(&rows))?;
     Ok(ExitCode::Success)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_default_size_is_the_one_that_is_shown() {
+        assert_eq!(DEFAULT_SIZE.parse(), Ok(volume::DEFAULT_SIZE));
+    }
 }

@@ -221,7 +221,9 @@ impl<'a> Monitor<'a> {
             self.view.front.enter_raw_mode()?;
         }
         // A trace is written when the VMM ends by itself, so that is waited for too.
-        let keeps_disk = !config.auto_remove && config.disk.is_some() || trace::vmm_file().is_some();
+        let keeps_own = !config.auto_remove && config.disk.is_some();
+        let keeps_volume = config.volumes.iter().any(|used| !used.read_only);
+        let keeps_disk = keeps_own || keeps_volume || trace::vmm_file().is_some();
         let streams = plan.streams.as_ref().map_or(0, Streams::count);
         let mut life = Life::new(vm, streams, keeps_disk);
         let result = self.follow(&mut life, started);
