@@ -22,6 +22,7 @@ mod size;
 mod terminal;
 mod trace;
 mod vm;
+mod vm_usage;
 
 use clap::Parser;
 use clap::error::ErrorKind;

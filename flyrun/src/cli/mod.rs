@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use clap::{Parser, Subcommand};
 
 mod completions;
+mod cp;
 mod doctor;
 mod exec;
 mod images;
@@ -13,7 +14,9 @@ mod prune;
 mod pull;
 mod rmi;
 mod run;
+mod stats;
 mod table;
+mod top;
 mod version;
 
 use crate::error::Result;
@@ -60,6 +63,9 @@ pub struct Cli {
 enum Command {
     Run(Box<run::Arguments>),
     Exec(exec::Arguments),
+    Cp(cp::Arguments),
+    Top(top::Arguments),
+    Stats(stats::Arguments),
     Pull(pull::Arguments),
     Images(images::Arguments),
     Rmi(rmi::Arguments),
@@ -77,6 +83,9 @@ impl Cli {
         match self.command {
             Command::Run(arguments) => run::execute(&context, &arguments),
             Command::Exec(arguments) => exec::execute(&context, &arguments),
+            Command::Cp(arguments) => cp::execute(&context, &arguments),
+            Command::Top(arguments) => top::execute(&context, &arguments),
+            Command::Stats(arguments) => stats::execute(&context, &arguments),
             Command::Pull(arguments) => pull::execute(&context, &arguments),
             Command::Images(arguments) => images::execute(&context, &arguments),
             Command::Rmi(arguments) => rmi::execute(&context, &arguments),
