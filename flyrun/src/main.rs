@@ -24,6 +24,7 @@ mod size;
 mod terminal;
 mod trace;
 mod vm;
+mod vm_usage;
 mod volume;
 
 use clap::Parser;

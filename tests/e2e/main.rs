@@ -1,8 +1,10 @@
 //! End to end: the built flyrun, real images, real virtual machines. `make e2e` runs this in the test host.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
+mod cp;
 mod doctor;
 mod exec;
+mod figures;
 mod one_liners;
 mod registries;
 mod run_config;

@@ -119,7 +119,7 @@ fn started(link: &session::Link) -> Result<End> {
     match link.frames().next().context("lost the machine")? {
         Some(FromSession::Started { .. }) => Ok(End::Detached),
         Some(FromSession::Failed { kind, message }) => Ok(End::Failed { kind, message }),
-        Some(_) => Err(Error::new("the machine answers what it was not asked")),
+        Some(_) => Err(session::unasked()),
         None => Ok(End::Lost),
     }
 }

@@ -6,6 +6,7 @@ use clap::{Parser, Subcommand};
 
 mod attach;
 mod completions;
+mod cp;
 mod create;
 mod doctor;
 mod each;
@@ -27,8 +28,10 @@ mod rm;
 mod rmi;
 mod run;
 mod start;
+mod stats;
 mod stop;
 mod table;
+mod top;
 mod version;
 mod volume;
 mod wait;
@@ -93,6 +96,9 @@ enum Command {
     Volume(volume::Arguments),
     Exec(exec::Arguments),
     Attach(attach::Arguments),
+    Cp(cp::Arguments),
+    Top(top::Arguments),
+    Stats(stats::Arguments),
     Pull(pull::Arguments),
     Images(images::Arguments),
     Rmi(rmi::Arguments),
@@ -125,6 +131,9 @@ impl Cli {
             Command::Volume(arguments) => volume::execute(&context, &arguments),
             Command::Exec(arguments) => exec::execute(&context, &arguments),
             Command::Attach(arguments) => attach::execute(&context, &arguments),
+            Command::Cp(arguments) => cp::execute(&context, &arguments),
+            Command::Top(arguments) => top::execute(&context, &arguments),
+            Command::Stats(arguments) => stats::execute(&context, &arguments),
             Command::Pull(arguments) => pull::execute(&context, &arguments),
             Command::Images(arguments) => images::execute(&context, &arguments),
             Command::Rmi(arguments) => rmi::execute(&context, &arguments),

@@ -6,14 +6,15 @@
 use std::fs::File;
 use std::io::{self, Read, Write};
 use std::os::fd::AsFd;
-use std::sync::{Arc, Condvar, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
 
-use protocol::session::{FromSession, MAX_CHUNK, STDIN_WINDOW, ToSession};
+use protocol::session::{FromSession, MAX_CHUNK, ToSession};
 use signal_hook::iterator::{Handle, Signals};
 
 use super::detach_keys::DetachKeys;
-use super::{End, Link};
+use super::window::Window;
+use super::{End, Link, unasked};
 use crate::error::{Context, Error, Result};
 use crate::interrupt::{SIGHUP, SIGINT, SIGQUIT, SIGTERM, SIGUSR1, SIGUSR2, SIGWINCH};
 use crate::terminal::{self, RawMode};
@@ -34,15 +35,9 @@ pub struct Wishes {
 #[derive(Clone, Debug)]
 struct Shared {
     link: Link,
-    state: Arc<(Mutex<State>, Condvar)>,
-}
-
-#[derive(Debug)]
-struct State {
-    /// Bytes of input that may be sent.
-    window: usize,
+    window: Arc<Window>,
     /// Why a thread of this side has closed the connection.
-    closed: Option<End>,
+    closed: Arc<Mutex<Option<End>>>,
 }
 
 /// Talks until the end. The request has been sent.
@@ -50,8 +45,7 @@ struct State {
 /// # Errors
 /// The terminal cannot be used, or the other side does not keep to the protocol.
 pub fn drive(link: &Link, wishes: Wishes) -> Result<End> {
-    let state = State { window: STDIN_WINDOW, closed: None };
-    let shared = Shared { link: link.clone(), state: Arc::new((Mutex::new(state), Condvar::new())) };
+    let shared = Shared { link: link.clone(), window: Arc::default(), closed: Arc::default() };
     let signals = watch_signals(shared.clone(), wishes.tty).context("cannot watch for signals")?;
     let raw = wishes.tty && wishes.stdin;
     let raw_mode = if raw { RawMode::enter().context("cannot use the terminal")? } else { None };
@@ -75,14 +69,12 @@ fn listen(shared: &Shared) -> Result<End> {
     loop {
         match frames.next() {
             Ok(Some(FromSession::Started { .. })) => {}
-            Ok(Some(FromSession::StdinTaken { bytes })) => shared.widen(bytes as usize),
+            Ok(Some(FromSession::StdinTaken { bytes })) => shared.window.widen(bytes as usize),
             Ok(Some(FromSession::Stdout(bytes))) => stdout.write(&bytes, &shared.link),
             Ok(Some(FromSession::Stderr(bytes))) => stderr.write(&bytes, &shared.link),
             Ok(Some(FromSession::Exited(status))) => return Ok(End::Exited(status)),
             Ok(Some(FromSession::Failed { kind, message })) => return Ok(End::Failed { kind, message }),
-            Ok(Some(FromSession::Stats(_) | FromSession::Processes(_) | FromSession::PathInfo(_))) => {
-                return Err(Error::new("the machine answers what it was not asked"));
-            }
+            Ok(Some(_)) => return Err(unasked()),
             Ok(None) => return Ok(shared.closed().unwrap_or(End::Lost)),
             Err(error) => {
                 return match shared.closed() {
@@ -121,7 +113,7 @@ impl Sink {
 fn feed(mut source: File, mut keys: Option<DetachKeys>, shared: &Shared) {
     let mut buffer = vec![0; MAX_CHUNK];
     loop {
-        let room = shared.wait_for_window().min(buffer.len());
+        let room = shared.window.wait().min(buffer.len());
         let count = match source.read(buffer.get_mut(..room).unwrap_or_default()) {
             Ok(0) => break,
             Ok(count) => count,
@@ -136,7 +128,7 @@ fn feed(mut source: File, mut keys: Option<DetachKeys>, shared: &Shared) {
             }
             None => (bytes.to_vec(), false),
         };
-        shared.narrow(bytes.len());
+        shared.window.narrow(bytes.len());
         if !bytes.is_empty() && shared.link.send(&ToSession::Stdin(bytes)).is_err() {
             return;
         }
@@ -171,34 +163,13 @@ fn watch_signals(shared: Shared, tty: bool) -> io::Result<Handle> {
 }
 
 impl Shared {
-    fn state(&self) -> std::sync::MutexGuard<'_, State> {
-        self.state.0.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    fn wait_for_window(&self) -> usize {
-        let waited = self.state.1.wait_while(self.state(), |state| state.window == 0);
-        waited.unwrap_or_else(PoisonError::into_inner).window
-    }
-
-    fn narrow(&self, bytes: usize) {
-        let mut state = self.state();
-        state.window = state.window.saturating_sub(bytes);
-    }
-
-    fn widen(&self, bytes: usize) {
-        let mut state = self.state();
-        state.window = state.window.saturating_add(bytes).min(STDIN_WINDOW);
-        drop(state);
-        self.state.1.notify_all();
-    }
-
     fn close(&self, end: End) {
-        self.state().closed.get_or_insert(end);
+        self.closed.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(end);
         self.link.close();
     }
 
     fn closed(&self) -> Option<End> {
-        self.state().closed.clone()
+        self.closed.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 }
 

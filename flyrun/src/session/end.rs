@@ -44,9 +44,14 @@ impl End {
     }
 }
 
+/// Text of a machine's for the user's terminal: it must not hold anything that the terminal obeys.
+pub fn printable(text: &str) -> String {
+    text.chars().take(4096).map(|c| if c.is_control() { '?' } else { c }).collect()
+}
+
 /// A failure that the machine told, as an error with the right exit code.
 pub fn failure(kind: FailureKind, message: String) -> Error {
-    let error = Error::new(message);
+    let error = Error::new(printable(&message));
     match kind {
         FailureKind::CommandNotFound => error.code(ExitCode::NotFound),
         FailureKind::CommandNotExecutable => error.code(ExitCode::NotExecutable),
@@ -61,6 +66,12 @@ pub fn failure(kind: FailureKind, message: String) -> Error {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_machine_cannot_speak_to_the_terminal() {
+        let error = failure(FailureKind::Setup, "a\x1b[2Jb\nc".into());
+        assert_eq!(error.to_string(), "a?[2Jb?c");
+    }
 
     #[test]
     fn exit_codes_are_dockers() {

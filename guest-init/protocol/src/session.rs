@@ -37,10 +37,13 @@ pub enum Request {
         /// Absolute path in the machine.
         directory: String,
     },
-    /// Send this file or directory as a tar in [`FromSession::Stdout`]; its entries begin with its last name.
+    /// Send this file or directory as [`FromSession::Entry`], each file's with its content behind it. Not as a tar:
+    /// the host is to parse no format of the guest's making.
     CopyOut {
         /// Absolute path in the machine.
         path: String,
+        /// Whether a symbolic link at that path (not below) is followed.
+        follow_link: bool,
     },
     /// Say what is at this path, as one [`FromSession::PathInfo`].
     Stat {
@@ -101,7 +104,9 @@ pub enum FromSession {
         /// Number of bytes since the last such frame.
         bytes: u32,
     },
-    /// At most [`MAX_CHUNK`] bytes of output, of a terminal's output, or of a tar.
+    /// The next entry of a copy. A file's content follows in [`FromSession::Stdout`], exactly its size.
+    Entry(Box<CopyEntry>),
+    /// At most [`MAX_CHUNK`] bytes of output, of a terminal's output, or of a file's content.
     Stdout(#[serde(with = "serde_bytes")] Vec<u8>),
     /// At most [`MAX_CHUNK`] bytes of error output.
     Stderr(#[serde(with = "serde_bytes")] Vec<u8>),
@@ -120,6 +125,50 @@ pub enum FromSession {
     Processes(Vec<ProcessInfo>),
     /// The answer to [`Request::Stat`]: `None` when there is nothing. The last frame.
     PathInfo(Option<PathInfo>),
+}
+
+/// One file, directory or link of a copy.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CopyEntry {
+    /// Path below what is copied, its parts separated by slashes; empty for the thing itself, which comes first.
+    #[serde(with = "serde_bytes")]
+    pub path: Vec<u8>,
+    /// What it is.
+    pub kind: EntryKind,
+    /// Permission bits, the lowest twelve.
+    pub mode: u32,
+    /// Owner.
+    pub uid: u32,
+    /// Group.
+    pub gid: u32,
+    /// Modification time in seconds since 1970.
+    pub mtime: i64,
+}
+
+/// What an entry of a copy is.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum EntryKind {
+    /// A regular file.
+    File {
+        /// Bytes of content that follow.
+        size: u64,
+    },
+    /// A directory; its entries follow, at any time.
+    Directory,
+    /// A symbolic link.
+    Symlink {
+        /// Where it leads, as it is written in it.
+        #[serde(with = "serde_bytes")]
+        target: Vec<u8>,
+    },
+    /// Another name of a file that came before.
+    HardLink {
+        /// That entry's path.
+        #[serde(with = "serde_bytes")]
+        target: Vec<u8>,
+    },
+    /// A device, pipe or socket, which is told and not copied.
+    Special,
 }
 
 /// What a path in the machine is.

@@ -21,19 +21,26 @@ pub fn stats(cgroup: BorrowedFd<'_>) -> GuestStats {
     let in_cgroup = |name: &str| read_file(cgroup, name).unwrap_or_default();
     let proc = |name: &str| read_to_string(format!("/proc/{name}")).unwrap_or_default();
     let meminfo = proc("meminfo");
-    let memory = |name: &str| counter(&meminfo, name).unwrap_or(0) << 10;
+    let (memory_total, available) = (memory(&meminfo, "MemTotal:"), memory(&meminfo, "MemAvailable:"));
     let (net_rx, net_tx) = network(&proc("net/dev"));
     let (disk_read, disk_written) = disks(&proc("diskstats"));
     GuestStats {
         cpu_usec: counter(&in_cgroup("cpu.stat"), "usage_usec").unwrap_or(0),
-        memory_total: memory("MemTotal:"),
-        memory_used: memory("MemTotal:").saturating_sub(memory("MemAvailable:")),
+        memory_total,
+        memory_used: memory_total.saturating_sub(available),
         processes: in_cgroup("pids.current").trim().parse().unwrap_or(0),
         net_rx,
         net_tx,
         disk_read,
         disk_written,
     }
+}
+
+/// Bytes of a line of /proc/meminfo, which tells KiB.
+fn memory(meminfo: &str, name: &str) -> u64 {
+    let words = meminfo.lines().find_map(|line| line.strip_prefix(name));
+    let kib: Option<u64> = words.and_then(|words| words.split_whitespace().next()?.parse().ok());
+    kib.unwrap_or(0).saturating_mul(1024)
 }
 
 /// Bytes received and sent by all interfaces but loopback.
@@ -144,6 +151,15 @@ mod tests {
     use super::*;
 
     #[test]
+    fn memory_is_told_in_kib() {
+        let meminfo =
+            "MemTotal:         114032 kB\nMemFree:           80000 kB\nMemAvailable:      90000 kB\n";
+        assert_eq!(memory(meminfo, "MemTotal:"), 114_032 << 10);
+        assert_eq!(memory(meminfo, "MemAvailable:"), 90_000 << 10);
+        assert_eq!(memory(meminfo, "MemNothing:"), 0);
+    }
+
+    #[test]
     fn network_counts_all_but_loopback() {
         let dev = "Inter-|   Receive |  Transmit\n face |bytes packets errs\n\
             lo: 10 1 0 0 0 0 0 0 10 1 0 0 0 0 0 0\n\
@@ -185,6 +201,7 @@ mod tests {
         fn no_text_makes_the_parsers_panic(text in "[ -~\n]{0,200}") {
             Stat::parse(&text);
             network(&text);
+            memory(&text, "a");
             disks(&text);
         }
     }

@@ -5,6 +5,7 @@ use std::{
     fs::File,
     io::{Read, Write},
     os::fd::{AsFd, BorrowedFd},
+    path::Path,
 };
 
 use protocol::{
@@ -14,7 +15,7 @@ use protocol::{
 use rustix::process::Pid;
 use serde::{Serialize, de::DeserializeOwned};
 
-use super::{client::Client, failed, figures};
+use super::{client::Client, copy_in, copy_out, failed, figures};
 use crate::{
     failure::{Failure, OrSetup},
     run::cgroup::Cgroup,
@@ -48,9 +49,8 @@ fn serve(request: Request, peer: &mut Peer, cgroup: BorrowedFd<'_>) -> Result<()
         Request::Exec(_) => Err(Failure::new(FailureKind::Setup, "a command is not a helper's work")),
         Request::Stats => peer.send(&FromSession::Stats(figures::stats(cgroup))),
         Request::Processes => figures::processes(|some| peer.send(&FromSession::Processes(some))),
-        Request::CopyIn { .. } | Request::CopyOut { .. } => {
-            Err(Failure::new(FailureKind::BadConfig, "this guest-init does not copy"))
-        }
+        Request::CopyIn { directory } => copy_in::receive(&directory, peer),
+        Request::CopyOut { path, follow_link } => copy_out::send(Path::new(&path), follow_link, peer),
         Request::Stat { path } => peer.send(&FromSession::PathInfo(path_info(&path))),
     }
 }

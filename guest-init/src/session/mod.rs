@@ -30,6 +30,8 @@ use crate::{
 };
 
 pub mod client;
+pub mod copy_in;
+pub mod copy_out;
 pub mod exec;
 pub mod figures;
 pub mod helper;

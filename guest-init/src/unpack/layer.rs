@@ -39,6 +39,8 @@ pub struct Applier {
     tree: Tree,
     limits: Limits,
     layers: usize,
+    /// Into a tree in use: nothing is hidden, and no directory gives way to anything else.
+    is_copy: bool,
     /// Modification times of directories, set when nothing is made in them any more.
     directory_times: BTreeMap<CleanPath, Time>,
 }
@@ -49,7 +51,14 @@ const MIN_HOLE_BYTES: usize = 4096;
 impl Applier {
     /// Applies layers to this tree, within these limits for all of them together.
     pub fn new(tree: Tree, limits: Limits) -> Self {
-        Self { tree, limits, layers: 0, directory_times: BTreeMap::new() }
+        Self { tree, limits, layers: 0, is_copy: false, directory_times: BTreeMap::new() }
+    }
+
+    /// Unpacks one archive into a tree that somebody uses: whiteouts are files like others, and a directory that is
+    /// there is never replaced.
+    pub fn copy_into(tree: Tree) -> Self {
+        let limits = Limits { bytes: u64::MAX, entries: u64::MAX };
+        Self { is_copy: true, ..Self::new(tree, limits) }
     }
 
     /// Applies one layer on top of those before. The stream may hold more behind the archive's end.
@@ -104,10 +113,10 @@ impl Applier {
         let Some((above, name)) = path.split() else {
             return self.apply_root(entry);
         };
-        if let Some(hidden) = name.strip_prefix(WHITEOUT) {
+        if let Some(hidden) = name.strip_prefix(WHITEOUT).filter(|_| !self.is_copy) {
             return self.apply_whiteout(&above, name, hidden);
         }
-        if above.bytes().split(|byte| *byte == b'/').any(|part| part.starts_with(AUFS)) {
+        if !self.is_copy && above.bytes().split(|byte| *byte == b'/').any(|part| part.starts_with(AUFS)) {
             return Ok(());
         }
         let parent = self.tree.open_or_make(&above)?;
@@ -168,11 +177,19 @@ impl Applier {
     ) -> Result<T, Failure> {
         match make() {
             Err(Errno::EXIST) => {
-                self.tree.remove(parent, name)?;
+                self.make_way(parent, name)?;
                 make().map_err(kernel_failure)
             }
             other => other.map_err(kernel_failure),
         }
+    }
+
+    /// Removes what is in the place of an entry.
+    fn make_way(&mut self, parent: &Directory, name: &[u8]) -> Result<(), Failure> {
+        if self.is_copy && self.tree.stat(parent, name)?.is_some_and(|stat| is_directory(&stat)) {
+            return Err(Failure::new(FailureKind::BadLayer, "there is a directory in its place"));
+        }
+        self.tree.remove(parent, name)
     }
 
     fn make_file(
@@ -250,7 +267,7 @@ impl Applier {
         let link = || linkat(&target_parent, target_name, parent, name, AtFlags::empty());
         match link() {
             Err(Errno::EXIST) => {
-                self.tree.remove(parent, name)?;
+                self.make_way(parent, name)?;
                 // What was removed may have held the target.
                 link().map_err(|errno| if errno == Errno::NOENT { missing() } else { kernel_failure(errno) })
             }
@@ -267,6 +284,12 @@ impl Applier {
         }
         if self.tree.stat(parent, name)?.is_some_and(|stat| is_directory(&stat)) {
             return xattr::remove_others(&proc_path(parent, name), &entry.xattrs);
+        }
+        if self.is_copy {
+            return Err(Failure::new(
+                FailureKind::BadLayer,
+                "there is something else in the directory's place",
+            ));
         }
         self.tree.remove(parent, name)?;
         mkdirat(parent, name, mode).map_err(kernel_failure)

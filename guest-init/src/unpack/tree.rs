@@ -61,7 +61,7 @@ pub fn kernel_failure(errno: Errno) -> Failure {
         _ => FailureKind::BadLayer,
     };
     let hint = match errno {
-        Errno::NOSPC => "the disk for the image's files is full",
+        Errno::NOSPC => "the disk for its files is full",
         Errno::NOTDIR => "a part of its path is not a directory",
         Errno::LOOP => "too many symbolic links lead to it",
         _ => return Failure::new(kind, errno.to_string()),
