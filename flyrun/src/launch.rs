@@ -81,6 +81,7 @@ pub fn run_config(
         tty: wishes.tty,
         stdin: wishes.stdin,
         tmpfs: wishes.tmpfs.iter().map(|text| tmpfs(text)).collect::<Result<_, _>>()?,
+        network: None,
         entropy,
         init_log: wishes.init_log,
     })
