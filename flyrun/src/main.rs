@@ -14,6 +14,7 @@ mod host;
 mod interrupt;
 mod launch;
 mod machine;
+mod network;
 mod paths;
 mod progress;
 mod rootfs;

@@ -8,6 +8,7 @@ mod completions;
 mod doctor;
 mod images;
 mod man;
+mod network;
 mod prune;
 mod pull;
 mod rmi;

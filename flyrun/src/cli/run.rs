@@ -19,7 +19,7 @@ use crate::paths::{Library, Part};
 use crate::progress::Bars;
 use crate::size::Size;
 use crate::vm::{Input, Output, Streams, VmPlan};
-use crate::{host, rootfs, terminal, trace};
+use crate::{host, network, rootfs, terminal, trace};
 
 /// The least memory, in MiB, that the kernel, guest-init and a small process fit into.
 const MIN_MEMORY_MIB: u64 = 48;
@@ -84,6 +84,8 @@ pub struct Arguments {
     /// Boot this kernel: an ELF vmlinux or a bzImage
     #[arg(long, value_name = "FILE")]
     kernel: Option<PathBuf>,
+    #[command(flatten)]
+    network: super::network::NetworkArguments,
     /// Leave the root filesystem read-only, without a disk of the machine's own
     #[arg(long)]
     read_only: bool,
@@ -120,8 +122,12 @@ pub fn execute(context: &Context, arguments: &Arguments) -> Result<ExitCode> {
     let id = new_id()?;
     let boot = boot_config(&image, arguments, &id)?;
     let mut machine = context.machines().create(record(&image, arguments, &id))?;
-    let result = start(context, &store, arguments, &library, boot, &machine, lease.path());
-    let result = result.and_then(Foreground::wait);
+    let started = start(context, &store, arguments, &library, boot, &machine, lease.path());
+    let result = started.and_then(|(foreground, network)| {
+        let end = foreground.wait();
+        drop(network);
+        end
+    });
     trace::step("ended");
     conclude(&mut machine, &result)?;
     if arguments.rm {
@@ -130,6 +136,7 @@ pub fn execute(context: &Context, arguments: &Arguments) -> Result<ExitCode> {
     // The slow part of keeping house is done when nobody waits for it any more.
     context.machines().remove_ended(Ended::Leftovers)?;
     context.paths.sweep_run_dirs();
+    network::sweep(&context.paths, &|id| context.machines().is_owned(id))?;
     result.and_then(|end| end.report())
 }
 
@@ -230,10 +237,16 @@ fn start(
     store: &images::Store,
     arguments: &Arguments,
     library: &Library,
-    boot: BootConfig,
+    mut boot: BootConfig,
     machine: &Owned,
     rootfs: &std::path::Path,
-) -> Result<Foreground> {
+) -> Result<(Foreground, Option<network::Attached>)> {
+    let record = machine.record();
+    let mut network = network::set_up(&context.paths, &record.id, &record.name, &arguments.network.wishes())?;
+    if let (BootConfig::Run(config), Some(network)) = (&mut boot, &network) {
+        config.network = Some(network.config.clone());
+    }
+    trace::step("network made");
     let mut disks = vec![DiskSpec { files: vec![rootfs.to_path_buf()], read_only: true }];
     if !arguments.read_only {
         let disk = machine.directory().join("disk.ext4");
@@ -251,6 +264,7 @@ fn start(
         cpus: arguments.cpus,
         memory_mib: u32::try_from(arguments.memory.to_mib()).unwrap_or(u32::MAX),
         disks,
+        nets: network.iter().map(|network| network.card.clone()).collect(),
         boot,
         console: (!arguments.init_log).then(|| machine.directory().join("console.log")),
         streams: Some(Streams {
@@ -261,7 +275,11 @@ fn start(
     let run_dir = context.paths.make_run_dir(&machine.record().id)?;
     // A trace is written when the VMM ends by itself, so that is waited for too.
     let keeps_disk = !arguments.rm && !arguments.read_only;
-    foreground::start(&plan, run_dir, keeps_disk || trace::vmm_file().is_some())
+    let foreground = foreground::start(&plan, run_dir, keeps_disk || trace::vmm_file().is_some())?;
+    if let Some(network) = &mut network {
+        network.wait_ready()?;
+    }
+    Ok((foreground, network))
 }
 
 /// Writes down how the machine ended, unless it is about to go.

@@ -53,6 +53,11 @@ impl Machines {
         Ok(owned)
     }
 
+    /// Whether a process owns that machine at this moment.
+    pub fn is_owned(&self, id: &str) -> bool {
+        is_owned(&self.directory.join(id))
+    }
+
     /// What is known of each machine. One whose owner died without a word is told as failed.
     ///
     /// # Errors

@@ -76,6 +76,7 @@ pub struct RunConfig {
     /// Memory filesystems to mount over the root.
     pub tmpfs: Vec<Tmpfs>,
     /// The network card and what it is to be; without it the machine has its loopback.
+    #[serde(default)]
     pub network: Option<NetworkConfig>,
     /// Fresh random bytes of the host, credited to the kernel's random generator before the workload starts.
     pub entropy: Vec<u8>,
