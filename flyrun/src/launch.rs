@@ -81,6 +81,7 @@ pub fn run_config(
         tmpfs: wishes.tmpfs.iter().map(|text| tmpfs(text)).collect::<Result<_, _>>()?,
         // These belong to each start.
         volumes: Vec::new(),
+        network: None,
         entropy: Vec::new(),
         init_log: false,
     })

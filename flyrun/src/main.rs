@@ -15,6 +15,7 @@ mod launch;
 mod machine;
 mod monitor;
 mod mounts;
+mod network;
 mod paths;
 mod progress;
 mod rootfs;

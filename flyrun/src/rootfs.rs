@@ -56,6 +56,7 @@ fn unpack(
         initramfs: library.path(Part::InitramfsUnpack),
         cpus: 1,
         memory_mib: MEMORY_MIB,
+        nets: vec![],
         disks: vec![
             DiskSpec {
                 files: image.layers.iter().map(|layer| layer.path.clone()).collect(),

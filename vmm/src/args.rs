@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use crate::spec::{ConsoleSpec, DiskSpec, VmSpec, VsockSpec};
+use crate::spec::{ConsoleSpec, DiskSpec, NetBackend, NetSpec, VmSpec, VsockSpec, default_mtu};
 
 /// The text of `--help`.
 pub const HELP: &str = "\
@@ -20,6 +20,8 @@ Usage: flyrun-vmm --spec FILE|- [--trace FILE] [--owner PID]
   --memory MIB       guest memory (default 128)
   --console WHERE    `stdio` (default), `off`, or a file that the output is added to
   --append WORDS     words added to the kernel's command line
+  --net TAP,MAC[,BACKEND]
+                     a network card on this TAP interface; BACKEND: auto (default), vhost, user; repeatable
   --vsock SOCKET     a vsock device with guest CID 3, mapped to unix sockets at this path
   --trace FILE       add a line for each step of the start: CLOCK_MONOTONIC in µs, and the step
   --probe            say whether this host's KVM can run a guest kernel, by running a tiny one; --json: for programs
@@ -129,6 +131,7 @@ struct Options {
     memory_mib: Option<u32>,
     console: Option<ConsoleSpec>,
     append: String,
+    nets: Vec<NetSpec>,
     vsock: Option<VsockSpec>,
 }
 
@@ -151,6 +154,7 @@ impl Options {
                 self.append.push_str(&value()?);
                 self.append.push(' ');
             }
+            "--net" => self.nets.push(net(&value()?)?),
             "--vsock" => self.vsock = Some(VsockSpec { guest_cid: 3, socket: value()?.into() }),
             _ => return Err(format!("unknown argument {name:?}; see --help")),
         }
@@ -166,6 +170,7 @@ impl Options {
             initrd: self.initrd,
             command_line: self.append.trim_end().to_owned(),
             disks: self.disks,
+            nets: self.nets,
             vsock: self.vsock,
             console: self.console.unwrap_or(ConsoleSpec::Stdio),
         })
@@ -177,6 +182,28 @@ fn disk(value: &str) -> DiskSpec {
         Some(file) => DiskSpec { files: vec![file.into()], read_only: true },
         None => DiskSpec { files: vec![value.into()], read_only: false },
     }
+}
+
+fn net(value: &str) -> Result<NetSpec, String> {
+    let mut parts = value.splitn(3, ',');
+    let (tap, mac, backend) = (parts.next(), parts.next(), parts.next());
+    let (Some(tap), Some(mac)) = (tap, mac.and_then(mac_address)) else {
+        return Err(format!("--net wants TAP,MAC[,BACKEND], such as tap0,02:00:00:00:00:01, not {value:?}"));
+    };
+    let backend =
+        backend.map_or(Ok(NetBackend::Auto), str::parse).map_err(|told| format!("--net: {told}"))?;
+    Ok(NetSpec { tap: tap.to_owned(), mac, mtu: default_mtu(), backend })
+}
+
+/// Six pairs of hexadecimal digits.
+fn mac_address(text: &str) -> Option<[u8; 6]> {
+    let mut parts = text.split(':');
+    let mut mac = [0; 6];
+    for byte in &mut mac {
+        let pair = parts.next().filter(|pair| pair.len() == 2)?;
+        *byte = u8::from_str_radix(pair, 16).ok()?;
+    }
+    parts.next().is_none().then_some(mac)
 }
 
 fn number<T: std::str::FromStr>(name: &str, value: &str) -> Result<T, String> {
@@ -208,6 +235,18 @@ mod tests {
         assert_eq!(spec.disks.iter().map(|d| d.read_only).collect::<Vec<_>>(), [false, true]);
         assert_eq!(spec.command_line, "x=1 y");
         assert_eq!((spec.console, spec.vsock.unwrap().guest_cid), (ConsoleSpec::Off, 3));
+    }
+
+    #[test]
+    fn a_network_card_has_an_interface_an_address_and_a_backend() {
+        let nets = spec("--kernel k --net tap0,02:00:00:00:00:0f --net=tap1,02:ab:00:00:00:00,user").nets;
+        assert_eq!((nets[0].tap.as_str(), nets[0].mac[5], nets[0].backend), ("tap0", 15, NetBackend::Auto));
+        assert_eq!((nets[1].mac[1], nets[1].backend, nets[1].mtu), (0xab, NetBackend::User, 1500));
+        for bad in
+            ["tap0", "tap0,02:00", "tap0,02:00:00:00:00:00:00", "tap0,2:0:0:0:0:0", "t,02:00:00:00:00:00,x"]
+        {
+            assert!(parse_words(&format!("--kernel k --net {bad}")).is_err(), "{bad}");
+        }
     }
 
     #[test]
@@ -251,6 +290,7 @@ mod tests {
             "--memory",
             "--console",
             "--append",
+            "--net",
             "--vsock",
             "--trace",
         ] {

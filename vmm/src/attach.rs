@@ -13,6 +13,7 @@ use devices::{
         Memory, VirtioDevice,
         block::{Backend, Block},
         mmio::{MMIO_SIZE, MmioTransport, QUEUE_NOTIFY},
+        net::{Net, NetConfig, Tap, VhostNet},
         rng::Rng,
         vsock::Vsock,
     },
@@ -30,7 +31,7 @@ use crate::{
     exit::VmExit,
     memory::LOW_END,
     mptable::IRQ_LINES,
-    spec::{ConsoleSpec, DiskSpec, VmSpec},
+    spec::{ConsoleSpec, DiskSpec, NetBackend, NetSpec, VmSpec},
     trace::Trace,
 };
 
@@ -42,6 +43,8 @@ const I8042_PORTS: u64 = 5;
 /// virtio's windows and lines are counted from here on; below are the lines of a PC's timer, keyboard and serial ports.
 const FIRST_WINDOW: u64 = LOW_END;
 const FIRST_IRQ: u8 = 5;
+
+const NO_VHOST: &str = "/dev/vhost-net cannot be used (load vhost_net, or choose the backend \"user\")";
 
 /// All that devices are attached to.
 #[derive(Debug)]
@@ -111,11 +114,14 @@ impl Attach<'_> {
     /// All virtio devices, in the spec's order.
     ///
     /// # Errors
-    /// A disk's file does not open, or the host refuses.
+    /// A disk's file or a TAP does not open, or the host refuses.
     pub fn virtio(&mut self, spec: &VmSpec) -> Result<(), SetupError> {
         for (index, disk) in spec.disks.iter().enumerate() {
             let block = self.block(disk, &format!("disk{index}"))?;
             self.mmio(block)?;
+        }
+        for net in &spec.nets {
+            self.net(net)?;
         }
         if let Some(vsock) = &spec.vsock {
             let what = format!("vsock socket {}", vsock.socket.display());
@@ -134,6 +140,22 @@ impl Attach<'_> {
             ending.end(VmExit::HostIo, format!("the host's disk failed the guest: {fault}"));
         };
         Block::new(backend, id, Box::new(on_fault)).map_err(SetupError::io("disk"))
+    }
+
+    fn net(&mut self, net: &NetSpec) -> Result<(), SetupError> {
+        let mut tap = Tap::open(&net.tap).map_err(SetupError::io(format!("TAP interface {}", net.tap)))?;
+        let config = NetConfig { mac: net.mac, mtu: net.mtu };
+        if net.backend != NetBackend::User {
+            tap = match VhostNet::new(tap, config) {
+                Ok(device) => return self.mmio(device),
+                Err((_, error)) if net.backend == NetBackend::Vhost => {
+                    return Err(SetupError::Io { what: NO_VHOST.into(), source: error });
+                }
+                Err((tap, _)) => tap,
+            };
+        }
+        let device = Net::new(Box::new(tap), config).map_err(SetupError::io("network device"))?;
+        self.mmio(device)
     }
 
     fn mmio(&mut self, device: impl VirtioDevice + 'static) -> Result<(), SetupError> {

@@ -22,3 +22,6 @@ pub mod trace;
 pub mod validate;
 pub mod vcpu;
 pub mod vm;
+
+/// For whoever makes the interfaces that a [`spec::NetSpec`] names.
+pub use devices::virtio::net::PersistentTap;

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
-/// A whole virtual machine. Devices appear to the guest in this order: disks, vsock, rng.
+/// A whole virtual machine. Devices appear to the guest in this order: disks, net, vsock, rng.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct VmSpec {
@@ -23,6 +23,9 @@ pub struct VmSpec {
     /// Block devices, `/dev/vda` first.
     #[serde(default)]
     pub disks: Vec<DiskSpec>,
+    /// Network cards, `eth0` first.
+    #[serde(default)]
+    pub nets: Vec<NetSpec>,
     /// The vsock device.
     #[serde(default)]
     pub vsock: Option<VsockSpec>,
@@ -41,6 +44,53 @@ pub struct DiskSpec {
     /// Whether the guest may only read.
     #[serde(default)]
     pub read_only: bool,
+}
+
+/// One network card, whose cable is a TAP interface of the host.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct NetSpec {
+    /// The interface, which exists.
+    pub tap: String,
+    /// The guest's Ethernet address.
+    pub mac: [u8; 6],
+    /// The largest packet without its Ethernet header, in bytes; the interface has the same.
+    #[serde(default = "default_mtu")]
+    pub mtu: u16,
+    /// Who moves the packets.
+    #[serde(default)]
+    pub backend: NetBackend,
+}
+
+/// That of Ethernet.
+pub const fn default_mtu() -> u16 {
+    1500
+}
+
+/// Who moves the packets of a network card.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum NetBackend {
+    /// The host's kernel where /dev/vhost-net opens, this process elsewhere.
+    #[default]
+    Auto,
+    /// The host's kernel, or the machine does not start.
+    Vhost,
+    /// This process.
+    User,
+}
+
+impl std::str::FromStr for NetBackend {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        match text {
+            "auto" => Ok(Self::Auto),
+            "vhost" => Ok(Self::Vhost),
+            "user" => Ok(Self::User),
+            _ => Err(format!("{text:?} is none of auto, vhost, user")),
+        }
+    }
 }
 
 /// A vsock device in user space, mapped to unix sockets.

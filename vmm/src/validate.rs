@@ -8,8 +8,14 @@ use crate::{mptable, spec::VmSpec};
 pub const MIN_MEMORY_MIB: u32 = 16;
 /// 1 TiB.
 pub const MAX_MEMORY_MIB: u32 = 1 << 20;
-/// Each device has an interrupt line of its own, and vsock and rng take two.
+/// Each device has an interrupt line of its own, of which there are 19; vsock and rng take two.
 pub const MAX_DISKS: usize = 16;
+/// As far as the lines that the disks leave.
+pub const MAX_NETS: usize = 8;
+/// IFNAMSIZ without the zero.
+const MAX_INTERFACE_NAME: usize = 15;
+/// RFC 8200: what IPv6 cannot do without.
+const MIN_MTU: u16 = 1280;
 /// Context ids 0 to 2 are the hypervisor's, the loopback's and the host's.
 const MIN_GUEST_CID: u64 = 3;
 /// The last one means "any".
@@ -33,6 +39,18 @@ pub enum SpecError {
     /// A writable disk of several files.
     #[error("disk {0} is writable and has {1} files: only a read-only disk can have more than one")]
     WritableDiskOfManyFiles(usize, usize),
+    /// More network cards than are possible.
+    #[error("{0} network cards, at most {MAX_NETS} are possible")]
+    Nets(usize),
+    /// A name that no interface has.
+    #[error("nets[{0}].tap is no interface's name")]
+    Tap(usize),
+    /// An address that is for several stations, or for none.
+    #[error("nets[{0}].mac is not the address of one station")]
+    Mac(usize),
+    /// Too small for IPv6.
+    #[error("nets[{0}].mtu is {1}, at least {MIN_MTU} is needed")]
+    Mtu(usize, u16),
     /// A reserved context id.
     #[error("vsock.guest_cid is {0}, possible are {MIN_GUEST_CID} to {MAX_GUEST_CID}")]
     GuestCid(u64),
@@ -64,6 +82,7 @@ pub fn validate(spec: &VmSpec) -> Result<(), SpecError> {
             _ => {}
         }
     }
+    validate_nets(spec)?;
     if let Some(vsock) = &spec.vsock
         && !(MIN_GUEST_CID..=MAX_GUEST_CID).contains(&vsock.guest_cid)
     {
@@ -75,10 +94,30 @@ pub fn validate(spec: &VmSpec) -> Result<(), SpecError> {
     }
 }
 
+fn validate_nets(spec: &VmSpec) -> Result<(), SpecError> {
+    if spec.nets.len() > MAX_NETS {
+        return Err(SpecError::Nets(spec.nets.len()));
+    }
+    for (index, net) in spec.nets.iter().enumerate() {
+        let visible = |c: char| c.is_ascii_graphic() && c != '/' && c != '%';
+        if !(1..=MAX_INTERFACE_NAME).contains(&net.tap.len()) || !net.tap.chars().all(visible) {
+            return Err(SpecError::Tap(index));
+        }
+        let [first, ..] = net.mac;
+        if first & 1 != 0 || net.mac == [0; 6] {
+            return Err(SpecError::Mac(index));
+        }
+        if net.mtu < MIN_MTU {
+            return Err(SpecError::Mtu(index, net.mtu));
+        }
+    }
+    Ok(())
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::spec::{DiskSpec, VsockSpec};
+    use crate::spec::{DiskSpec, NetBackend, NetSpec, VsockSpec};
 
     fn spec() -> VmSpec {
         serde_json::from_str(r#"{"cpus": 1, "memory_mib": 128, "kernel": "/k"}"#).unwrap()
@@ -117,6 +156,22 @@ mod tests {
         assert_eq!(check(|s| s.disks = vec![disk(0, true)]), Err(SpecError::DiskWithoutFile(0)));
         assert_eq!(check(|s| s.disks = vec![disk(2, false)]), Err(SpecError::WritableDiskOfManyFiles(0, 2)));
         assert_eq!(check(|s| s.disks = vec![disk(1, true); 17]), Err(SpecError::Disks(17)));
+    }
+
+    #[test]
+    fn a_network_card_is_checked_before_the_host_is_asked() {
+        let good =
+            NetSpec { tap: "fly1".into(), mac: [2, 0, 0, 0, 0, 1], mtu: 1500, backend: NetBackend::Auto };
+        let with = |net: &NetSpec| check(|s| s.nets = vec![net.clone()]);
+        assert_eq!(with(&good), Ok(()));
+        for tap in ["", "a/b", "x y", "tap%d", "sixteen-letters-"] {
+            assert_eq!(with(&NetSpec { tap: tap.into(), ..good.clone() }), Err(SpecError::Tap(0)), "{tap}");
+        }
+        for mac in [[1, 0, 0, 0, 0, 1], [0; 6]] {
+            assert_eq!(with(&NetSpec { mac, ..good.clone() }), Err(SpecError::Mac(0)));
+        }
+        assert_eq!(with(&NetSpec { mtu: 1279, ..good.clone() }), Err(SpecError::Mtu(0, 1279)));
+        assert_eq!(check(|s| s.nets = vec![good; 9]), Err(SpecError::Nets(9)));
     }
 
     #[test]

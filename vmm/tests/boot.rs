@@ -80,6 +80,7 @@ fn spec(dir: &Path, code: &[&[u8]], cpus: u8) -> VmSpec {
         initrd: Vec::new(),
         command_line: String::new(),
         disks: Vec::new(),
+        nets: Vec::new(),
         vsock: None,
         console: ConsoleSpec::File(dir.join("console")),
     }

@@ -22,6 +22,8 @@ pub struct IrqLine {
     status: AtomicU32,
     generation: AtomicU32,
     failed: AtomicBool,
+    /// Somebody outside raises the line for used rings, so each interrupt may be one for them.
+    always_used: AtomicBool,
 }
 
 impl IrqLine {
@@ -32,6 +34,7 @@ impl IrqLine {
             status: AtomicU32::new(0),
             generation: AtomicU32::new(0),
             failed: AtomicBool::new(false),
+            always_used: AtomicBool::new(false),
         }
     }
 
@@ -42,7 +45,8 @@ impl IrqLine {
 
     /// InterruptStatus.
     pub fn status(&self) -> u32 {
-        self.status.load(Ordering::Acquire)
+        let always = if self.always_used.load(Ordering::Acquire) { INTERRUPT_USED_RING } else { 0 };
+        self.status.load(Ordering::Acquire) | always
     }
 
     /// Handles a write to InterruptACK.
@@ -64,6 +68,7 @@ impl IrqLine {
     pub fn reset(&self) {
         self.status.store(0, Ordering::Release);
         self.failed.store(false, Ordering::Release);
+        self.always_used.store(false, Ordering::Release);
     }
 
     fn set(&self, bit: u32) {
@@ -90,5 +95,11 @@ impl Interrupt for IrqLine {
                 self.set(INTERRUPT_CONFIG);
             }
         }
+    }
+
+    fn used_ring_event(&self) -> io::Result<EventFd> {
+        let event = self.line.try_clone()?;
+        self.always_used.store(true, Ordering::Release);
+        Ok(event)
     }
 }

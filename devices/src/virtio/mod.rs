@@ -18,6 +18,7 @@ pub mod block;
 pub mod events;
 pub mod irq;
 pub mod mmio;
+pub mod net;
 pub mod ring;
 pub mod rng;
 #[allow(unsafe_code, reason = "vectored I/O on guest memory")]
@@ -51,6 +52,14 @@ pub enum InterruptReason {
 pub trait Interrupt: Send + Sync {
     /// Sets the reason in the interrupt status and raises the device's line. May be called on any thread.
     fn raise(&self, reason: InterruptReason);
+
+    /// An event that raises the line for [`InterruptReason::UsedRing`] without a thread of this process, for queues that
+    /// the host's kernel serves. As nobody can then set the reason, the status says "used ring" at every read, until the
+    /// device is reset; a driver that looks into its queues in vain is not harmed.
+    ///
+    /// # Errors
+    /// When the host grants no more descriptors.
+    fn used_ring_event(&self) -> std::io::Result<EventFd>;
 }
 
 /// One activated queue: the ring in guest memory and the event that the guest's notification fires.

@@ -4,7 +4,7 @@
 //! indirect table but 65535. So a chain is collected and checked here in one go: it ends where it says it ends, is not
 //! longer than the queue, has its writable part behind the readable one, and all of it lies in guest memory.
 
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{Ordering, fence};
 
 use thiserror::Error;
 use virtio_bindings::bindings::virtio_ring::VRING_AVAIL_F_NO_INTERRUPT;
@@ -146,14 +146,14 @@ pub fn section(buffers: &[Buffer], offset: u64, length: u64) -> impl Iterator<It
 #[derive(Debug)]
 pub struct Ring {
     queue: Queue,
-    /// Chains were pushed since the driver was last considered for an interrupt.
-    pushed: bool,
+    /// How many chains were pushed since the driver was last considered for an interrupt.
+    pushed: u16,
 }
 
 impl Ring {
     /// Takes over a queue that was found valid.
     pub fn new(queue: Queue) -> Self {
-        Ring { queue, pushed: false }
+        Ring { queue, pushed: 0 }
     }
 
     /// Number of descriptors.
@@ -217,8 +217,37 @@ impl Ring {
     /// # Errors
     /// The driver has broken the ring.
     pub fn push(&mut self, memory: &Memory, head: u16, written: u32) -> Result<(), RingError> {
-        self.pushed = true;
+        self.pushed = self.pushed.wrapping_add(1);
         Ok(self.queue.add_used(memory, head, written)?)
+    }
+
+    /// Returns several chains that the driver is to see all at once, each a head and the bytes written to it.
+    ///
+    /// # Errors
+    /// The driver has broken the ring.
+    pub fn push_together(
+        &mut self,
+        memory: &Memory,
+        chains: impl ExactSizeIterator<Item = (u16, u32)>,
+    ) -> Result<(), RingError> {
+        let Some(last) = chains.len().checked_sub(1) else { return Ok(()) };
+        let first = self.queue.next_used();
+        for (n, (head, written)) in chains.enumerate() {
+            let position = first.wrapping_add(n as u16);
+            if n == last {
+                // Counting the index up is what shows all of them to the driver.
+                self.queue.set_next_used(position);
+                self.pushed = self.pushed.wrapping_add(n as u16);
+                return self.push(memory, head, written);
+            }
+            let slot = self.queue.used_ring() + 4 + 8 * u64::from(position % self.queue.size());
+            // struct virtq_used_elem: id, len.
+            let element = u64::from(head) | u64::from(written) << 32;
+            memory
+                .write_obj(element.to_le(), GuestAddress(slot))
+                .map_err(virtio_queue::Error::GuestMemory)?;
+        }
+        Ok(())
     }
 
     /// Asks the driver not to notify while the device is looking anyway.
@@ -242,18 +271,23 @@ impl Ring {
     /// # Errors
     /// The driver has broken the ring.
     pub fn needs_interrupt(&mut self, memory: &Memory) -> Result<bool, RingError> {
-        if !std::mem::take(&mut self.pushed) {
+        let pushed = std::mem::take(&mut self.pushed);
+        if pushed == 0 {
             return Ok(false);
         }
-        // With EVENT_IDX virtio-queue knows; without, it does not look at the flag (section 2.7.7.2).
-        let needed = self.queue.needs_notification(memory)?;
-        if self.queue.event_idx_enabled() {
-            return Ok(needed);
+        // What was pushed must be visible before the driver's wish is read.
+        fence(Ordering::SeqCst);
+        let available = self.queue.avail_ring();
+        let read = |at: u64| -> Result<u16, RingError> {
+            let value = memory.load(GuestAddress(at), Ordering::Relaxed);
+            Ok(u16::from_le(value.map_err(virtio_queue::Error::GuestMemory)?))
+        };
+        if !self.queue.event_idx_enabled() {
+            return Ok(u32::from(read(available)?) & VRING_AVAIL_F_NO_INTERRUPT == 0);
         }
-        let flags: u16 = memory
-            .load(GuestAddress(self.queue.avail_ring()), Ordering::Relaxed)
-            .map_err(virtio_queue::Error::GuestMemory)?;
-        Ok(u32::from(u16::from_le(flags)) & VRING_AVAIL_F_NO_INTERRUPT == 0)
+        // Section 2.7.7.2: when what was pushed passes the driver's used_event.
+        let used_event = read(available + 4 + 2 * u64::from(self.queue.size()))?;
+        Ok(self.queue.next_used().wrapping_sub(used_event).wrapping_sub(1) < pushed)
     }
 }
 

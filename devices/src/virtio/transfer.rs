@@ -115,6 +115,17 @@ impl Transfer {
         })
     }
 
+    /// Writes the span once, as one message where the file keeps messages apart.
+    ///
+    /// # Errors
+    /// The host's, and `InvalidInput` when the span is not in guest memory.
+    pub fn write(&mut self, file: BorrowedFd<'_>, memory: &Memory, span: Span<'_>) -> io::Result<u64> {
+        self.with_iovecs(memory, span, Direction::OutOfGuest, |iovecs, count| {
+            // SAFETY: as in `positioned`.
+            unsafe { libc::writev(file.as_raw_fd(), iovecs, count) }
+        })
+    }
+
     /// Writes the span once to a stream, as far as the stream takes it.
     ///
     /// # Errors

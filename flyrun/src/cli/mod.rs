@@ -18,6 +18,7 @@ mod lifecycle;
 mod logs;
 mod man;
 mod monitor;
+mod network;
 mod new_machine;
 mod prune;
 mod ps;
@@ -38,7 +39,8 @@ mod wait;
 
 use crate::error::Result;
 use crate::exit_code::ExitCode;
-use crate::machine::Machines;
+use crate::machine::{Ended, Machines};
+
 use crate::paths::{Paths, make_private_dir};
 use crate::volume::Volumes;
 
@@ -157,6 +159,13 @@ impl Context {
     fn store(&self) -> Result<::images::Store> {
         make_private_dir(&self.paths.root)?;
         Ok(::images::Store::open(&self.paths.root))
+    }
+
+    /// Takes away what those left who were killed: machines that were to go, sockets, interfaces and rules.
+    fn keep_house(&self) -> Result<()> {
+        self.machines().remove_ended(Ended::Leftovers)?;
+        self.paths.sweep_run_dirs();
+        crate::network::sweep(&self.paths, &|id| self.machines().is_owned(id))
     }
 
     fn volumes(&self) -> Volumes {

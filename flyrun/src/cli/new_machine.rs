@@ -76,6 +76,8 @@ pub struct Flags {
     /// Boot this kernel: an ELF vmlinux or a bzImage
     #[arg(long, value_name = "FILE")]
     kernel: Option<PathBuf>,
+    #[command(flatten)]
+    network: super::network::NetworkArguments,
     /// Leave the root filesystem read-only, without a disk of the machine's own
     #[arg(long)]
     read_only: bool,
@@ -244,6 +246,7 @@ fn record(image: &Image, flags: &Flags, id: &str) -> Result<Record> {
             log: log_limits(flags)?,
             labels: labels(image, flags)?,
             volumes: mounts(flags)?.volumes,
+            network: flags.network.wishes(),
         },
         created_at: now(),
         state: State::Created,

@@ -51,6 +51,8 @@ pub fn execute(context: &Context, arguments: &Arguments) -> Result<ExitCode> {
         arguments.filter.iter().map(|text| Filter::parse(text)).collect::<Result<_>>()?;
     let by_state = filters.iter().any(|filter| matches!(filter, Filter::Status(_)));
     let mut records = context.machines().list()?;
+    // What a machine that is gone has left may need rights that this user has not.
+    let _ = context.keep_house();
     records.retain(|record| {
         (arguments.all || by_state || record.state.needs_monitor())
             && filters.iter().all(|filter| filter.keeps(record))

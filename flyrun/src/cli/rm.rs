@@ -22,5 +22,6 @@ pub struct Arguments {
 }
 
 pub fn execute(context: &Context, arguments: &Arguments) -> Result<ExitCode> {
+    context.keep_house()?;
     each(context, &arguments.machines, |context, record| lifecycle::remove(context, record, arguments.force))
 }

@@ -6,7 +6,7 @@ use super::new_machine::{self, Flags, Made};
 use super::{Context, print_line};
 use crate::error::Result;
 use crate::exit_code::ExitCode;
-use crate::machine::{Ended, State};
+use crate::machine::State;
 use crate::monitor::{self, Host, View};
 use crate::trace;
 
@@ -40,8 +40,7 @@ pub fn execute(context: &Context, arguments: &Arguments) -> Result<ExitCode> {
     let made = new_machine::make(context, &arguments.flags, State::Starting)?;
     let result = if arguments.detach { detach(context, made) } else { follow(context, arguments, made) };
     // The slow part of keeping house is done when nobody waits for it any more.
-    context.machines().remove_ended(Ended::Leftovers)?;
-    context.paths.sweep_run_dirs();
+    context.keep_house()?;
     result
 }
 

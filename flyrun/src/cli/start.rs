@@ -30,6 +30,7 @@ pub struct Arguments {
 }
 
 pub fn execute(context: &Context, arguments: &Arguments) -> Result<ExitCode> {
+    context.keep_house()?;
     match arguments.machines.as_slice() {
         [name] if arguments.attach || arguments.interactive => {
             start_in_foreground(context, name, arguments.interactive)

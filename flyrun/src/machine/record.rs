@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 use super::restart::RestartPolicy;
 use super::state::State;
 use crate::size::Size;
-use crate::volume;
+use crate::{network, volume};
 
 /// The version of the file's format.
 pub const VERSION: u32 = 2;
@@ -59,6 +59,7 @@ pub struct Config {
     pub log: Option<LogLimits>,
     pub labels: BTreeMap<String, String>,
     pub volumes: Vec<volume::Use>,
+    pub network: network::Wishes,
 }
 
 /// How much of a machine's output is kept.
@@ -110,6 +111,7 @@ impl Record {
                 log: Some(LogLimits::default()),
                 labels: BTreeMap::new(),
                 volumes: Vec::new(),
+                network: network::Wishes::default(),
             },
             created_at: 1,
             state: State::Created,

@@ -1,6 +1,6 @@
 //! The directory of machines: making one, finding the others, and removing what is over.
 
-use std::fs::{self, File};
+use std::fs::{self, File, TryLockError};
 use std::io::{self, Write};
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
@@ -55,6 +55,12 @@ impl Machines {
         let owned = Owned { directory, record, lock };
         owned.save()?;
         Ok(owned)
+    }
+
+    /// Whether a process owns that machine at this moment.
+    pub fn is_owned(&self, id: &str) -> bool {
+        lock_file_of(&self.directory.join(id))
+            .is_some_and(|lock| matches!(lock.try_lock_shared(), Err(TryLockError::WouldBlock)))
     }
 
     /// What is true of each machine, oldest first. Where a monitor died without a word, that is written down first, and what

@@ -31,7 +31,7 @@ use crate::machine::{Machines, Outcome, Owned, State, now};
 use crate::paths::{Library, Part, Paths, RunDir};
 use crate::vm::{Event, Mailbox, Streams, Vm, VmPlan, spawn as spawn_thread};
 use crate::volume::{Attached, Volumes};
-use crate::{terminal, trace};
+use crate::{network, terminal, trace};
 
 /// Bytes of the host's randomness that each guest starts with.
 const ENTROPY_BYTES: usize = 64;
@@ -212,9 +212,17 @@ impl<'a> Monitor<'a> {
             );
         };
         let attached = self.attach_volumes()?;
-        let plan = self.plan(lease.path(), &attached)?;
+        let record = self.machine.record();
+        let wishes = &record.config.network;
+        let mut network = network::set_up(self.host.paths, &record.id, &record.name, wishes)?;
+        trace::step("network made");
+        let plan = self.plan(lease.path(), &attached, network.as_ref())?;
         let post = self.mailbox.begin_life();
         let vm = Vm::start(&plan, self.run_dir.clone(), &post)?;
+        // The host's rules are made while the guest boots.
+        if let Some(network) = &mut network {
+            network.wait_ready()?;
+        }
         let config = &self.machine.record().config;
         // Without input for the workload, the keyboard stays the user's: Ctrl-C then is a signal, not a byte.
         if config.tty && config.run.stdin && self.view.own_input {
@@ -254,7 +262,12 @@ impl<'a> Monitor<'a> {
         self.machine.record().config.volumes.iter().map(|used| volumes.attach(used)).collect()
     }
 
-    fn plan(&self, rootfs: &std::path::Path, attached: &[Attached]) -> Result<VmPlan> {
+    fn plan(
+        &self,
+        rootfs: &std::path::Path,
+        attached: &[Attached],
+        network: Option<&network::Attached>,
+    ) -> Result<VmPlan> {
         let config = &self.machine.record().config;
         let mut disks = vec![DiskSpec { files: vec![rootfs.to_path_buf()], read_only: true }];
         if let Some(size) = config.disk {
@@ -273,6 +286,7 @@ impl<'a> Monitor<'a> {
         run.entropy = entropy;
         run.tty = config.tty.then_some(self.view.terminal);
         run.init_log = self.view.show_console;
+        run.network = network.map(|network| network.config.clone());
         for (used, attached) in config.volumes.iter().zip(attached) {
             run.volumes.push(VolumeConfig {
                 device: device_name(disks.len()),
@@ -288,6 +302,7 @@ impl<'a> Monitor<'a> {
             cpus: config.cpus,
             memory_mib: u32::try_from(config.memory.to_mib()).unwrap_or(u32::MAX),
             disks,
+            nets: network.iter().map(|network| network.card.clone()).collect(),
             boot: BootConfig::Run(Box::new(run)),
             console: (!self.view.show_console).then(|| self.machine.directory().join("console.log")),
             streams: Some(Streams {

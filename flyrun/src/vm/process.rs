@@ -11,7 +11,7 @@ use protocol::BootConfig;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 use vmm::exit::VmExit;
-use vmm::spec::{ConsoleSpec, DiskSpec, VmSpec, VsockSpec};
+use vmm::spec::{ConsoleSpec, DiskSpec, NetSpec, VmSpec, VsockSpec};
 
 use super::events::{Post, watch_control, watch_process};
 use super::streams::{Streams, listen};
@@ -35,6 +35,7 @@ pub struct VmPlan {
     pub cpus: u8,
     pub memory_mib: u32,
     pub disks: Vec<DiskSpec>,
+    pub nets: Vec<NetSpec>,
     pub boot: BootConfig,
     /// The file that keeps what the kernel says; `None` shows it on standard error while it comes.
     pub console: Option<PathBuf>,
@@ -133,6 +134,7 @@ fn write_start_files(plan: &VmPlan, run_dir: &RunDir) -> Result<PathBuf> {
         initrd: vec![plan.initramfs.clone(), config_file],
         command_line: String::new(),
         disks: plan.disks.clone(),
+        nets: plan.nets.clone(),
         vsock: Some(VsockSpec { guest_cid: GUEST_CID, socket: run_dir.vsock() }),
         console: match &plan.console {
             Some(file) => ConsoleSpec::File(file.clone()),

@@ -15,6 +15,8 @@
 #![forbid(unsafe_code)]
 #![deny(missing_docs)]
 
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+
 use serde::{Deserialize, Serialize};
 
 mod config_file;
@@ -24,7 +26,7 @@ pub mod session;
 pub use config_file::{ConfigError, MAGIC, decode_config, encode_config};
 
 /// The version of everything in this crate. Raised by every change that an older peer would read wrongly.
-pub const PROTOCOL_VERSION: u32 = 2;
+pub const PROTOCOL_VERSION: u32 = 3;
 
 /// Where guest-init finds its encoded [`BootConfig`] in the initramfs.
 pub const CONFIG_PATH: &str = "/flyrun.config";
@@ -75,10 +77,27 @@ pub struct RunConfig {
     pub tmpfs: Vec<Tmpfs>,
     /// Filesystems to mount over the root, on block devices of their own.
     pub volumes: Vec<VolumeConfig>,
+    /// The network card and what it is to be; without it the machine has its loopback.
+    pub network: Option<NetworkConfig>,
     /// Fresh random bytes of the host, credited to the kernel's random generator before the workload starts.
     pub entropy: Vec<u8>,
     /// Whether guest-init tells its steps, each with a monotonic time stamp, on the kernel's console.
     pub init_log: bool,
+}
+
+/// The machine's place in the network. Its card is `eth0`; the gateways are on the link, whatever the addresses.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NetworkConfig {
+    /// The largest packet without its Ethernet header, in bytes.
+    pub mtu: u16,
+    /// The machine's IPv4 address, as a /32, and the gateway of its default route.
+    pub ipv4: Option<(Ipv4Addr, Ipv4Addr)>,
+    /// The same of IPv6, a /128.
+    pub ipv6: Option<(Ipv6Addr, Ipv6Addr)>,
+    /// What /etc/resolv.conf is to say, line by line; empty leaves the image's.
+    pub resolv_conf: Vec<String>,
+    /// Entries of /etc/hosts beside the machine's own.
+    pub hosts: Vec<(IpAddr, String)>,
 }
 
 /// A memory filesystem that the user asked for.

@@ -1,8 +1,11 @@
 //! What an OCI runtime mounts over an image, and what it writes into it.
 
-use std::os::fd::OwnedFd;
+use std::{
+    net::{IpAddr, Ipv4Addr},
+    os::fd::OwnedFd,
+};
 
-use protocol::{FailureKind, RunConfig, Tmpfs};
+use protocol::{FailureKind, NetworkConfig, RunConfig, Tmpfs};
 use rustix::{
     fs::{CWD, Mode, OFlags, chmod, mkdir, open, symlink},
     io::Errno,
@@ -16,7 +19,7 @@ use crate::{
 
 const COMMON: MountFlags = MountFlags::NOSUID.union(MountFlags::NODEV).union(MountFlags::NOEXEC);
 
-/// Files of guest-init's own that cover the image's /etc/hosts and /etc/hostname, as docker does it: the image stays
+/// Files of guest-init's own that cover the image's /etc/hosts, /etc/hostname and /etc/resolv.conf, as docker does it: the image stays
 /// as it is, it works on a read-only root, and a new boot has fresh ones.
 #[derive(Debug)]
 pub struct EtcFiles {
@@ -28,8 +31,14 @@ impl EtcFiles {
     ///
     /// # Errors
     /// [`FailureKind::Setup`].
-    pub fn prepare(hostname: &str) -> Result<Self, Failure> {
-        let contents = [("/etc/hosts", hosts(hostname)), ("/etc/hostname", format!("{hostname}\n"))];
+    pub fn prepare(config: &RunConfig) -> Result<Self, Failure> {
+        let hostname = &config.hostname;
+        let network = config.network.as_ref();
+        let mut contents =
+            vec![("/etc/hosts", hosts(hostname, network)), ("/etc/hostname", format!("{hostname}\n"))];
+        if let Some(network) = network.filter(|network| !network.resolv_conf.is_empty()) {
+            contents.push(("/etc/resolv.conf", network.resolv_conf.join("\n") + "\n"));
+        }
         let mut files = Vec::new();
         for (target, content) in contents {
             let path = target.replacen("/etc/", "/.", 1);
@@ -71,17 +80,31 @@ fn make_empty_file(path: &str) -> rustix::io::Result<()> {
     open(path, OFlags::WRONLY | OFlags::CREATE | OFlags::CLOEXEC, Mode::from_raw_mode(0o644)).map(drop)
 }
 
-fn hosts(hostname: &str) -> String {
-    let own = if hostname.is_empty() { String::new() } else { format!("127.0.1.1\t{hostname}\n") };
-    format!(
+fn hosts(hostname: &str, network: Option<&NetworkConfig>) -> String {
+    let mut text = String::from(
         "127.0.0.1\tlocalhost\n\
          ::1\tlocalhost ip6-localhost ip6-loopback\n\
          fe00::\tip6-localnet\n\
          ff00::\tip6-mcastprefix\n\
          ff02::1\tip6-allnodes\n\
-         ff02::2\tip6-allrouters\n\
-         {own}"
-    )
+         ff02::2\tip6-allrouters\n",
+    );
+    let mut add = |address: IpAddr, name: &str| {
+        if !name.is_empty() {
+            text.push_str(&format!("{address}\t{name}\n"));
+        }
+    };
+    for (address, name) in network.into_iter().flat_map(|network| &network.hosts) {
+        add(*address, name);
+    }
+    match network.and_then(|network| network.ipv4) {
+        Some((address, _)) => add(address.into(), hostname),
+        None => add(Ipv4Addr::new(127, 0, 1, 1).into(), hostname),
+    }
+    if let Some((address, _)) = network.and_then(|network| network.ipv6) {
+        add(address.into(), hostname);
+    }
+    text
 }
 
 /// Mounts /proc, /sys, /dev and what is in it, and the memory filesystems that were asked for.
@@ -199,8 +222,14 @@ mod tests {
 
     #[test]
     fn hosts_names_the_machine() {
-        assert!(hosts("web").ends_with("127.0.1.1\tweb\n"));
-        assert!(!hosts("").contains("127.0.1.1"));
+        assert!(hosts("web", None).ends_with("127.0.1.1\tweb\n"));
+        assert!(!hosts("", None).contains("127.0.1.1"));
+        let network = NetworkConfig {
+            ipv4: Some((Ipv4Addr::new(10, 0, 0, 2), Ipv4Addr::new(10, 0, 0, 1))),
+            hosts: vec![(Ipv4Addr::new(192, 0, 2, 1).into(), "db".into())],
+            ..NetworkConfig::default()
+        };
+        assert!(hosts("web", Some(&network)).ends_with("192.0.2.1\tdb\n10.0.0.2\tweb\n"));
     }
 
     #[test]

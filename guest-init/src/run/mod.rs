@@ -20,6 +20,7 @@ use crate::{
 pub mod cgroup;
 pub mod command;
 pub mod filesystems;
+pub mod network;
 pub mod relay;
 pub mod root;
 pub mod spawn;
@@ -61,7 +62,7 @@ fn start_and_supervise(config: &RunConfig, control: &mut Control, log: &mut Step
     seed_random(&config.entropy)?;
     let connections = stdio::Connections::start(config)?;
     set_hostname(&config.hostname)?;
-    let etc = filesystems::EtcFiles::prepare(&config.hostname)?;
+    let etc = filesystems::EtcFiles::prepare(config)?;
     log.step("host asked for streams");
     let root = root::enter(config, log)?;
     log.step("root entered");
@@ -71,7 +72,11 @@ fn start_and_supervise(config: &RunConfig, control: &mut Control, log: &mut Step
     log.step("filesystems mounted");
     let cgroup = cgroup::Cgroup::create()?;
     log.step("cgroup made");
-    set_up_network();
+    set_up_loopback();
+    if let Some(network) = &config.network {
+        network::set_up(network)?;
+        log.step("network up");
+    }
     let user = user::resolve(&config.user, &account_file("/etc/passwd"), &account_file("/etc/group"))?;
     let workload = spawn::Workload {
         argv: config.argv.clone(),
@@ -122,7 +127,7 @@ fn set_hostname(hostname: &str) -> Result<(), Failure> {
 }
 
 /// Loopback and the defaults of containers; a kernel without networking has neither, and runs programs all the same.
-fn set_up_network() {
+fn set_up_loopback() {
     let _ = sys::loopback_up();
     for (path, value) in SYSCTLS {
         let _ = openat(CWD, path, OFlags::WRONLY | OFlags::CLOEXEC, Mode::empty())

@@ -1,0 +1,84 @@
+//! What both network devices offer: features and configuration space (virtio 1.2, sections 5.1.3 and 5.1.4).
+
+use super::Offload;
+
+pub const DEVICE_TYPE: u32 = 1;
+/// receiveq1 and transmitq1.
+pub const QUEUE_SIZES: [u16; 2] = [256, 256];
+pub const RX: usize = 0;
+pub const TX: usize = 1;
+
+const F_CSUM: u64 = 1 << 0;
+const F_GUEST_CSUM: u64 = 1 << 1;
+const F_MTU: u64 = 1 << 3;
+const F_MAC: u64 = 1 << 5;
+const F_GUEST_TSO4: u64 = 1 << 7;
+const F_GUEST_TSO6: u64 = 1 << 8;
+const F_GUEST_ECN: u64 = 1 << 9;
+const F_HOST_TSO4: u64 = 1 << 11;
+const F_HOST_TSO6: u64 = 1 << 12;
+const F_HOST_ECN: u64 = 1 << 13;
+pub const F_MRG_RXBUF: u64 = 1 << 15;
+const F_STATUS: u64 = 1 << 16;
+
+/// What the TAP and the configuration space bring, whoever moves the packets.
+pub const CARD_FEATURES: u64 = F_CSUM
+    | F_GUEST_CSUM
+    | F_MTU
+    | F_MAC
+    | F_GUEST_TSO4
+    | F_GUEST_TSO6
+    | F_GUEST_ECN
+    | F_HOST_TSO4
+    | F_HOST_TSO6
+    | F_HOST_ECN
+    | F_STATUS;
+/// And what moving them here adds.
+pub const USER_FEATURES: u64 = CARD_FEATURES | F_MRG_RXBUF;
+
+const STATUS_LINK_UP: u16 = 1;
+
+/// An Ethernet address.
+pub type Mac = [u8; 6];
+
+/// What the guest reads of its card.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct NetConfig {
+    /// The card's address.
+    pub mac: Mac,
+    /// The largest packet without its Ethernet header, in bytes.
+    pub mtu: u16,
+}
+
+impl NetConfig {
+    /// struct virtio_net_config, up to and with mtu.
+    fn bytes(self) -> [u8; 12] {
+        let [a, b, c, d, e, f] = self.mac;
+        let [status, status_high] = STATUS_LINK_UP.to_le_bytes();
+        let [mtu, mtu_high] = self.mtu.to_le_bytes();
+        [a, b, c, d, e, f, status, status_high, 1, 0, mtu, mtu_high]
+    }
+
+    /// Reads the configuration space; bytes beyond its end read as zero.
+    pub fn read(self, offset: u64, data: &mut [u8]) {
+        data.fill(0);
+        let bytes = self.bytes();
+        let rest = usize::try_from(offset).ok().and_then(|at| bytes.get(at..)).unwrap_or_default();
+        for (place, byte) in data.iter_mut().zip(rest) {
+            *place = *byte;
+        }
+    }
+}
+
+/// What the negotiated features let the host hand over unfinished. Section 5.1.3.1: none of it without checksums.
+pub fn offload(features: u64) -> Offload {
+    let checksum = features & F_GUEST_CSUM != 0;
+    let has = |feature| checksum && features & feature != 0;
+    let (tso4, tso6) = (has(F_GUEST_TSO4), has(F_GUEST_TSO6));
+    Offload { checksum, tso4, tso6, ecn: has(F_GUEST_ECN) && (tso4 || tso6) }
+}
+
+/// Whether a packet may lie in several chains.
+pub fn merges(features: u64) -> bool {
+    features & F_MRG_RXBUF != 0
+}

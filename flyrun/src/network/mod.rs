@@ -1,0 +1,314 @@
+//! The machine's place in the host's network: a TAP interface, addresses, rules, published ports, names.
+//!
+//! All state is the kernel's. An interface is named by the machine's number, which the kernel gives away once, and its
+//! alias tells whose it is; rules and addresses follow from the number. So any flyrun can see what is there, and
+//! [`sweep`] can take away what the dead have left.
+
+mod address;
+mod dns;
+mod firewall;
+mod forwarding;
+mod link;
+pub mod publish;
+mod reserve;
+
+use std::fs::File;
+use std::io;
+use std::net::IpAddr;
+use std::path::Path;
+
+use protocol::NetworkConfig;
+use serde::{Deserialize, Serialize};
+use vmm::spec::{NetBackend, NetSpec, default_mtu};
+
+use self::address::Number;
+use self::firewall::Pending;
+use self::link::Owner;
+use self::publish::{Protocol, Publish};
+use crate::error::{Context, Error, Result};
+use crate::paths::Paths;
+
+/// One flyrun at a time changes the host's network, whatever its directories. Only root gets so far.
+const LOCK: &str = "/run/flyrun-network.lock";
+
+/// Which network a machine is in.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Mode {
+    /// Alone with the host and what lies behind it; no other machine is reached.
+    #[default]
+    Default,
+    /// None but its own loopback.
+    None,
+    /// Together with the machines of the same name for it.
+    Named(String),
+}
+
+impl std::str::FromStr for Mode {
+    type Err = String;
+
+    fn from_str(text: &str) -> std::result::Result<Self, String> {
+        match text {
+            "default" => Ok(Mode::Default),
+            "none" => Ok(Mode::None),
+            name if crate::machine::is_name(name) => Ok(Mode::Named(name.to_string())),
+            _ => {
+                Err("use default, none, or a name of up to 63 letters, digits, '_', '.' and '-'".to_string())
+            }
+        }
+    }
+}
+
+/// What the user wants of the network.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Wishes {
+    pub mode: Mode,
+    /// Ports of the host that lead to the machine.
+    pub publish: Vec<Publish>,
+    /// Name servers to ask instead of the host's.
+    pub dns: Vec<IpAddr>,
+    /// Entries for the machine's /etc/hosts.
+    pub hosts: Vec<(IpAddr, String)>,
+    /// Who moves the packets.
+    pub backend: NetBackend,
+}
+
+/// A machine's network, up until it is dropped.
+#[derive(Debug)]
+pub struct Attached {
+    /// For the VMM.
+    pub card: NetSpec,
+    /// For guest-init.
+    pub config: NetworkConfig,
+    /// The published ports, with those that were left to flyrun to choose.
+    pub published: Vec<Publish>,
+    number: Number,
+    has_peers: bool,
+    rules: Pending,
+    /// Held until the rules are in place.
+    lock: Option<File>,
+    _ports: Vec<reserve::Reserved>,
+    _names: Option<dns::Server>,
+}
+
+/// Gives a machine its network; `None` for `--network none`. The host's rules are still being made when this returns:
+/// see [`Attached::wait_ready`].
+///
+/// # Errors
+/// A published port is taken, a right or a program is missing, or the kernel refuses. Nothing is left then.
+pub fn set_up(paths: &Paths, machine: &str, name: &str, wishes: &Wishes) -> Result<Option<Attached>> {
+    let network = match &wishes.mode {
+        Mode::None if wishes.publish.is_empty() => return Ok(None),
+        Mode::None => {
+            return Err(Error::new("a machine without a network cannot publish ports")
+                .advice("Leave --network none or -p away."));
+        }
+        Mode::Default => None,
+        Mode::Named(network) => Some(digest(&[&host(paths).to_le_bytes(), network.as_bytes()])),
+    };
+    let (ports, published) = reserve::reserve(&wishes.publish)?;
+    let owner = Owner { host: host(paths), machine: machine.into(), name: name.into(), network };
+    let lock = lock()?;
+    let number = link::create().map_err(|error| no_tap(&error))?;
+    let attached = attach(number, &owner, wishes, &published);
+    match attached {
+        Ok((rules, names, has_peers)) => Ok(Some(Attached {
+            card: NetSpec {
+                tap: number.tap(),
+                mac: number.mac(),
+                mtu: default_mtu(),
+                backend: wishes.backend,
+            },
+            config: guest_config(number, wishes),
+            published,
+            number,
+            has_peers,
+            rules,
+            lock: Some(lock),
+            _ports: ports,
+            _names: names,
+        })),
+        Err(error) => {
+            let _ = take_away(&[number], true);
+            Err(error)
+        }
+    }
+}
+
+fn attach(
+    number: Number,
+    owner: &Owner,
+    wishes: &Wishes,
+    published: &[Publish],
+) -> Result<(Pending, Option<dns::Server>, bool)> {
+    let peers: Vec<Number> = link::list()
+        .into_iter()
+        .filter(|(other, told)| *other != number && is_peer(told.as_ref(), owner))
+        .map(|(other, _)| other)
+        .collect();
+    let rules = firewall::admit(number, published, &peers)?;
+    link::configure(number, owner).context(format!("cannot configure the interface {}", number.tap()))?;
+    forwarding::enable()?;
+    if !published.is_empty() {
+        forwarding::allow_loopback(number)?;
+    }
+    let names = dns::Server::start(number, owner.clone(), wishes.dns.clone())?;
+    Ok((rules, names, !peers.is_empty()))
+}
+
+fn is_peer(other: Option<&Owner>, owner: &Owner) -> bool {
+    owner.network.is_some() && other.is_some_and(|other| other.network == owner.network)
+}
+
+fn guest_config(number: Number, wishes: &Wishes) -> NetworkConfig {
+    NetworkConfig {
+        mtu: default_mtu(),
+        ipv4: Some((number.guest4(), number.gateway4())),
+        ipv6: Some((number.guest6(), number.gateway6())),
+        resolv_conf: dns::resolv_conf(number.gateway4().into()),
+        hosts: wishes.hosts.clone(),
+    }
+}
+
+impl Attached {
+    /// Waits until the host's rules are in place. To be called when the VMM has been started: both then go on at once.
+    ///
+    /// # Errors
+    /// nft refused them. The machine must not run on.
+    pub fn wait_ready(&mut self) -> Result<()> {
+        let result = self.rules.wait();
+        self.lock = None;
+        result
+    }
+}
+
+impl Drop for Attached {
+    fn drop(&mut self) {
+        let _ = self.wait_ready();
+        let gone = lock().and_then(|_lock| take_away(&[self.number], self.has_elements()));
+        if let Err(error) = gone {
+            anstream::eprintln!("flyrun: {error}");
+        }
+    }
+}
+
+impl Attached {
+    /// A machine of a named network may have been joined by others since.
+    fn has_elements(&self) -> bool {
+        self.has_peers || !self.published.is_empty() || !self.others_of_network().is_empty()
+    }
+
+    fn others_of_network(&self) -> Vec<Number> {
+        let all = link::list();
+        let own = all.iter().find(|(number, _)| *number == self.number).and_then(|(_, owner)| owner.clone());
+        let Some(own) = own else { return vec![] };
+        all.into_iter()
+            .filter(|(number, told)| *number != self.number && is_peer(told.as_ref(), &own))
+            .map(|(number, _)| number)
+            .collect()
+    }
+}
+
+/// Takes away what machines left that live no more: their interfaces, rules and addresses.
+///
+/// # Errors
+/// The kernel or nft refuses. Without the rights to look after the network nothing can have been left.
+pub fn sweep(paths: &Paths, is_live: &dyn Fn(&str) -> bool) -> Result<()> {
+    let host = host(paths);
+    let is_dead = |owner: &Option<Owner>| match owner {
+        Some(owner) => owner.host == host && !is_live(&owner.machine),
+        // Half made, and whoever made it would hold the lock.
+        None => true,
+    };
+    if !link::list().iter().any(|(_, owner)| is_dead(owner)) || !rustix::process::geteuid().is_root() {
+        return Ok(());
+    }
+    let _lock = lock()?;
+    let dead: Vec<_> =
+        link::list().into_iter().filter(|(_, owner)| is_dead(owner)).map(|(number, _)| number).collect();
+    if dead.is_empty() { Ok(()) } else { take_away(&dead, true) }
+}
+
+/// Removes the rules first, so that while there are any an interface tells of them. The caller holds the lock.
+fn take_away(numbers: &[Number], have_elements: bool) -> Result<()> {
+    let last = link::list().iter().all(|(number, _)| numbers.contains(number));
+    let rules = match (last, have_elements) {
+        (true, _) => firewall::remove(),
+        (false, true) => firewall::dismiss(numbers),
+        (false, false) => Ok(()),
+    };
+    link::delete(numbers).context("cannot remove the machine's interface")?;
+    rules
+}
+
+fn lock() -> Result<File> {
+    let mut options = File::options();
+    let file = options.read(true).write(true).create(true).truncate(false).open(LOCK);
+    let file = file.map_err(|error| match error.kind() {
+        io::ErrorKind::PermissionDenied => no_rights(),
+        _ => Error::caused(format!("cannot open the lock {LOCK}"), &error),
+    })?;
+    file.lock().context(format!("cannot lock {LOCK}"))?;
+    Ok(file)
+}
+
+fn no_rights() -> Error {
+    Error::new("no permission to give the machine a network (CAP_NET_ADMIN)")
+        .advice("Run flyrun as root, or the machine with `--network none`.")
+}
+
+fn no_tap(error: &io::Error) -> Error {
+    match error.kind() {
+        io::ErrorKind::PermissionDenied => no_rights(),
+        io::ErrorKind::NotFound => Error::new("there is no /dev/net/tun for the machine's network")
+            .advice("Load the module (`modprobe tun`), or run the machine with `--network none`."),
+        _ => Error::caused("cannot make a TAP interface for the machine's network", error),
+    }
+}
+
+/// The directory of running machines, by which flyruns with different ones leave each other's interfaces alone.
+fn host(paths: &Paths) -> u64 {
+    let run = std::fs::canonicalize(&paths.run).unwrap_or_else(|_| paths.run.clone());
+    digest(&[Path::as_os_str(&run).as_encoded_bytes()])
+}
+
+/// FNV-1a, which is the same in every build of flyrun.
+fn digest(parts: &[&[u8]]) -> u64 {
+    parts
+        .iter()
+        .flat_map(|part| part.iter().chain(&[0xff]))
+        .fold(0xcbf2_9ce4_8422_2325, |hash, byte| (hash ^ u64::from(*byte)).wrapping_mul(0x0100_0000_01b3))
+}
+
+/// What a port is busy with, for the one who publishes it.
+fn port_taken(publish: &Publish) -> Error {
+    let address = publish.host_ip.map_or_else(String::new, |address| format!(" of {address}"));
+    let kind = match publish.protocol {
+        Protocol::Tcp => "TCP",
+        Protocol::Udp => "UDP",
+    };
+    Error::new(format!("{kind} port {}{address} is already in use on this host", publish.host))
+        .advice("Publish another one with -p, or end what uses it (`ss -lptun` tells).")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_network_is_default_none_or_a_name() {
+        assert_eq!("none".parse(), Ok(Mode::None));
+        assert_eq!("default".parse(), Ok(Mode::Default));
+        assert_eq!("web".parse(), Ok(Mode::Named("web".into())));
+        for bad in ["", "a b", "../x"] {
+            assert!(bad.parse::<Mode>().is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn networks_of_different_directories_differ() {
+        assert_ne!(digest(&[b"/run/a", b"web"]), digest(&[b"/run/b", b"web"]));
+        assert_ne!(digest(&[b"ab", b"c"]), digest(&[b"a", b"bc"]));
+    }
+}
