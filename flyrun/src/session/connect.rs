@@ -58,7 +58,11 @@ mod tests {
         let (ours, mut theirs) = UnixStream::pair().unwrap();
         theirs.write_all(answer).unwrap();
         theirs.shutdown(std::net::Shutdown::Write).unwrap();
-        greet(ours, "web", Path::new("/run/x"))
+        let greeted = greet(ours, "web", Path::new("/run/x"));
+        let mut line = [0; 11];
+        theirs.read_exact(&mut line).unwrap();
+        assert_eq!(&line, b"CONNECT 10\n");
+        greeted
     }
 
     #[test]

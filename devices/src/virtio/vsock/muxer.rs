@@ -11,6 +11,7 @@ use std::{
         unix::net::{UnixListener, UnixStream},
     },
     path::{Path, PathBuf},
+    time::{Duration, Instant},
 };
 
 use event_manager::{EventOps, EventSet, Events};
@@ -40,6 +41,10 @@ const SHARED_BYTES: u32 = 32 << 20;
 /// Ports of connections that the host begins; below are those that services listen at.
 const FIRST_HOST_PORT: u32 = 1 << 30;
 
+/// How long a client of the host may take to say which port it wants. Looked at when another comes: one that says
+/// nothing costs a slot, and must not cost all of them.
+const GREETING_LIMIT: Duration = Duration::from_secs(10);
+
 /// The event data of connections begins here; below are queues and the listener.
 pub const FIRST_CONNECTION: u32 = 16;
 
@@ -53,6 +58,10 @@ pub struct Muxer {
     /// Slots of connections that have something for the guest, each once.
     ready: VecDeque<usize>,
     resets: VecDeque<Header>,
+    /// Clients that have not said their port when they came, in that order, with their slot and port.
+    silent: VecDeque<(Instant, usize, u32)>,
+    /// See [`GREETING_LIMIT`].
+    pub greeting_limit: Duration,
     promised: u32,
     next_port: u32,
     transfer: Transfer,
@@ -69,6 +78,8 @@ impl Muxer {
             by_ports: HashMap::new(),
             ready: VecDeque::new(),
             resets: VecDeque::new(),
+            silent: VecDeque::new(),
+            greeting_limit: GREETING_LIMIT,
             promised: 0,
             next_port: FIRST_HOST_PORT,
             transfer: Transfer::default(),
@@ -81,6 +92,7 @@ impl Muxer {
         self.by_ports.clear();
         self.ready.clear();
         self.resets.clear();
+        self.silent.clear();
         self.promised = 0;
         self.slots.drain(..).flatten().collect()
     }
@@ -92,6 +104,8 @@ impl Muxer {
 
     /// Takes all new connections of the host.
     pub fn accept(&mut self, listener: &UnixListener, ops: &mut EventOps) {
+        let now = Instant::now();
+        self.drop_silent(now, ops);
         loop {
             let stream = match listener.accept() {
                 Ok((stream, _)) => stream,
@@ -111,8 +125,30 @@ impl Muxer {
             let slot = self.insert(connection, ops);
             // Most clients have written their line by now.
             self.greet(slot);
+            if self.is_greeting(slot, port) {
+                self.silent.push_back((now, slot, port));
+            }
             self.settle(slot, ops);
         }
+    }
+
+    /// Hangs up on clients that have had their time to greet.
+    fn drop_silent(&mut self, now: Instant, ops: &mut EventOps) {
+        let limit = self.greeting_limit;
+        while let Some((_, slot, port)) =
+            self.silent.pop_front_if(|(since, ..)| now.saturating_duration_since(*since) >= limit)
+        {
+            if self.is_greeting(slot, port) {
+                self.detach(slot);
+                self.settle(slot, ops);
+            }
+        }
+    }
+
+    /// Whether the connection in this slot is still the one with that port, and has not said what it wants.
+    fn is_greeting(&self, slot: usize, port: u32) -> bool {
+        let connection = self.slots.get(slot).and_then(Option::as_ref);
+        connection.is_some_and(|it| it.state() == State::Greeting && it.ports().host == port)
     }
 
     /// Something happened at a connection's socket.

@@ -7,6 +7,7 @@ use std::{
     os::unix::net::UnixStream,
     path::PathBuf,
     sync::Mutex,
+    time::Duration,
 };
 
 use tempfile::TempDir;
@@ -359,6 +360,19 @@ fn bad_greetings_are_hung_up_on() {
     setup.guest.run();
     setup.expect_nothing();
     assert_eq!(setup.connections(), 0);
+}
+
+#[test]
+fn a_client_that_says_nothing_is_hung_up_on_when_its_time_is_over_and_another_comes() {
+    let mut setup = Setup::new();
+    let mut silent = UnixStream::connect(&setup.path).unwrap();
+    let (_talking, _) = setup.called();
+    silent.set_nonblocking(true).unwrap();
+    assert!(!ended(&mut silent), "within its time");
+    setup.device.lock().unwrap().muxer.greeting_limit = Duration::ZERO;
+    let (_another, _) = setup.called();
+    assert!(ended(&mut silent));
+    assert_eq!(setup.connections(), 2, "who has greeted stays");
 }
 
 #[test]
