@@ -6,6 +6,7 @@ SHELL := /bin/bash
 
 PREFIX ?= /usr/local
 TIME ?= 600
+ROUNDS ?= 300
 TARGET := x86_64-unknown-linux-gnu
 DIST := target/dist
 LIB := $(DIST)/lib/flyrun
@@ -13,7 +14,7 @@ HOST := tests/host/run
 # The VMM and what runs in guests are static. cargo keeps them apart by --target.
 STATIC := RUSTFLAGS="-C target-feature=+crt-static" cargo build --release --target $(TARGET)
 
-.PHONY: help demo build kernel programs test unit e2e bench fuzz install fmt lint images clean
+.PHONY: help demo build kernel programs test unit e2e bench soak fuzz install fmt lint images clean
 
 help: ## List the targets
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## (.*)/  make \1\t\2/' | expand -t 18
@@ -87,6 +88,12 @@ images:
 bench: build ## Measure in virtual time, and write target/bench.json
 	@cargo build --release -p benches
 	benches/run --dist $(DIST)
+
+# Not part of `make test`: 300 rounds take about 20 minutes in the test host.
+soak: build images ## Kill commands, monitors and VMMs at random moments, ROUNDS times (default 300)
+	@export FLYRUN_TEST_IMAGES=$$(tests/images/build) FLYRUN_BIN=$(CURDIR)/$(DIST)/bin/flyrun FLYRUN_SOAK_ROUNDS=$(ROUNDS)
+	export CARGO_TARGET_X86_64_UNKNOWN_LINUX_GNU_RUNNER="$(CURDIR)/$(HOST) --cpus 1 --timeout 7200 --"
+	cargo test -p tests --test soak -- --nocapture
 
 fuzz: ## Fuzz each parser of foreign bytes for TIME seconds (default 600)
 	@tests/fuzz $(TIME)

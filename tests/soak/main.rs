@@ -1,0 +1,260 @@
+//! Kills what flyrun consists of (command, monitor, VMM) at random moments of random commands, and checks after each that
+//! the next command finds out what is true and nothing has leaked. `make soak ROUNDS=300`; FLYRUN_SOAK_SEED repeats a run.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+
+use std::collections::BTreeSet;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::thread::sleep;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use rustix::process::{Pid, Signal, kill_process};
+use tests::image::busybox;
+use tests::{Flyrun, flyrun};
+
+const MACHINES: u64 = 3;
+/// How long the kernel and a monitor may take to clear away after a kill.
+const SETTLE: Duration = Duration::from_secs(20);
+/// Counts on standard output and in its volume, and says where each life begins.
+const WORKLOAD: &str = "echo begin; i=0; while :; do i=$((i+1)); echo line $i; echo $i >> /data/count; [ $((i % 10)) = 0 ] && sync; sleep 0.02; done";
+
+struct Random(u64);
+
+impl Random {
+    /// xorshift64: repeatable, and random enough to choose commands.
+    fn below(&mut self, bound: u64) -> u64 {
+        self.0 ^= self.0 << 13;
+        self.0 ^= self.0 >> 7;
+        self.0 ^= self.0 << 17;
+        self.0 % bound
+    }
+}
+
+/// A process of ours, by what its command line says.
+#[derive(Debug, Clone)]
+struct Process {
+    pid: i32,
+    arguments: Vec<String>,
+}
+
+fn processes() -> Vec<Process> {
+    let entries = std::fs::read_dir("/proc").unwrap().flatten();
+    entries
+        .filter_map(|entry| {
+            let pid = entry.file_name().to_str()?.parse().ok()?;
+            let line = std::fs::read(entry.path().join("cmdline")).ok()?;
+            let status = std::fs::read_to_string(entry.path().join("stat")).ok()?;
+            let is_zombie = status.rsplit(')').next()?.trim_start().starts_with('Z');
+            let arguments: Vec<_> = line
+                .split(|&byte| byte == 0)
+                .map(|part| String::from_utf8_lossy(part).into_owned())
+                .collect();
+            (!is_zombie).then_some(Process { pid, arguments })
+        })
+        .collect()
+}
+
+struct Soak {
+    flyrun: Flyrun,
+    image: String,
+    random: Random,
+    kills: [u32; 3],
+}
+
+impl Soak {
+    fn root(&self) -> String {
+        self.flyrun.root().display().to_string()
+    }
+
+    fn monitors(&self) -> Vec<Process> {
+        let root = self.root();
+        let ours = |process: &Process| {
+            process.arguments.contains(&"monitor".to_string()) && process.arguments.contains(&root)
+        };
+        processes().into_iter().filter(ours).collect()
+    }
+
+    fn vmms(&self) -> Vec<Process> {
+        let run = Path::new(&self.root()).parent().unwrap().join("run").display().to_string();
+        let is_vmm = |process: &Process| {
+            process.arguments.first().is_some_and(|name| name.ends_with("flyrun-vmm"))
+                && process.arguments.iter().any(|argument| argument.starts_with(&run))
+        };
+        processes().into_iter().filter(is_vmm).collect()
+    }
+
+    fn spawn(&mut self) -> (String, Child) {
+        let name = format!("m{}", self.random.below(MACHINES));
+        let volume = format!("v{name}:/data");
+        let image = self.image.clone();
+        let run = [
+            "run",
+            "-d",
+            "--name",
+            &name,
+            "-v",
+            &volume,
+            "--stop-timeout",
+            "1",
+            &image,
+            "sh",
+            "-c",
+            WORKLOAD,
+        ];
+        let words: Vec<&str> = match self.random.below(10) {
+            0..4 => run.to_vec(),
+            4 => vec!["start", &name],
+            5 => vec!["stop", &name],
+            6 => vec!["restart", &name],
+            7 => vec!["kill", &name],
+            8 => vec!["rm", "-f", &name],
+            _ => vec!["exec", &name, "sync"],
+        };
+        let mut command = self.flyrun.command(&words).build(&[]);
+        command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
+        (words.join(" "), command.spawn().unwrap())
+    }
+
+    /// Kills one of the three kinds of process that there are.
+    fn kill_something(&mut self, command: &Child) -> &'static str {
+        let kind = self.random.below(3) as usize;
+        let candidates = match kind {
+            0 => vec![command.id() as i32],
+            1 => self.monitors().iter().map(|process| process.pid).collect(),
+            _ => self.vmms().iter().map(|process| process.pid).collect(),
+        };
+        if candidates.is_empty() {
+            return "nothing";
+        }
+        let chosen = candidates[self.random.below(candidates.len() as u64) as usize];
+        if let Some(pid) = Pid::from_raw(chosen) {
+            let _ = kill_process(pid, Signal::KILL);
+        }
+        self.kills[kind] += 1;
+        ["the command", "a monitor", "a VMM"][kind]
+    }
+
+    fn list(&self) -> Vec<(String, String)> {
+        let mut listed = self.flyrun.command(&["ps", "-a", "--json"]).end().code(0);
+        let listed = listed.json();
+        let text = |value: &serde_json::Value| value.as_str().unwrap().to_string();
+        listed.as_array().unwrap().iter().map(|row| (text(&row["id"]), text(&row["state"]))).collect()
+    }
+
+    /// What `flyrun ps` says, against what there is: `None` when both agree.
+    fn disagreement(&self) -> Option<String> {
+        let listed = self.list();
+        let monitors = self.monitors();
+        let monitored =
+            |id: &str| monitors.iter().any(|process| process.arguments.iter().any(|word| word == id));
+        for (id, state) in &listed {
+            let active = ["starting", "started", "stopping"].contains(&state.as_str());
+            if active != monitored(id) {
+                return Some(format!("{id} is said to be {state}; a monitor lives: {}", monitored(id)));
+            }
+        }
+        let known = |process: &Process| listed.iter().any(|(id, _)| process.arguments.contains(id));
+        if let Some(stray) = monitors.iter().find(|process| !known(process)) {
+            return Some(format!("a monitor without a machine: {stray:?}"));
+        }
+        if self.vmms().len() > monitors.len() {
+            return Some(format!("{} VMMs of {} monitors", self.vmms().len(), monitors.len()));
+        }
+        let interfaces = interfaces();
+        if interfaces > monitors.len() {
+            return Some(format!("{interfaces} interfaces of {} monitors", monitors.len()));
+        }
+        if monitors.is_empty() && has_rules() {
+            return Some("the host still has flyrun's rules".to_string());
+        }
+        None
+    }
+
+    fn settle(&self, told: &str) {
+        let deadline = std::time::Instant::now() + SETTLE;
+        while let Some(disagreement) = self.disagreement() {
+            assert!(std::time::Instant::now() < deadline, "after {told}: {disagreement}");
+            sleep(Duration::from_millis(200));
+        }
+    }
+
+    /// Each life's lines are there without a gap.
+    fn check_logs(&self) {
+        for (id, _) in self.list() {
+            let log = self.flyrun.command(&["logs", &id]).end().code(0).text();
+            let mut last = 0;
+            for line in log.lines() {
+                match line.strip_prefix("line ").map(|number| number.parse::<u64>().unwrap()) {
+                    None => last = 0,
+                    Some(number) => {
+                        assert_eq!(number, last + 1, "a line of {id} is lost");
+                        last = number;
+                    }
+                }
+            }
+        }
+    }
+
+    /// Lets each guest repair its volume as after a power cut, and then has e2fsck look at it.
+    fn check_volumes(&self) {
+        let mut listed = self.flyrun.command(&["volume", "ls", "--json"]).end().code(0);
+        for volume in listed.json().as_array().unwrap() {
+            let name = volume["name"].as_str().unwrap();
+            let mount = format!("{name}:/data");
+            self.flyrun.run(&["-v", &mount, &self.image, "true"]).end().code(0);
+            let data = PathBuf::from(volume["directory"].as_str().unwrap()).join("data.ext4");
+            let checked = Command::new("e2fsck").args(["-f", "-n"]).arg(&data).output().unwrap();
+            assert!(checked.status.success(), "{name}: {}", String::from_utf8_lossy(&checked.stdout));
+        }
+    }
+}
+
+fn interfaces() -> usize {
+    let entries = std::fs::read_dir("/sys/class/net").unwrap().flatten();
+    entries.filter(|entry| entry.file_name().to_string_lossy().starts_with("fly")).count()
+}
+
+fn has_rules() -> bool {
+    Command::new("nft").args(["list", "table", "inet", "flyrun"]).output().unwrap().status.success()
+}
+
+fn setting(name: &str, default: u64) -> u64 {
+    std::env::var(name).ok().and_then(|text| text.parse().ok()).unwrap_or(default)
+}
+
+#[test]
+fn kills_at_random_moments_leave_nothing_wrong() {
+    assert!(flyrun::program().exists());
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_nanos() as u64;
+    let (rounds, seed) = (setting("FLYRUN_SOAK_ROUNDS", 300), setting("FLYRUN_SOAK_SEED", now));
+    println!("{rounds} rounds, FLYRUN_SOAK_SEED={seed}");
+    let mut soak =
+        Soak { flyrun: Flyrun::fresh(), image: busybox(), random: Random(seed | 1), kills: [0; 3] };
+    soak.flyrun.command(&["run", "--rm", &soak.image, "true"]).end().code(0);
+    for round in 1..=rounds {
+        let (words, mut command) = soak.spawn();
+        let pause = soak.random.below(900);
+        sleep(Duration::from_millis(pause));
+        let killed = soak.kill_something(&command);
+        let _ = command.wait();
+        let told = format!("round {round}: `flyrun {words}`, {killed} killed after {pause} ms");
+        soak.settle(&told);
+        if round % 25 == 0 {
+            soak.check_logs();
+            println!("{told}; commands, monitors, VMMs killed so far: {:?}", soak.kills);
+        }
+    }
+    soak.check_logs();
+    let names: BTreeSet<_> = soak.list().into_iter().map(|(id, _)| id).collect();
+    for name in &names {
+        soak.flyrun.command(&["rm", "-f", name]).end().code(0);
+    }
+    soak.settle("removing all machines");
+    soak.check_volumes();
+    assert!(soak.list().is_empty() && soak.monitors().is_empty() && soak.vmms().is_empty());
+    assert_eq!(interfaces(), 0);
+    assert!(!has_rules(), "the host still has flyrun's rules");
+    let run = soak.flyrun.root().parent().unwrap().join("run");
+    assert_eq!(std::fs::read_dir(run).unwrap().count(), 0, "sockets are left");
+    println!("{rounds} rounds; commands, monitors, VMMs killed: {:?}", soak.kills);
+}
