@@ -212,22 +212,36 @@ mod hostile {
         frame(&[5, 0, 0])
     }
 
+    /// A machine that was only made: its record says that it runs, and its vsock socket is the test's.
+    pub struct Fake {
+        flyrun: Flyrun,
+        run: std::path::PathBuf,
+        _lock: fs::File,
+    }
+
+    impl Fake {
+        pub fn new() -> Fake {
+            let flyrun = Flyrun::fresh();
+            let image = tests::image::busybox();
+            let id = flyrun.command(&["create", "--name", "fake", &image, "true"]).end().code(0).text();
+            let machine = flyrun.root().join("machines").join(&id);
+            let lock = fs::File::open(machine.join("lock")).unwrap();
+            lock.lock().unwrap();
+            let path = machine.join("machine.json");
+            let mut record: serde_json::Value = serde_json::from_slice(&fs::read(&path).unwrap()).unwrap();
+            record["state"] = "started".into();
+            fs::write(path, record.to_string()).unwrap();
+            let run = flyrun.root().join("../run").join(&id);
+            fs::create_dir_all(&run).unwrap();
+            Fake { flyrun, run, _lock: lock }
+        }
+    }
+
     /// `flyrun cp fake:/x DESTINATION` against a machine whose vsock socket this test is.
-    pub fn copy_from(frames: &[Vec<u8>], destination: &Path) -> tests::Outcome {
-        let flyrun = Flyrun::fresh();
-        let id = "00000000000000";
-        let machine = flyrun.root().join("machines").join(id);
-        let run = flyrun.root().join("../run").join(id);
-        fs::create_dir_all(&machine).unwrap();
-        fs::create_dir_all(&run).unwrap();
-        let record = serde_json::json!({
-            "version": 1, "id": id, "name": "fake", "image": "x", "chain_id": "x", "cpus": 1, "memory": 1 << 27,
-            "disk": null, "auto_remove": false, "state": "started", "created_at": 1, "outcome": null
-        });
-        fs::write(machine.join("machine.json"), record.to_string()).unwrap();
-        let lock = fs::File::create(machine.join("lock")).unwrap();
-        lock.lock().unwrap();
-        let listener = UnixListener::bind(run.join("v")).unwrap();
+    pub fn copy_from(fake: &Fake, frames: &[Vec<u8>], destination: &Path) -> tests::Outcome {
+        let socket = fake.run.join("v");
+        let _ = fs::remove_file(&socket);
+        let listener = UnixListener::bind(&socket).unwrap();
         let said = frames.concat();
         let server = std::thread::spawn(move || {
             let (mut stream, _) = listener.accept().unwrap();
@@ -243,16 +257,16 @@ mod hostile {
             let _ = stream.shutdown(std::net::Shutdown::Write);
             let _ = stream.read_to_end(&mut Vec::new());
         });
-        let outcome = flyrun.command(&["cp", "fake:/x", destination.to_str().unwrap()]).end();
+        let outcome = fake.flyrun.command(&["cp", "fake:/x", destination.to_str().unwrap()]).end();
         server.join().unwrap();
-        drop(lock);
         outcome
     }
 }
 
 #[test]
 fn a_hostile_machine_writes_nowhere_but_where_the_user_said() {
-    use hostile::{copy_from, directory, exited, file, hard_link, symlink};
+    use hostile::{Fake, copy_from, directory, exited, file, hard_link, symlink};
+    let fake = Fake::new();
     let scratch = scratch();
     let secret = scratch.path().join("secret");
     fs::write(&secret, "untouched").unwrap();
@@ -279,20 +293,20 @@ fn a_hostile_machine_writes_nowhere_but_where_the_user_said() {
     for (number, frames) in attacks.iter().enumerate() {
         let into = scratch.path().join(format!("into{number}"));
         let ending = if number == last { vec![] } else { vec![exited()] };
-        copy_from(&[frames.clone(), ending].concat(), &into).fails_clearly();
+        copy_from(&fake, &[frames.clone(), ending].concat(), &into).fails_clearly();
         assert_eq!(text(&secret), "untouched", "attack {number}");
         assert_eq!(fs::metadata(&secret).unwrap().nlink(), 1, "attack {number}");
     }
     // The frames are right: the same without an attack is a copy.
     let good = [directory(b""), file(b"f", b"good"), symlink(b"l", b"f"), hard_link(b"h", b"f"), exited()];
     let into = scratch.path().join("good");
-    copy_from(&good, &into).code(0);
+    copy_from(&fake, &good, &into).code(0);
     assert_eq!(text(&into.join("h")), "good");
     // A link that the user has in the destination is replaced, not followed.
     let mine = scratch.path().join("mine");
     fs::create_dir_all(mine.join("x")).unwrap();
     symlink_to(&secret, &mine.join("x/f"));
-    copy_from(&good, &mine).code(0);
+    copy_from(&fake, &good, &mine).code(0);
     assert_eq!(text(&secret), "untouched");
     assert_eq!(text(&mine.join("x/f")), "good");
 }

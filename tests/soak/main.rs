@@ -218,6 +218,63 @@ fn has_rules() -> bool {
     Command::new("nft").args(["list", "table", "inet", "flyrun"]).output().unwrap().status.success()
 }
 
+/// KiB of a process's proportional share of memory, but for mappings of at least `largest` KiB: a guest's memory.
+fn memory_kib(pid: i32, largest: u64) -> u64 {
+    let smaps = std::fs::read_to_string(format!("/proc/{pid}/smaps")).unwrap_or_default();
+    let (mut size, mut sum) = (0, 0);
+    for line in smaps.lines() {
+        let mut words = line.split_whitespace();
+        let value = |words: &mut std::str::SplitWhitespace<'_>| words.next().unwrap().parse::<u64>().unwrap();
+        match words.next() {
+            Some("Size:") => size = value(&mut words),
+            Some("Pss:") if size < largest => sum += value(&mut words),
+            _ => {}
+        }
+    }
+    sum
+}
+
+#[test]
+fn fifty_machines_at_once() {
+    const COUNT: usize = 50;
+    const MEMORY_MIB: u64 = 64;
+    let soak = Soak { flyrun: Flyrun::fresh(), image: busybox(), random: Random(1), kills: [0; 3] };
+    let memory = format!("{MEMORY_MIB}m");
+    for number in 0..COUNT {
+        let name = format!("n{number}");
+        let words = ["run", "-d", "--name", &name, "--memory", &memory, &soak.image, "sleep", "100000"];
+        soak.flyrun.command(&words).end().code(0);
+    }
+    let listed = soak.list();
+    assert_eq!(listed.len(), COUNT);
+    assert!(listed.iter().all(|(_, state)| state == "started"), "{listed:?}");
+    let told = soak.flyrun.command(&["exec", "n49", "hostname"]).end().code(0).text();
+    assert_eq!(told.len(), 14, "{told}");
+    let (vmms, monitors) = (soak.vmms(), soak.monitors());
+    assert_eq!((vmms.len(), monitors.len()), (COUNT, COUNT));
+    let share = |processes: &[Process]| {
+        processes.iter().map(|process| memory_kib(process.pid, MEMORY_MIB * 1024 / 2)).sum::<u64>()
+            / COUNT as u64
+    };
+    println!(
+        "{COUNT} machines of {MEMORY_MIB} MiB: beyond the guest's memory each takes {} KiB for its VMM, {} KiB for its monitor",
+        share(&vmms),
+        share(&monitors)
+    );
+    let names: Vec<_> = (0..COUNT).map(|number| format!("n{number}")).collect();
+    let all = |first: &[&'static str]| {
+        first.iter().map(|word| word.to_string()).chain(names.clone()).collect::<Vec<_>>()
+    };
+    let run = |words: Vec<String>| {
+        soak.flyrun.command(&words.iter().map(String::as_str).collect::<Vec<_>>()).end().code(0);
+    };
+    run(all(&["stop", "-t", "0"]));
+    assert!(soak.list().iter().all(|(_, state)| state == "stopped"));
+    run(all(&["rm"]));
+    soak.settle("removing fifty machines");
+    assert!(soak.list().is_empty());
+}
+
 fn setting(name: &str, default: u64) -> u64 {
     std::env::var(name).ok().and_then(|text| text.parse().ok()).unwrap_or(default)
 }
