@@ -7,6 +7,7 @@
 
 pub mod flyrun;
 pub mod image;
+pub mod lab;
 pub mod registry;
 pub mod tar;
 pub mod terminal;

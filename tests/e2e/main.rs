@@ -2,6 +2,7 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
 mod doctor;
+mod network;
 mod registries;
 mod run_config;
 mod run_errors;
