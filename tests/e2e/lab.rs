@@ -39,10 +39,10 @@ impl Lab {
         std::fs::write(format!("/etc/netns/{host}/resolv.conf"), resolv_conf).unwrap();
         sh(&format!(
             "ip netns add {host}; ip netns add {outside}
-             ip link add name up netns {host} type veth peer name up netns {outside}
-             ip -n {host} address add {HOST}/24 dev up; ip -n {host} address add {HOST6}/64 dev up nodad
-             ip -n {outside} address add {OUTSIDE}/24 dev up; ip -n {outside} address add {OUTSIDE6}/64 dev up nodad
-             for space in {host} {outside}; do ip -n $space link set lo up; ip -n $space link set up up; done"
+             ip link add name cable netns {host} type veth peer name cable netns {outside}
+             ip -n {host} address add {HOST}/24 dev cable; ip -n {host} address add {HOST6}/64 dev cable nodad
+             ip -n {outside} address add {OUTSIDE}/24 dev cable; ip -n {outside} address add {OUTSIDE6}/64 dev cable nodad
+             for space in {host} {outside}; do ip -n $space link set lo up; ip -n $space link set cable up; done"
         ));
         lab
     }

@@ -148,10 +148,20 @@ fn names_are_asked_of_a_server_on_the_hosts_loopback() {
 #[test]
 fn a_udp_port_is_published_and_answers_come_back() {
     let lab = Lab::new("");
-    let serve = "while true; do nc -u -l -p 9000 -w 1 -e cat; done";
-    let _machine = lab.machine(&["-p", "9000:9000/udp", &busybox(), "sh", "-c", serve]);
+    let directory = scratch();
+    let serve = "import socket
+s = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+s.bind((\"\", 9000))
+while True: s.sendto(*s.recvfrom(2000))";
+    let _machine = lab.machine(&["-p", "9000:9000/udp", &layout("python"), "python3", "-c", serve]);
     for target in ["127.0.0.1", HOST] {
-        let said = lab.wait_for(&format!("echo hello | timeout 3 busybox nc -u -w 1 {target} 9000 || true"));
+        let ask = format!(
+            "import socket; s = socket.socket(socket.AF_INET, socket.SOCK_DGRAM); s.settimeout(3); \
+             s.sendto(b\"hello\", (\"{target}\", 9000)); print(s.recv(100).decode())"
+        );
+        let client = directory.path().join("client.py");
+        std::fs::write(&client, ask).unwrap();
+        let said = lab.wait_for(&format!("python3 {} 2> /dev/null", client.display()));
         assert_eq!(said, "hello", "{target}");
     }
 }
