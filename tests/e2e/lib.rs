@@ -8,6 +8,7 @@
 pub mod background;
 pub mod flyrun;
 pub mod image;
+pub mod lab;
 pub mod registry;
 pub mod tar;
 pub mod terminal;

@@ -218,20 +218,34 @@ fn has_rules() -> bool {
     Command::new("nft").args(["list", "table", "inet", "flyrun"]).output().unwrap().status.success()
 }
 
-/// KiB of a process's proportional share of memory, but for mappings of at least `largest` KiB: a guest's memory.
-fn memory_kib(pid: i32, largest: u64) -> u64 {
-    let smaps = std::fs::read_to_string(format!("/proc/{pid}/smaps")).unwrap_or_default();
-    let (mut size, mut sum) = (0, 0);
+/// KiB of a process's share of memory, but for `guest` bytes in neighbouring mappings: a guest's memory.
+fn memory_kib(pid: i32, guest: u64) -> u64 {
+    let smaps = std::fs::read_to_string(format!("/proc/{pid}/smaps")).unwrap();
+    let mut mappings: Vec<(u64, u64, u64)> = Vec::new();
     for line in smaps.lines() {
-        let mut words = line.split_whitespace();
-        let value = |words: &mut std::str::SplitWhitespace<'_>| words.next().unwrap().parse::<u64>().unwrap();
-        match words.next() {
-            Some("Size:") => size = value(&mut words),
-            Some("Pss:") if size < largest => sum += value(&mut words),
-            _ => {}
+        if let Some(pss) = line.strip_prefix("Pss:") {
+            mappings.last_mut().unwrap().2 = pss.trim().trim_end_matches(" kB").parse().unwrap();
+        } else if let Some((start, end)) = line.split(' ').next().unwrap().split_once('-') {
+            let address = |text| u64::from_str_radix(text, 16).unwrap();
+            mappings.push((address(start), address(end), 0));
         }
     }
-    sum
+    let all: u64 = mappings.iter().map(|mapping| mapping.2).sum();
+    for (first, mapping) in mappings.iter().enumerate() {
+        let mut end = mapping.0;
+        let mut within = 0;
+        for next in mappings[first..].iter().take_while(|next| next.1 - mapping.0 <= guest) {
+            if next.0 != end {
+                break;
+            }
+            end = next.1;
+            within += next.2;
+            if end - mapping.0 == guest {
+                return all - within;
+            }
+        }
+    }
+    all
 }
 
 #[test]

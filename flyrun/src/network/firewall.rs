@@ -17,6 +17,7 @@ use crate::error::{Context, Error, Result};
 /// Debian keeps nft where only root's PATH leads.
 const PROGRAMS: [&str; 2] = ["nft", "/usr/sbin/nft"];
 
+/// A connection to ::1 is refused, so that its client tries 127.0.0.1: IPv6 has no route_localnet, and would let it hang.
 /// Ports, by host address or without one, and pairs of interfaces that may talk to one another.
 const TABLE: &str = r#"
 add table inet flyrun
@@ -32,7 +33,7 @@ table inet flyrun {
         dnat ip to ip daddr . meta l4proto . th dport map @ports4_at
         dnat ip6 to ip6 daddr . meta l4proto . th dport map @ports6_at
         fib daddr type local dnat ip to meta l4proto . th dport map @ports4
-        fib daddr type local dnat ip6 to meta l4proto . th dport map @ports6
+        ip6 daddr != ::1 fib daddr type local dnat ip6 to meta l4proto . th dport map @ports6
     }
     chain spoofed {
         type filter hook prerouting priority raw; policy accept;
@@ -50,7 +51,6 @@ table inet flyrun {
     chain postrouting {
         type nat hook postrouting priority srcnat; policy accept;
         oifname "fly*" ip saddr 127.0.0.0/8 masquerade
-        oifname "fly*" ip6 saddr ::1 masquerade
         oifname "fly*" ct status dnat ip saddr SUBNET4 masquerade
         oifname "fly*" ct status dnat ip6 saddr SUBNET6 masquerade
         oifname != "fly*" ip saddr SUBNET4 masquerade
@@ -232,7 +232,7 @@ mod tests {
         assert_eq!(maps("8080:80"), ["ports4 tcp . 8080", "ports6 tcp . 8080"]);
         assert_eq!(maps("0.0.0.0:53:53/udp"), ["ports4 udp . 53"]);
         assert_eq!(maps("127.0.0.1:8080:80"), ["ports4_at 127.0.0.1 . tcp . 8080"]);
-        assert_eq!(maps("[::1]:8080:80"), ["ports6_at ::1 . tcp . 8080"]);
+        assert_eq!(maps("[2001:db8::1]:8080:80"), ["ports6_at 2001:db8::1 . tcp . 8080"]);
     }
 
     #[test]

@@ -10,6 +10,9 @@ use netlink_packet_core::{
 };
 use netlink_packet_route::address::{AddressAttribute, AddressHeaderFlags, AddressMessage};
 use netlink_packet_route::link::{LinkAttribute, LinkFlags, LinkMessage};
+use netlink_packet_route::route::{
+    RouteAddress, RouteAttribute, RouteHeader, RouteMessage, RouteProtocol, RouteScope, RouteType,
+};
 use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
 use netlink_sys::protocols::NETLINK_ROUTE;
 use netlink_sys::{Socket, SocketAddr};
@@ -115,6 +118,7 @@ pub fn configure(number: Number, owner: &Owner) -> io::Result<()> {
             NLM_F_CREATE,
         ),
         (RouteNetlinkMessage::SetLink(up), 0),
+        (RouteNetlinkMessage::NewRoute(route6(index, number)), NLM_F_CREATE),
         (RouteNetlinkMessage::SetLink(alias(index, owner)), 0),
     ])
 }
@@ -126,7 +130,21 @@ fn alias(index: u32, owner: &Owner) -> LinkMessage {
     message
 }
 
-/// An address with a peer brings the route to the peer along.
+/// IPv6 drops a peer's route when the carrier comes, so the way to the guest is a route of its own.
+fn route6(index: u32, number: Number) -> RouteMessage {
+    let mut message = RouteMessage::default();
+    message.header.address_family = AddressFamily::Inet6;
+    message.header.destination_prefix_length = 128;
+    message.header.table = RouteHeader::RT_TABLE_MAIN;
+    message.header.protocol = RouteProtocol::Boot;
+    message.header.scope = RouteScope::Universe;
+    message.header.kind = RouteType::Unicast;
+    message.attributes =
+        vec![RouteAttribute::Destination(RouteAddress::Inet6(number.guest6())), RouteAttribute::Oif(index)];
+    message
+}
+
+/// An address; in IPv4 its peer brings the route to it along.
 fn address(index: u32, own: IpAddr, peer: IpAddr) -> AddressMessage {
     let mut message = AddressMessage::default();
     message.header.index = index;
@@ -137,7 +155,8 @@ fn address(index: u32, own: IpAddr, peer: IpAddr) -> AddressMessage {
     if own.is_ipv6() {
         message.header.flags = AddressHeaderFlags::Nodad;
     }
-    message.attributes = vec![AddressAttribute::Local(own), AddressAttribute::Address(peer)];
+    let other = if own.is_ipv6() { own } else { peer };
+    message.attributes = vec![AddressAttribute::Local(own), AddressAttribute::Address(other)];
     message
 }
 

@@ -31,8 +31,10 @@ pub struct Publish {
 /// Why a word behind `-p` is none.
 #[derive(Debug, Error, PartialEq, Eq)]
 pub enum PublishError {
-    #[error("'{0}' is not an address of the host: write 127.0.0.1:8080:80, or [::1]:8080:80")]
+    #[error("'{0}' is not an address of the host: write 127.0.0.1:8080:80, or [2001:db8::1]:8080:80")]
     Address(String),
+    #[error("::1 cannot lead to a machine, as IPv6's loopback goes nowhere else: publish on 127.0.0.1")]
+    Loopback6,
     #[error("'{0}' is not a port between 1 and 65535, nor a range of up to {MAX_RANGE} such as 8000-8010")]
     Port(String),
     #[error("'{0}' is not a protocol: tcp and udp are possible")]
@@ -100,7 +102,11 @@ fn address(text: &str) -> Result<IpAddr, PublishError> {
         Some(inner) => inner.parse().map(IpAddr::V6).ok(),
         None => text.parse().map(IpAddr::V4).ok(),
     };
-    address.ok_or_else(|| PublishError::Address(text.to_string()))
+    match address {
+        Some(IpAddr::V6(address)) if address.is_loopback() => Err(PublishError::Loopback6),
+        Some(address) => Ok(address),
+        None => Err(PublishError::Address(text.to_string())),
+    }
 }
 
 fn ports(text: &str) -> Result<Vec<u16>, PublishError> {
@@ -136,8 +142,8 @@ mod tests {
             ("127.0.0.1:8080:80", "127.0.0.1:8080:80/tcp"),
             ("127.0.0.1::80", "127.0.0.1:0:80/tcp"),
             ("127.0.0.1:80", "127.0.0.1:0:80/tcp"),
-            ("[::1]:8080:80/tcp", "[::1]:8080:80/tcp"),
-            ("[::1]:80", "[::1]:0:80/tcp"),
+            ("[::2]:8080:80/tcp", "[::2]:8080:80/tcp"),
+            ("[::2]:80", "[::2]:0:80/tcp"),
             ("8000-8001:80-81/udp", "8000:80/udp 8001:81/udp"),
             ("7000-7001", "0:7000/tcp 0:7001/tcp"),
         ] {
@@ -156,6 +162,7 @@ mod tests {
             ("80:80/sctp", "'sctp'"),
             ("host:80:80", "'host'"),
             ("::1:80:80", "'::1'"),
+            ("[::1]:80:80", "loopback"),
             ("8000-8002:80-81", "3 ports"),
             ("9-8:9-8", "'9-8'"),
             ("1-65535:1-65535", "'1-65535'"),
@@ -173,6 +180,7 @@ mod tests {
         #[test]
         fn what_is_told_is_understood_again(host in 1u16.., guest in 1u16.., udp: bool, ip: Option<IpAddr>) {
             let protocol = if udp { Protocol::Udp } else { Protocol::Tcp };
+            let ip = ip.filter(|ip| *ip != IpAddr::V6(std::net::Ipv6Addr::LOCALHOST));
             let publish = Publish { host_ip: ip, host, guest, protocol };
             prop_assert_eq!(parse(&publish.to_string()), Ok(vec![publish]));
         }
