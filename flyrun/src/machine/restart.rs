@@ -19,7 +19,7 @@ const STABLE: Duration = Duration::from_secs(10);
 pub enum RestartPolicy {
     #[default]
     No,
-    /// When its exit code is not 0 or it failed; at most so often in a row.
+    /// When its exit code is not 0 or it failed; at most so often, however long it ran each time.
     OnFailure(Option<u32>),
     Always,
     UnlessStopped,
@@ -72,6 +72,8 @@ pub struct Life {
 /// Remembers the lives of one machine.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Restarts {
+    /// Restarts since the user's start.
+    all: u32,
     /// Restarts in a row since the last stable life.
     in_a_row: u32,
 }
@@ -85,7 +87,7 @@ impl Restarts {
         let wanted = match policy {
             _ if life.stopped => false,
             RestartPolicy::No => false,
-            RestartPolicy::OnFailure(most) => !life.succeeded && most.is_none_or(|most| self.in_a_row < most),
+            RestartPolicy::OnFailure(most) => !life.succeeded && most.is_none_or(|most| self.all < most),
             RestartPolicy::Always | RestartPolicy::UnlessStopped => true,
         };
         if !wanted {
@@ -93,6 +95,7 @@ impl Restarts {
         }
         let pause = FIRST_PAUSE.saturating_mul(1 << self.in_a_row.min(20)).min(LONGEST_PAUSE);
         self.in_a_row += 1;
+        self.all += 1;
         Some(pause)
     }
 }
@@ -132,7 +135,8 @@ mod tests {
         let policy = RestartPolicy::OnFailure(Some(2));
         assert!(restarts.after(policy, life(true)).is_none());
         assert!(restarts.after(policy, life(false)).is_some());
-        assert!(restarts.after(policy, life(false)).is_some());
+        let stable = Life { lasted: STABLE, ..life(false) };
+        assert_eq!(restarts.after(policy, stable), Some(FIRST_PAUSE));
         assert!(restarts.after(policy, life(false)).is_none());
     }
 
