@@ -9,6 +9,7 @@ mod cli;
 mod cpio;
 mod error;
 mod exit_code;
+mod files;
 mod host;
 mod interrupt;
 mod launch;

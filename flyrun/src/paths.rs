@@ -88,7 +88,7 @@ impl RunDir {
 
     /// The unix socket that stands for the guest's vsock device.
     pub fn vsock(&self) -> PathBuf {
-        self.path.join("v")
+        vsock(&self.path)
     }
 
     /// Removes the sockets of an earlier life of the machine, so that the next can make its own.
@@ -110,6 +110,11 @@ impl Drop for RunDir {
     fn drop(&mut self) {
         let _ = std::fs::remove_dir_all(&self.path);
     }
+}
+
+/// The unix socket of a guest's vsock device, in its machine's directory of sockets.
+pub fn vsock(run_dir: &Path) -> PathBuf {
+    run_dir.join("v")
 }
 
 /// Makes a directory, and those above it, that only its owner may enter.

@@ -5,13 +5,14 @@
 //! filesystem is the guests' alone: the host makes an empty one and never looks into it again.
 
 use std::fs::{self, File};
-use std::io::{self, Write};
-use std::path::{Path, PathBuf};
+use std::io;
+use std::path::PathBuf;
 
 use images::{Store, TemplateKind};
 use serde::{Deserialize, Serialize};
 
 use crate::error::{Context, Error, Result, from_images};
+use crate::files::{self, Lasting};
 use crate::machine::{Record, is_name, now};
 use crate::paths::make_private_dir;
 use crate::size::Size;
@@ -224,9 +225,7 @@ impl Volumes {
 
     fn lock(&self, name: &str, shared: bool) -> Result<File> {
         let path = self.directory.join(name).join(LOCK);
-        let mut options = File::options();
-        let file = options.read(true).write(true).create(true).truncate(false).open(&path);
-        let file = file.context(format!("cannot open the lock {}", path.display()))?;
+        let file = files::open_lock(&path).context(format!("cannot open the lock {}", path.display()))?;
         match if shared { file.try_lock_shared() } else { file.try_lock() } {
             Ok(()) => Ok(file),
             Err(_) => Err(Error::new(format!("volume '{name}' is in use by a running machine"))
@@ -237,9 +236,7 @@ impl Volumes {
     fn lock_all(&self) -> Result<File> {
         make_private_dir(&self.directory)?;
         let path = self.directory.join(".lock");
-        let mut options = File::options();
-        let file = options.read(true).write(true).create(true).truncate(false).open(&path);
-        let file = file.context(format!("cannot open the lock {}", path.display()))?;
+        let file = files::open_lock(&path).context(format!("cannot open the lock {}", path.display()))?;
         file.lock().context("cannot lock the volumes")?;
         Ok(file)
     }
@@ -252,25 +249,15 @@ impl Volumes {
 
     fn write(&self, volume: &Volume) -> Result<()> {
         let directory = self.directory.join(&volume.name);
-        write_whole(&directory, RECORD, &serde_json::to_vec_pretty(volume).context("cannot write JSON")?)
+        let contents = serde_json::to_vec_pretty(volume).context("cannot write JSON")?;
+        files::replace(&directory, RECORD, &contents, Lasting::PowerCut)
+            .context(format!("cannot write {}", directory.join(RECORD).display()))
     }
 }
 
 /// The machines that a volume belongs to.
 pub fn users<'a>(machines: &'a [Record], name: &'a str) -> impl Iterator<Item = &'a Record> {
     machines.iter().filter(move |machine| machine.config.volumes.iter().any(|used| used.name == name))
-}
-
-fn write_whole(directory: &Path, name: &str, contents: &[u8]) -> Result<()> {
-    let (path, draft) = (directory.join(name), directory.join(format!(".{name}.new")));
-    let write = || {
-        let mut file = File::create(&draft)?;
-        file.write_all(contents)?;
-        file.sync_all()?;
-        fs::rename(&draft, &path)?;
-        File::open(directory)?.sync_all()
-    };
-    write().context(format!("cannot write {}", path.display()))
 }
 
 fn check_size(size: Size) -> Result<()> {

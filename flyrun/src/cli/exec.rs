@@ -1,15 +1,14 @@
 //! `flyrun exec`: a command in a running machine, beside its workload.
 
-use std::io::IsTerminal;
 use std::path::PathBuf;
 
 use clap::Args;
 use protocol::session::{ExecConfig, FromSession, Request};
 
-use super::Context;
+use super::{Context, new_machine};
 use crate::error::{Context as _, Error, Result};
 use crate::exit_code::ExitCode;
-use crate::launch::{self, LaunchError};
+use crate::launch::LaunchError;
 use crate::session::{self, End, Wishes};
 use crate::terminal;
 
@@ -69,10 +68,7 @@ pub fn execute(context: &Context, arguments: &Arguments) -> Result<ExitCode> {
 }
 
 fn check(arguments: &Arguments) -> Result<()> {
-    if arguments.tty && arguments.interactive && !std::io::stdin().is_terminal() {
-        return Err(Error::new("-t with -i needs a terminal, and standard input is none")
-            .advice("Leave -t away to pass a pipe or a file on."));
-    }
+    new_machine::check_terminal(arguments.interactive, arguments.tty)?;
     if let Some(workdir) = arguments.workdir.as_ref().filter(|path| !path.starts_with('/')) {
         return Err(Error::new(LaunchError::BadWorkingDir(workdir.clone()).to_string()));
     }
@@ -91,16 +87,9 @@ fn config(arguments: &Arguments) -> Result<ExecConfig> {
     })
 }
 
-/// The variables of files come first, so that those on the command line win. One without a value is passed on if this
-/// process has it.
+/// One without a value is passed on if this process has it.
 fn variables(arguments: &Arguments) -> Result<Vec<String>> {
-    let mut wanted = Vec::new();
-    for file in &arguments.env_file {
-        let text = std::fs::read_to_string(file)
-            .context(format!("cannot read the environment file {}", file.display()))?;
-        wanted.extend(launch::env_file_lines(&text));
-    }
-    wanted.extend(arguments.env.iter().cloned());
+    let wanted = new_machine::variables(&arguments.env_file, &arguments.env)?;
     let mut variables = Vec::new();
     for variable in wanted {
         match variable.split_once('=') {

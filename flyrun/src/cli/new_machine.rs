@@ -200,7 +200,7 @@ fn run_config(image: &Image, flags: &Flags, id: &str) -> Result<protocol::RunCon
     let wishes = Wishes {
         entrypoint: flags.entrypoint.clone(),
         command: flags.command.clone(),
-        env: variables(flags)?,
+        env: variables(&flags.env_file, &flags.env)?,
         user: flags.user.clone(),
         working_dir: flags.workdir.clone(),
         hostname: flags.hostname.clone().unwrap_or_else(|| id.to_string()),
@@ -214,14 +214,14 @@ fn run_config(image: &Image, flags: &Flags, id: &str) -> Result<protocol::RunCon
 }
 
 /// The variables of files come first, so that those on the command line win.
-fn variables(flags: &Flags) -> Result<Vec<String>> {
+pub fn variables(files: &[PathBuf], own: &[String]) -> Result<Vec<String>> {
     let mut variables = Vec::new();
-    for file in &flags.env_file {
+    for file in files {
         let text = std::fs::read_to_string(file)
             .context(format!("cannot read the environment file {}", file.display()))?;
         variables.extend(launch::env_file_lines(&text));
     }
-    variables.extend(flags.env.iter().cloned());
+    variables.extend(own.iter().cloned());
     Ok(variables)
 }
 
@@ -354,8 +354,8 @@ pub fn check_name(name: &str) -> Result<()> {
 }
 
 /// A terminal needs one on this side too, where the workload is to be typed to.
-pub fn check_terminal(flags: &Flags) -> Result<()> {
-    if flags.tty && flags.interactive && !std::io::stdin().is_terminal() {
+pub fn check_terminal(interactive: bool, tty: bool) -> Result<()> {
+    if tty && interactive && !std::io::stdin().is_terminal() {
         return Err(Error::new("-t with -i needs a terminal, and standard input is none")
             .advice("Leave -t away to pass a pipe or a file on."));
     }

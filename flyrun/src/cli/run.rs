@@ -35,7 +35,7 @@ pub struct Arguments {
 
 pub fn execute(context: &Context, arguments: &Arguments) -> Result<ExitCode> {
     if !arguments.detach {
-        new_machine::check_terminal(&arguments.flags)?;
+        new_machine::check_terminal(arguments.flags.interactive, arguments.flags.tty)?;
     }
     let made = new_machine::make(context, &arguments.flags, State::Starting)?;
     let result = if arguments.detach { detach(context, made) } else { follow(context, arguments, made) };

@@ -108,7 +108,7 @@ fn look(context: &Context, machine: &Record) -> Result<Look> {
         _ => Err(session::unasked()),
     })?;
     let guest = guest.ok_or_else(|| Error::new(format!("machine '{}' has just ended", machine.name)))?;
-    Ok(Look { at: Instant::now(), guest, host: vm_usage(&context.paths.run.join(&machine.id)) })
+    Ok(Look { at: Instant::now(), guest, host: vm_usage(&context.paths.run_dir(&machine.id)) })
 }
 
 fn line<'a>(id: &'a str, name: &'a str, before: &Look, now: &Look) -> Line<'a> {

@@ -1,7 +1,7 @@
 //! The directory of machines: making one, finding the others, and removing what is over.
 
 use std::fs::{self, File, TryLockError};
-use std::io::{self, Write};
+use std::io;
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 use super::record::{Outcome, Record, VERSION};
 use super::state::State;
 use crate::error::{Context, Error, Result};
+use crate::files::{self, Lasting};
 use crate::paths::{is_same_file, make_private_dir};
 
 const RECORD: &str = "machine.json";
@@ -143,12 +144,17 @@ impl Machines {
         let mut removed = Vec::new();
         for id in self.ids()? {
             let directory = self.directory.join(&id);
-            let leftover = read_record(&directory).is_none_or(|record| {
-                record.state == State::Destroying
-                    // One that has yet to be started waits for that.
-                    || (record.config.auto_remove && record.state != State::Created)
-            });
-            if which == Ended::Leftovers && !leftover {
+            // A record that this flyrun cannot read is another version's machine, and not for it to remove.
+            let removable = match read_record(&directory) {
+                None => !directory.join(RECORD).exists(),
+                Some(_) if which == Ended::All => true,
+                Some(record) => {
+                    record.state == State::Destroying
+                        // One that has yet to be started waits for that.
+                        || (record.config.auto_remove && record.state != State::Created)
+                }
+            };
+            if !removable {
                 continue;
             }
             // An owner holds the lock for as long as it lives; the name lock keeps one from being made meanwhile.
@@ -297,34 +303,24 @@ impl Owned {
 
     /// Removes the machine with all it has. Says so first: a removal that is interrupted leaves nothing that looks whole.
     pub fn remove(mut self) -> Result<()> {
-        if !self.record.config.auto_remove {
+        // The record of one that runs and goes by itself says as much.
+        if !(self.record.config.auto_remove && self.record.state.needs_monitor()) {
             self.become_state(State::Destroying, |_| {})?;
         }
         remove_directory(&self.directory)
     }
 
     fn save(&self) -> Result<()> {
-        let path = self.directory.join(RECORD);
-        let temporary = self.directory.join(".machine.json.new");
-        let told = || format!("cannot write {}", path.display());
-        let mut file = File::create(&temporary).context(told())?;
-        file.write_all(&serde_json::to_vec_pretty(&self.record).context(told())?).context(told())?;
+        let told = || format!("cannot write {}", self.directory.join(RECORD).display());
+        let contents = serde_json::to_vec_pretty(&self.record).context(told())?;
         // A machine that goes with its process has nothing to say after a power cut.
-        if !self.record.config.auto_remove {
-            file.sync_all().context(told())?;
-        }
-        fs::rename(&temporary, &path).context(told())?;
-        if !self.record.config.auto_remove {
-            File::open(&self.directory).and_then(|directory| directory.sync_all()).context(told())?;
-        }
-        Ok(())
+        let lasting = if self.record.config.auto_remove { Lasting::Process } else { Lasting::PowerCut };
+        files::replace(&self.directory, RECORD, &contents, lasting).context(told())
     }
 }
 
 fn lock_file(path: &Path) -> Result<File> {
-    let mut options = File::options();
-    options.read(true).write(true).create(true).truncate(false);
-    options.open(path).context(format!("cannot open the lock {}", path.display()))
+    files::open_lock(path).context(format!("cannot open the lock {}", path.display()))
 }
 
 /// The lock of a machine that exists: looking at it must not make the file.
@@ -425,6 +421,19 @@ mod tests {
         fs::create_dir(directory.path().join("machines/halfmade")).unwrap();
         assert_eq!(machines.remove_ended(Ended::Leftovers).unwrap().len(), 2);
         assert!(machines.list().unwrap().is_empty());
+    }
+
+    #[test]
+    fn a_machine_of_another_version_is_left_alone() {
+        let directory = tempfile::tempdir().unwrap();
+        let machines = machines(&directory);
+        let path = directory.path().join("machines/old");
+        fs::create_dir_all(&path).unwrap();
+        fs::write(path.join(RECORD), r#"{"version":1,"id":"old"}"#).unwrap();
+        for which in [Ended::Leftovers, Ended::All] {
+            assert!(machines.remove_ended(which).unwrap().is_empty());
+        }
+        assert!(path.exists() && machines.list().unwrap().is_empty());
     }
 
     #[test]

@@ -26,6 +26,7 @@ use self::firewall::Pending;
 use self::link::Owner;
 use self::publish::{Protocol, Publish};
 use crate::error::{Context, Error, Result};
+use crate::files;
 use crate::paths::Paths;
 
 /// One flyrun at a time changes the host's network, whatever its directories. Only root gets so far.
@@ -243,9 +244,7 @@ fn take_away(numbers: &[Number], have_elements: bool) -> Result<()> {
 }
 
 fn lock() -> Result<File> {
-    let mut options = File::options();
-    let file = options.read(true).write(true).create(true).truncate(false).open(LOCK);
-    let file = file.map_err(|error| match error.kind() {
+    let file = files::open_lock(Path::new(LOCK)).map_err(|error| match error.kind() {
         io::ErrorKind::PermissionDenied => no_rights(),
         _ => Error::caused(format!("cannot open the lock {LOCK}"), &error),
     })?;

@@ -9,7 +9,7 @@ use protocol::session::PORT;
 use super::Link;
 use crate::error::{Context, Error, Result};
 use crate::machine::Record;
-use crate::paths::Paths;
+use crate::paths::{Paths, vsock};
 
 /// Longer than "OK 4294967295\n".
 const MAX_ANSWER_BYTES: usize = 20;
@@ -19,7 +19,7 @@ const MAX_ANSWER_BYTES: usize = 20;
 /// # Errors
 /// The machine has just ended, or does not take sessions yet.
 pub fn connect(paths: &Paths, machine: &Record) -> Result<Link> {
-    let path = paths.run.join(&machine.id).join("v");
+    let path = vsock(&paths.run_dir(&machine.id));
     let stream = UnixStream::connect(&path).map_err(|error| match error.kind() {
         ErrorKind::NotFound | ErrorKind::ConnectionRefused => unreachable(&machine.name),
         _ => Error::caused(format!("cannot reach machine '{}' at {}", machine.name, path.display()), &error),
