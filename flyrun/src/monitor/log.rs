@@ -120,32 +120,53 @@ impl Writer {
                 self.lost = 0;
             }
         }
-        if self.try_append(batch).is_err() {
-            self.lost += batch.len() as u64;
+        let mut rest = batch;
+        while !rest.is_empty() {
+            let (now, later) = rest.split_at(self.fitting(rest));
+            if self.try_append(now).is_err() {
+                self.lost += now.len() as u64;
+            }
+            rest = later;
         }
+    }
+
+    /// How many bytes of whole entries the file has room for; where there is none, the length of the first entry, which
+    /// begins the next file.
+    fn fitting(&self, batch: &[u8]) -> usize {
+        let room = self.limits.max_size.0.saturating_sub(self.size);
+        let mut fitting = 0;
+        for entry in batch.split_inclusive(|&byte| byte == b'\n') {
+            if fitting > 0 && (fitting + entry.len()) as u64 > room {
+                break;
+            }
+            fitting += entry.len();
+        }
+        fitting
     }
 
     /// All of it or nothing: half a line would damage the next.
     fn try_append(&mut self, batch: &[u8]) -> io::Result<()> {
+        self.opened()?;
         if self.size > 0 && self.size + batch.len() as u64 > self.limits.max_size.0 {
             self.rotate()?;
         }
-        let file = match &mut self.file {
-            Some(file) => file,
-            None => {
+        let file = self.opened()?;
+        let whole = file.metadata()?.len();
+        let written = file.write_all(batch);
+        match written {
+            Ok(()) => self.size += batch.len() as u64,
+            Err(_) => _ = file.set_len(whole),
+        }
+        written
+    }
+
+    fn opened(&mut self) -> io::Result<&mut File> {
+        match &mut self.file {
+            Some(file) => Ok(file),
+            none => {
                 let file = open(&self.directory.join(FILE))?;
                 self.size = mend(&file)?;
-                self.file.insert(file)
-            }
-        };
-        match file.write_all(batch) {
-            Ok(()) => {
-                self.size += batch.len() as u64;
-                Ok(())
-            }
-            Err(error) => {
-                let _ = file.set_len(self.size);
-                Err(error)
+                Ok(none.insert(file))
             }
         }
     }
@@ -373,6 +394,21 @@ mod tests {
         assert_eq!(fs::read_dir(directory.path()).unwrap().count(), 3);
         let kept = read_all(&mut Reader::open(directory.path()).unwrap());
         assert!(kept.len() > 8 && expected.ends_with(&kept), "{kept:?}");
+    }
+
+    #[test]
+    fn no_file_outgrows_its_limit_however_much_comes_at_once() {
+        let directory = tempfile::tempdir().unwrap();
+        let limits = LogLimits { max_size: Size(1000), max_files: 3 };
+        let text: String = (0..200).map(|number| format!("{number}\n")).collect();
+        Writer::new(directory.path(), limits).write(Stream::Stdout, text.as_bytes(), NOON);
+        let sizes: Vec<u64> = fs::read_dir(directory.path())
+            .unwrap()
+            .map(|file| file.unwrap().metadata().unwrap().len())
+            .collect();
+        assert!(sizes.len() == 3 && sizes.iter().all(|size| (1..=1000).contains(size)), "{sizes:?}");
+        let kept = read_all(&mut Reader::open(directory.path()).unwrap());
+        assert!(kept.len() < 50 && kept.last().unwrap().1 == "199\n", "{kept:?}");
     }
 
     #[test]
