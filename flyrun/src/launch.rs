@@ -80,6 +80,7 @@ pub fn run_config(
         stdin: wishes.stdin,
         tmpfs: wishes.tmpfs.iter().map(|text| tmpfs(text)).collect::<Result<_, _>>()?,
         // These belong to each start.
+        pids_limit: None,
         volumes: Vec::new(),
         network: None,
         entropy: Vec::new(),

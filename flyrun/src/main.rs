@@ -5,8 +5,10 @@
 //! this process), [`monitor::life`] (what happens until its end) and [`vm`] (the process that is the machine).
 #![forbid(unsafe_code)]
 
+mod cgroup;
 mod cli;
 mod cpio;
+mod cpus;
 mod error;
 mod exit_code;
 mod files;
@@ -14,6 +16,7 @@ mod host;
 mod interrupt;
 mod launch;
 mod machine;
+mod moment;
 mod monitor;
 mod mounts;
 mod network;
@@ -25,6 +28,7 @@ mod signal;
 mod size;
 mod terminal;
 mod trace;
+mod usage;
 mod vm;
 mod vm_usage;
 mod volume;

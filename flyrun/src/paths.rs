@@ -23,6 +23,10 @@ impl Paths {
         self.root.join("volumes")
     }
 
+    pub fn usage(&self) -> PathBuf {
+        self.root.join("usage")
+    }
+
     /// Where a running machine's sockets are.
     pub fn run_dir(&self, name: &str) -> PathBuf {
         self.run.join(name)

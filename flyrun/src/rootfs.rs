@@ -67,6 +67,7 @@ fn unpack(
         boot: BootConfig::Unpack(config(image)),
         console: Some(run_dir.path().join("console.log")),
         streams: None,
+        cgroup: None,
     };
     let mailbox = Mailbox::new();
     let vm = Vm::start(&plan, run_dir, &mailbox.post())?;
@@ -145,6 +146,7 @@ fn wait(vm: &Vm, mailbox: &Mailbox, image: &Image, progress: impl Fn(u64)) -> Re
             | Event::OutputDone
             | Event::Signal(_)
             | Event::Asked(_)
+            | Event::Checked(_)
             | Event::Forward(_)
             | Event::Resize(_) => {}
         }

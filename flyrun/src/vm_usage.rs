@@ -20,6 +20,12 @@ pub struct VmUsage {
     pub cpu_usec: u64,
 }
 
+/// Microseconds of CPU that a process has used; 0 when it has ended.
+pub fn cpu_usec(process: u32) -> u64 {
+    let stat = fs::read_to_string(format!("/proc/{process}/stat")).unwrap_or_default();
+    cpu_ticks(&stat).unwrap_or(0) * USEC_PER_TICK
+}
+
 /// What the flyrun-vmm that was started from this directory of sockets uses.
 pub fn vm_usage(run_dir: &Path) -> VmUsage {
     let Some(process) = find(&run_dir.join("spec.json")) else { return VmUsage::default() };

@@ -8,8 +8,8 @@ use crate::spec::{ConsoleSpec, DiskSpec, NetBackend, NetSpec, VmSpec, VsockSpec,
 pub const HELP: &str = "\
 flyrun-vmm: runs one KVM microVM and is that machine until it ends.
 
-Usage: flyrun-vmm --spec FILE|- [--trace FILE] [--owner PID]
-       flyrun-vmm --kernel FILE [OPTIONS] [--trace FILE] [--owner PID]
+Usage: flyrun-vmm --spec FILE|- [--trace FILE] [--owner PID] [--cgroup DIR]
+       flyrun-vmm --kernel FILE [OPTIONS] [--trace FILE] [--owner PID] [--cgroup DIR]
        flyrun-vmm --probe [--json]
 
   --spec FILE        the whole machine as JSON (`VmSpec`), `-` for standard input
@@ -26,6 +26,7 @@ Usage: flyrun-vmm --spec FILE|- [--trace FILE] [--owner PID]
   --trace FILE       add a line for each step of the start: CLOCK_MONOTONIC in µs, and the step
   --probe            say whether this host's KVM can run a guest kernel, by running a tiny one; --json: for programs
   --owner PID        end when this process, the parent of flyrun-vmm, ends
+  --cgroup DIR       move into this cgroup first, so that all that is done for the machine counts there
   --help, --version
 
 Exit code: 0 the guest reset its machine, 1 the machine could not be set up, 2 wrong usage, 3 no usable KVM,
@@ -52,6 +53,8 @@ pub enum Command {
         trace: Option<PathBuf>,
         /// The parent process, with which the machine ends.
         owner: Option<u32>,
+        /// The cgroup to move into.
+        cgroup: Option<PathBuf>,
     },
 }
 
@@ -71,7 +74,7 @@ pub enum Machine {
 pub fn parse(arguments: impl IntoIterator<Item = String>) -> Result<Command, String> {
     let mut arguments = arguments.into_iter();
     let mut spec_file = None;
-    let (mut trace, mut owner) = (None, None);
+    let (mut trace, mut owner, mut cgroup) = (None, None, None);
     let mut options = Options::default();
     let (mut probe, mut json) = (false, false);
     while let Some(name) = arguments.next() {
@@ -101,12 +104,13 @@ pub fn parse(arguments: impl IntoIterator<Item = String>) -> Result<Command, Str
         match name.as_str() {
             "--spec" => spec_file = Some(PathBuf::from(value()?)),
             "--trace" => trace = Some(PathBuf::from(value()?)),
+            "--cgroup" => cgroup = Some(PathBuf::from(value()?)),
             "--owner" => owner = Some(number("--owner", &value()?)?),
             _ => options.take(&name, &mut value)?,
         }
     }
-    match (probe, json, spec_file.is_some() || options.given.is_some() || trace.is_some() || owner.is_some())
-    {
+    let for_run = trace.is_some() || owner.is_some() || cgroup.is_some();
+    match (probe, json, spec_file.is_some() || options.given.is_some() || for_run) {
         (true, json, false) => return Ok(Command::Probe { json }),
         (true, _, true) => return Err("--probe takes no other option than --json; see --help".to_owned()),
         (false, true, _) => return Err("--json belongs to --probe; see --help".to_owned()),
@@ -117,7 +121,7 @@ pub fn parse(arguments: impl IntoIterator<Item = String>) -> Result<Command, Str
         (Some(file), None) => Machine::File(file),
         (None, _) => Machine::Options(Box::new(options.spec()?)),
     };
-    Ok(Command::Run { machine, trace, owner })
+    Ok(Command::Run { machine, trace, owner, cgroup })
 }
 
 #[derive(Default)]
@@ -253,7 +257,10 @@ mod tests {
     fn a_spec_file_is_taken_with_a_trace() {
         let run = parse_words("--trace t --owner 7 --spec -").unwrap();
         let trace = Some("t".into());
-        assert_eq!(run, Command::Run { machine: Machine::File("-".into()), trace, owner: Some(7) });
+        assert_eq!(
+            run,
+            Command::Run { machine: Machine::File("-".into()), trace, owner: Some(7), cgroup: None }
+        );
     }
 
     #[test]

@@ -25,10 +25,12 @@ fn main() -> ExitCode {
         Ok(Command::Help) => print(args::HELP),
         Ok(Command::Version) => print(concat!("flyrun-vmm ", env!("CARGO_PKG_VERSION"), "\n")),
         Ok(Command::Probe { json }) => probe(json),
-        Ok(Command::Run { machine, trace, owner }) => match owner.map_or(Ok(()), end_with) {
-            Ok(()) => run(machine, trace.as_deref(), started_us),
-            Err(reason) => End { exit: VmExit::Setup, reason },
-        },
+        Ok(Command::Run { machine, trace, owner, cgroup }) => {
+            match owner.map_or(Ok(()), end_with).and_then(|()| cgroup.as_deref().map_or(Ok(()), enter)) {
+                Ok(()) => run(machine, trace.as_deref(), started_us),
+                Err(reason) => End { exit: VmExit::Setup, reason },
+            }
+        }
         Err(mistake) => End { exit: VmExit::Usage, reason: mistake },
     };
     if !end.reason.is_empty() {
@@ -72,6 +74,12 @@ fn end_with(owner: u32) -> Result<(), String> {
         Some(parent) if u32::try_from(parent) == Ok(owner) => Ok(()),
         _ => Err(format!("--owner {owner}: that process is not the parent of flyrun-vmm, or has ended")),
     }
+}
+
+/// Moves this process into a cgroup. Threads of the kernel that it has made later, vhost's, follow it there.
+fn enter(cgroup: &Path) -> Result<(), String> {
+    std::fs::write(cgroup.join("cgroup.procs"), "0")
+        .map_err(|e| format!("--cgroup {}: {e}", cgroup.display()))
 }
 
 fn run(machine: Machine, trace: Option<&Path>, started_us: u64) -> End {

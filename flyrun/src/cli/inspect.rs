@@ -3,10 +3,11 @@
 use clap::Args;
 use serde::Serialize;
 
-use super::{Context, print_json};
+use super::{Context, health::health, print_json};
 use crate::error::Result;
 use crate::exit_code::ExitCode;
 use crate::machine::Record;
+use crate::machine::health::Health;
 
 /// Print all that is known of machines, as JSON
 #[derive(Debug, Args)]
@@ -26,6 +27,8 @@ struct Inspected {
     record: Record,
     directory: std::path::PathBuf,
     run_directory: Option<std::path::PathBuf>,
+    /// What its health checks have found out since its start.
+    health: Option<Health>,
 }
 
 pub fn execute(context: &Context, arguments: &Arguments) -> Result<ExitCode> {
@@ -35,6 +38,7 @@ pub fn execute(context: &Context, arguments: &Arguments) -> Result<ExitCode> {
         .into_iter()
         .map(|record| Inspected {
             directory: context.paths.machines().join(&record.id),
+            health: health(context, &record),
             run_directory: record.state.needs_monitor().then(|| context.paths.run_dir(&record.id)),
             record,
         })

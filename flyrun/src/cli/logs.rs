@@ -3,7 +3,7 @@
 use std::collections::VecDeque;
 use std::io::{self, Write};
 use std::path::Path;
-use std::time::{Duration, SystemTime};
+use std::time::SystemTime;
 
 use clap::Args;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
@@ -12,6 +12,7 @@ use rustix::fs::inotify::{self, CreateFlags, WatchFlags};
 use super::Context;
 use crate::error::{Context as _, Error, Result};
 use crate::exit_code::ExitCode;
+use crate::moment::Moment;
 use crate::monitor::log::{Entry, Reader, Stream};
 
 /// How often a machine is looked at while its log is followed: its end is not written there.
@@ -47,33 +48,6 @@ pub struct Arguments {
     kernel: bool,
     /// Name, id, or beginning of the id
     machine: String,
-}
-
-/// A point in time.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd)]
-struct Moment(SystemTime);
-
-impl std::str::FromStr for Moment {
-    type Err = String;
-
-    fn from_str(text: &str) -> std::result::Result<Moment, String> {
-        let bad = || {
-            format!(
-                "'{text}' is not a time: write 2026-01-31T12:00:00Z, seconds since the epoch, or a duration such as 10m"
-            )
-        };
-        if let Ok(seconds) = text.parse::<f64>() {
-            let since = Duration::try_from_secs_f64(seconds).map_err(|_| bad())?;
-            return SystemTime::UNIX_EPOCH.checked_add(since).map(Moment).ok_or_else(bad);
-        }
-        if let Ok(ago) = humantime::parse_duration(text) {
-            return SystemTime::now().checked_sub(ago).map(Moment).ok_or_else(bad);
-        }
-        humantime::parse_rfc3339_weak(text)
-            .or_else(|_| humantime::parse_rfc3339_weak(&format!("{text}T00:00:00")))
-            .map(Moment)
-            .map_err(|_| bad())
-    }
 }
 
 /// How many lines from the end.
@@ -208,22 +182,4 @@ fn kernel_log(directory: &Path, tail: Tail) -> Result<ExitCode> {
         super::print_line(line)?;
     }
     Ok(ExitCode::Success)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn times_are_absolute_or_relative() {
-        let epoch = |seconds| Moment(SystemTime::UNIX_EPOCH + Duration::from_secs(seconds));
-        assert_eq!("86400".parse::<Moment>(), Ok(epoch(86_400)));
-        assert_eq!("1970-01-02T00:00:00Z".parse::<Moment>(), Ok(epoch(86_400)));
-        assert_eq!("1970-01-02T00:00:00".parse::<Moment>(), Ok(epoch(86_400)));
-        assert_eq!("1970-01-02".parse::<Moment>(), Ok(epoch(86_400)));
-        assert!("10m".parse::<Moment>().unwrap() < Moment(SystemTime::now()));
-        for bad in ["", "yesterday", "-5", "1e300", "NaN"] {
-            assert!(bad.parse::<Moment>().is_err(), "{bad}");
-        }
-    }
 }

@@ -11,10 +11,12 @@ mod create;
 mod doctor;
 mod each;
 mod exec;
+mod health;
 mod images;
 mod inspect;
 mod kill;
 mod lifecycle;
+mod limits;
 mod logs;
 mod man;
 mod monitor;
@@ -33,15 +35,18 @@ mod stats;
 mod stop;
 mod table;
 mod top;
+mod update;
+mod usage;
 mod version;
 mod volume;
 mod wait;
 
-use crate::error::Result;
+use crate::error::{Context as _, Result};
 use crate::exit_code::ExitCode;
 use crate::machine::{Ended, Machines};
 
 use crate::paths::{Paths, make_private_dir};
+use crate::usage::Ledger;
 use crate::volume::Volumes;
 
 /// Boots any OCI image as a KVM microVM.
@@ -94,6 +99,7 @@ enum Command {
     Ps(ps::Arguments),
     Inspect(inspect::Arguments),
     Rename(rename::Arguments),
+    Update(update::Arguments),
     Logs(logs::Arguments),
     Volume(volume::Arguments),
     Exec(exec::Arguments),
@@ -101,6 +107,7 @@ enum Command {
     Cp(cp::Arguments),
     Top(top::Arguments),
     Stats(stats::Arguments),
+    Usage(usage::Arguments),
     Pull(pull::Arguments),
     Images(images::Arguments),
     Rmi(rmi::Arguments),
@@ -128,6 +135,7 @@ impl Cli {
             Command::Wait(arguments) => wait::execute(&context, &arguments),
             Command::Ps(arguments) => ps::execute(&context, &arguments),
             Command::Inspect(arguments) => inspect::execute(&context, &arguments),
+            Command::Update(arguments) => update::execute(&context, &arguments),
             Command::Rename(arguments) => rename::execute(&context, &arguments),
             Command::Logs(arguments) => logs::execute(&context, &arguments),
             Command::Volume(arguments) => volume::execute(&context, &arguments),
@@ -135,6 +143,7 @@ impl Cli {
             Command::Attach(arguments) => attach::execute(&context, &arguments),
             Command::Cp(arguments) => cp::execute(&context, &arguments),
             Command::Top(arguments) => top::execute(&context, &arguments),
+            Command::Usage(arguments) => usage::execute(&context, &arguments),
             Command::Stats(arguments) => stats::execute(&context, &arguments),
             Command::Pull(arguments) => pull::execute(&context, &arguments),
             Command::Images(arguments) => images::execute(&context, &arguments),
@@ -165,7 +174,12 @@ impl Context {
     fn keep_house(&self) -> Result<()> {
         self.machines().remove_ended(Ended::Leftovers)?;
         self.paths.sweep_run_dirs();
-        crate::network::sweep(&self.paths, &|id| self.machines().is_owned(id))
+        let is_owned = |id: &str| self.machines().is_owned(id);
+        crate::cgroup::sweep(&self.paths, &is_owned);
+        Ledger::new(self.paths.usage())
+            .settle(&is_owned)
+            .context("cannot write down what machines have used")?;
+        crate::network::sweep(&self.paths, &is_owned)
     }
 
     fn volumes(&self) -> Volumes {
@@ -179,7 +193,6 @@ impl Context {
 
 /// Prints for a script.
 fn print_json(value: &impl serde::Serialize) -> Result<ExitCode> {
-    use crate::error::Context as _;
     let text = serde_json::to_string_pretty(value).context("cannot write JSON")?;
     print_line(&text)?;
     Ok(ExitCode::Success)

@@ -5,6 +5,7 @@ use std::net::IpAddr;
 use clap::Args;
 use vmm::spec::NetBackend;
 
+use crate::error::{Error, Result};
 use crate::network::publish::{self, Publish, PublishError};
 use crate::network::{Mode, Wishes};
 
@@ -18,6 +19,9 @@ pub struct NetworkArguments {
     /// Let a port of the host lead to the machine, such as 8080:80, 127.0.0.1:8080:80 or 53:53/udp
     #[arg(short, long, value_name = "[IP:][PORT:]PORT[/PROTOCOL]", value_parser = ports)]
     publish: Vec<Ports>,
+    /// Let ports of the host that are free lead to all that the image exposes; `flyrun inspect` tells which
+    #[arg(short = 'P', long)]
+    publish_all: bool,
     /// Ask this name server instead of the host's
     #[arg(long, value_name = "IP")]
     dns: Vec<IpAddr>,
@@ -33,11 +37,11 @@ pub struct NetworkArguments {
 #[derive(Clone, Debug)]
 struct Ports(Vec<Publish>);
 
-fn ports(word: &str) -> Result<Ports, PublishError> {
+fn ports(word: &str) -> std::result::Result<Ports, PublishError> {
     publish::parse(word).map(Ports)
 }
 
-fn host(word: &str) -> Result<(IpAddr, String), String> {
+fn host(word: &str) -> std::result::Result<(IpAddr, String), String> {
     let wrong = || "write NAME:IP, such as db:192.0.2.7".to_string();
     let (name, address) = word.split_once(':').ok_or_else(wrong)?;
     let address = address.trim_start_matches('[').trim_end_matches(']').parse().map_err(|_| wrong())?;
@@ -46,13 +50,31 @@ fn host(word: &str) -> Result<(IpAddr, String), String> {
 
 impl NetworkArguments {
     /// The same, as the network is told.
-    pub fn wishes(&self) -> Wishes {
-        Wishes {
+    ///
+    /// # Errors
+    /// The image exposes what is no port.
+    pub fn wishes(&self, exposed: &[String]) -> Result<Wishes> {
+        let mut publish: Vec<Publish> = self.publish.iter().flat_map(|ports| ports.0.clone()).collect();
+        for port in exposed.iter().filter(|_| self.publish_all) {
+            let all = publish::parse(port)
+                .map_err(|error| Error::caused(format!("the image exposes '{port}'"), &error))?;
+            let is_new = |port: &Publish| {
+                !publish.iter().any(|own| (own.guest, own.protocol) == (port.guest, port.protocol))
+            };
+            let new: Vec<_> = all.into_iter().filter(is_new).collect();
+            publish.extend(new);
+        }
+        Ok(Wishes {
             mode: self.mode.clone(),
-            publish: self.publish.iter().flat_map(|ports| ports.0.clone()).collect(),
+            publish,
             dns: self.dns.clone(),
             hosts: self.add_host.clone(),
             backend: self.net_backend,
-        }
+        })
+    }
+
+    /// Whether the machine has more than its loopback.
+    pub fn has_network(&self) -> bool {
+        self.mode != Mode::None
     }
 }

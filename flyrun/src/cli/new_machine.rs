@@ -8,10 +8,12 @@ use clap::Args;
 use images::{Image, PullOptions, Reference, Store};
 
 use super::Context;
+use super::limits::{PidsLimit, cpu_shares};
+use crate::cpus::Cpus;
 use crate::error::{Context as _, Error, Result, from_images};
 use crate::launch::{self, ImageDefaults, Wishes};
 use crate::machine::restart::RestartPolicy;
-use crate::machine::{Config, LogLimits, Owned, Record, State, VERSION, is_name, new_id, now};
+use crate::machine::{Config, Limits, LogLimits, Owned, Record, State, VERSION, is_name, new_id, now};
 use crate::mounts::Mounts;
 use crate::paths::Library;
 use crate::progress::Bars;
@@ -64,9 +66,15 @@ pub struct Flags {
     /// A name to speak of the machine by [default: its id]
     #[arg(long)]
     name: Option<String>,
-    /// Number of vCPUs, 1 to 32
-    #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u8).range(1..=32))]
-    cpus: u8,
+    /// CPUs, 0.01 to 32; with 1.5 the machine has two vCPUs and three quarters of their time
+    #[arg(long, value_name = "N", default_value_t)]
+    cpus: Cpus,
+    /// Share of the CPU when machines compete for it, 2 to 262144 [default: 1024]
+    #[arg(long, value_name = "N", value_parser = cpu_shares)]
+    cpu_shares: Option<u32>,
+    /// Most processes and threads of the workload; -1 for no limit
+    #[arg(long, value_name = "N", default_value = "-1", allow_hyphen_values = true)]
+    pids_limit: PidsLimit,
     /// Memory of the machine
     #[arg(short, long, value_name = "SIZE", default_value = "256m")]
     memory: Size,
@@ -78,7 +86,7 @@ pub struct Flags {
     kernel: Option<PathBuf>,
     #[command(flatten)]
     network: super::network::NetworkArguments,
-    /// Leave the root filesystem read-only, without a disk of the machine's own
+    /// Leave the root filesystem read-only, without a disk of the machine's own; the image's volumes are in memory then
     #[arg(long)]
     read_only: bool,
     /// Mount a memory filesystem
@@ -99,6 +107,8 @@ pub struct Flags {
     /// Start the machine again when it ends: no, on-failure[:N], always or unless-stopped
     #[arg(long, value_name = "POLICY", default_value_t)]
     restart: RestartPolicy,
+    #[command(flatten)]
+    health: super::health::HealthArguments,
     /// Set a label
     #[arg(short, long, value_name = "KEY[=VALUE]")]
     label: Vec<String>,
@@ -160,11 +170,7 @@ pub fn make(context: &Context, flags: &Flags, state: State) -> Result<Made> {
 }
 
 fn check(flags: &Flags) -> Result<()> {
-    let memory = flags.memory.to_mib();
-    if !(MIN_MEMORY_MIB..=MAX_MEMORY_MIB).contains(&memory) {
-        return Err(Error::new(format!("--memory {} is out of range", flags.memory))
-            .advice(format!("Choose between {MIN_MEMORY_MIB}m and {}g.", MAX_MEMORY_MIB >> 10)));
-    }
+    check_memory(flags.memory)?;
     if !(MIN_DISK..=MAX_DISK).contains(&flags.disk) {
         return Err(Error::new(format!("--disk {} is out of range", flags.disk))
             .advice("Choose between 64m and 16t."));
@@ -177,6 +183,18 @@ fn check(flags: &Flags) -> Result<()> {
             .advice("A machine that goes when it ends is not started again."));
     }
     Ok(())
+}
+
+/// Whether a machine can have so much memory.
+///
+/// # Errors
+/// It cannot.
+pub fn check_memory(memory: Size) -> Result<()> {
+    if (MIN_MEMORY_MIB..=MAX_MEMORY_MIB).contains(&memory.to_mib()) {
+        return Ok(());
+    }
+    Err(Error::new(format!("--memory {memory} is out of range"))
+        .advice(format!("Choose between {MIN_MEMORY_MIB}m and {}g.", MAX_MEMORY_MIB >> 10)))
 }
 
 fn find_or_pull(store: &images::Store, flags: &Flags) -> Result<Image> {
@@ -207,10 +225,27 @@ fn run_config(image: &Image, flags: &Flags, id: &str) -> Result<protocol::RunCon
         tty: flags.tty.then(terminal::size),
         stdin: flags.interactive,
         read_only: flags.read_only,
-        tmpfs: flags.tmpfs.iter().cloned().chain(mounts(flags)?.tmpfs).collect(),
+        tmpfs: tmpfs(image, flags)?,
     };
     let own_env = |key: &str| std::env::var(key).ok();
     launch::run_config(&defaults, &wishes, own_env).map_err(|error| Error::new(error.to_string()))
+}
+
+/// What was asked for, and where the image keeps data but cannot have its disk written.
+fn tmpfs(image: &Image, flags: &Flags) -> Result<Vec<String>> {
+    let mounts = mounts(flags)?;
+    let mut tmpfs: Vec<String> = flags.tmpfs.iter().cloned().chain(mounts.tmpfs).collect();
+    let taken = |path: &str| {
+        mounts.volumes.iter().any(|used| used.path.trim_end_matches('/') == path)
+            || tmpfs
+                .iter()
+                .any(|text| text.split(':').next().is_some_and(|own| own.trim_end_matches('/') == path))
+    };
+    let data = image.config.volumes.iter().map(|path| path.trim_end_matches('/'));
+    let own: Vec<String> =
+        data.filter(|path| flags.read_only && path.len() > 1 && !taken(path)).map(str::to_string).collect();
+    tmpfs.extend(own);
+    Ok(tmpfs)
 }
 
 /// The variables of files come first, so that those on the command line win.
@@ -233,7 +268,7 @@ fn record(image: &Image, flags: &Flags, id: &str) -> Result<Record> {
         image: image.name.clone(),
         chain_id: image.chain_id.to_string(),
         config: Config {
-            cpus: flags.cpus,
+            cpus: flags.cpus.count(),
             memory: flags.memory,
             disk: (!flags.read_only).then_some(flags.disk),
             kernel: flags.kernel.clone(),
@@ -246,7 +281,15 @@ fn record(image: &Image, flags: &Flags, id: &str) -> Result<Record> {
             log: log_limits(flags)?,
             labels: labels(image, flags)?,
             volumes: mounts(flags)?.volumes,
-            network: flags.network.wishes(),
+            network: flags.network.wishes(&image.config.exposed_ports)?,
+            health: flags
+                .health
+                .healthcheck(image.config.healthcheck.as_ref(), flags.network.has_network())?,
+            limits: Limits {
+                cpu_milli: flags.cpus.quota_milli(),
+                cpu_shares: flags.cpu_shares,
+                pids: flags.pids_limit.0,
+            },
         },
         created_at: now(),
         state: State::Created,
@@ -307,7 +350,17 @@ fn stop_signal(image: &Image, flags: &Flags) -> Result<Signal> {
 /// The image's labels, and the user's over them.
 fn labels(image: &Image, flags: &Flags) -> Result<BTreeMap<String, String>> {
     let mut labels = image.config.labels.clone();
-    for label in &flags.label {
+    labels.extend(parse_labels(&flags.label)?);
+    Ok(labels)
+}
+
+/// What `--label` says.
+///
+/// # Errors
+/// One has no key.
+pub fn parse_labels(words: &[String]) -> Result<BTreeMap<String, String>> {
+    let mut labels = BTreeMap::new();
+    for label in words {
         let (key, value) = label.split_once('=').unwrap_or((label, ""));
         if key.is_empty() {
             return Err(

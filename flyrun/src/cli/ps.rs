@@ -6,6 +6,7 @@ use serde::Serialize;
 use super::{Context, print_json, print_line, table};
 use crate::error::{Error, Result};
 use crate::exit_code::ExitCode;
+use crate::machine::health::Status;
 use crate::machine::{Record, State};
 
 /// List machines
@@ -22,7 +23,7 @@ pub struct Arguments {
     /// Print ids only
     #[arg(short, long)]
     quiet: bool,
-    /// List only some: name=TEXT, status=STATE or label=KEY[=VALUE]
+    /// List only some: name=TEXT, status=STATE, health=STATUS or label=KEY[=VALUE]
     #[arg(short, long, value_name = "KEY=VALUE")]
     filter: Vec<String>,
     /// Print as JSON
@@ -41,6 +42,7 @@ struct Row<'a> {
     created_at: u64,
     started_at: Option<u64>,
     restarts: u32,
+    health: Option<Status>,
     exit_code: Option<u8>,
     error: Option<&'a str>,
     labels: &'a std::collections::BTreeMap<String, String>,
@@ -49,18 +51,19 @@ struct Row<'a> {
 pub fn execute(context: &Context, arguments: &Arguments) -> Result<ExitCode> {
     let filters: Vec<Filter> =
         arguments.filter.iter().map(|text| Filter::parse(text)).collect::<Result<_>>()?;
+    let health = |record: &Record| super::health::health(context, record).map(|health| health.status);
     let by_state = filters.iter().any(|filter| matches!(filter, Filter::Status(_)));
     let mut records = context.machines().list()?;
     // What a machine that is gone has left may need rights that this user has not.
     let _ = context.keep_house();
     records.retain(|record| {
         (arguments.all || by_state || record.state.needs_monitor())
-            && filters.iter().all(|filter| filter.keeps(record))
+            && filters.iter().all(|filter| filter.keeps(record, &health))
     });
     // The newest first, as docker lists them.
     records.reverse();
     if arguments.json {
-        return print_json(&records.iter().map(row).collect::<Vec<_>>());
+        return print_json(&records.iter().map(|record| row(record, health(record))).collect::<Vec<_>>());
     }
     if arguments.quiet {
         for record in &records {
@@ -75,7 +78,7 @@ pub fn execute(context: &Context, arguments: &Arguments) -> Result<ExitCode> {
             record.image.clone(),
             command(record),
             table::ago(record.created_at),
-            status(record),
+            status(record, health(record)),
             record.name.clone(),
         ]);
     }
@@ -83,7 +86,7 @@ pub fn execute(context: &Context, arguments: &Arguments) -> Result<ExitCode> {
     Ok(ExitCode::Success)
 }
 
-fn row(record: &Record) -> Row<'_> {
+fn row(record: &Record, health: Option<Status>) -> Row<'_> {
     let outcome = record.outcome.as_ref().filter(|_| !record.state.needs_monitor());
     Row {
         id: &record.id,
@@ -94,6 +97,7 @@ fn row(record: &Record) -> Row<'_> {
         created_at: record.created_at,
         started_at: record.started_at,
         restarts: record.restarts,
+        health,
         exit_code: outcome.map(|outcome| outcome.exit_code),
         error: outcome.and_then(|outcome| outcome.error.as_deref()),
         labels: &record.config.labels,
@@ -110,7 +114,7 @@ fn command(record: &Record) -> String {
     }
 }
 
-fn status(record: &Record) -> String {
+fn status(record: &Record, health: Option<Status>) -> String {
     match (record.state, &record.outcome, record.started_at) {
         (State::Stopped | State::Failed, Some(outcome), _) => {
             format!("{} ({}) {}", record.state, outcome.exit_code, table::ago(outcome.finished_at))
@@ -118,7 +122,10 @@ fn status(record: &Record) -> String {
         (State::Starting, Some(outcome), _) if record.restarts > 0 => {
             format!("restarting ({}) {}", outcome.exit_code, table::ago(outcome.finished_at))
         }
-        (State::Started | State::Stopping, _, Some(at)) => format!("{} {}", record.state, table::ago(at)),
+        (State::Started | State::Stopping, _, Some(at)) => {
+            let health = health.map_or(String::new(), |status| format!(" ({status})"));
+            format!("{} {}{health}", record.state, table::ago(at))
+        }
         (state, _, _) => state.to_string(),
     }
 }
@@ -126,19 +133,24 @@ fn status(record: &Record) -> String {
 enum Filter {
     Name(String),
     Status(State),
+    Health(Status),
     Label(String, Option<String>),
 }
 
 impl Filter {
     fn parse(text: &str) -> Result<Filter> {
         let bad = |advice: &str| Error::new(format!("--filter '{text}' is not understood")).advice(advice);
-        let usage = "Write name=TEXT, status=STATE or label=KEY[=VALUE].";
+        let usage = "Write name=TEXT, status=STATE, health=STATUS or label=KEY[=VALUE].";
         match text.split_once('=') {
             Some(("name", part)) => Ok(Filter::Name(part.to_string())),
             Some(("label", label)) => Ok(match label.split_once('=') {
                 Some((key, value)) => Filter::Label(key.to_string(), Some(value.to_string())),
                 None => Filter::Label(label.to_string(), None),
             }),
+            Some(("health", wanted)) => {
+                let found = Status::ALL.into_iter().find(|known| known.to_string() == wanted);
+                found.map(Filter::Health).ok_or_else(|| bad("Health is starting, healthy or unhealthy."))
+            }
             Some(("status", state)) => {
                 let found = State::ALL.into_iter().find(|known| known.to_string() == state);
                 let names = State::ALL.map(|state| state.to_string()).join(", ");
@@ -148,10 +160,11 @@ impl Filter {
         }
     }
 
-    fn keeps(&self, record: &Record) -> bool {
+    fn keeps(&self, record: &Record, health: &dyn Fn(&Record) -> Option<Status>) -> bool {
         match self {
             Filter::Name(part) => record.name.contains(part),
             Filter::Status(state) => record.state == *state,
+            Filter::Health(wanted) => health(record) == Some(*wanted),
             Filter::Label(key, None) => record.config.labels.contains_key(key),
             Filter::Label(key, Some(value)) => record.config.labels.get(key) == Some(value),
         }
@@ -175,10 +188,16 @@ mod tests {
             ("label=app=shop", true),
             ("label=app=other", false),
             ("label=none", false),
+            ("health=healthy", true),
+            ("health=starting", false),
         ] {
-            assert_eq!(Filter::parse(text).unwrap().keeps(&record), kept, "{text}");
+            assert_eq!(
+                Filter::parse(text).unwrap().keeps(&record, &|_| Some(Status::Healthy)),
+                kept,
+                "{text}"
+            );
         }
-        for text in ["", "name", "status=running", "size=1"] {
+        for text in ["", "name", "status=running", "health=fine", "size=1"] {
             assert!(Filter::parse(text).is_err(), "{text}");
         }
     }

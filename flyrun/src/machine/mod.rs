@@ -2,14 +2,17 @@
 
 use crate::error::{Error, Result};
 
+mod changes;
+pub mod health;
 mod id;
 mod record;
 pub mod restart;
 mod state;
 mod store;
 
+pub use changes::Changes;
 pub use id::{is_name, new_id};
-pub use record::{Config, LogLimits, Outcome, Record, VERSION};
+pub use record::{Config, Limits, LogLimits, Outcome, Record, VERSION};
 pub use state::{Action, State, Verdict};
 pub use store::{Ended, Machines, Owned, Patience};
 

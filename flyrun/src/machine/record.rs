@@ -6,6 +6,7 @@ use std::path::PathBuf;
 use protocol::RunConfig;
 use serde::{Deserialize, Serialize};
 
+use super::health::Healthcheck;
 use super::restart::RestartPolicy;
 use super::state::State;
 use crate::size::Size;
@@ -60,6 +61,22 @@ pub struct Config {
     pub labels: BTreeMap<String, String>,
     pub volumes: Vec<volume::Use>,
     pub network: network::Wishes,
+    #[serde(default)]
+    pub health: Option<Healthcheck>,
+    #[serde(default)]
+    pub limits: Limits,
+}
+
+/// What a machine may take of its host, apart from memory.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Limits {
+    /// Thousandths of a host's CPU, all vCPUs together; none is as many as it has vCPUs.
+    pub cpu_milli: Option<u32>,
+    /// Its share among machines that all want the CPU, from 2 to 262144; none is 1024.
+    pub cpu_shares: Option<u32>,
+    /// Processes and threads of its workload.
+    pub pids: Option<u32>,
 }
 
 /// How much of a machine's output is kept.
@@ -67,6 +84,13 @@ pub struct Config {
 pub struct LogLimits {
     pub max_size: Size,
     pub max_files: u32,
+}
+
+impl Limits {
+    /// Whether the host's kernel has to hold the machine to anything.
+    pub fn needs_cgroup(self) -> bool {
+        self.cpu_milli.is_some() || self.cpu_shares.is_some()
+    }
 }
 
 impl Default for LogLimits {
@@ -112,6 +136,8 @@ impl Record {
                 labels: BTreeMap::new(),
                 volumes: Vec::new(),
                 network: network::Wishes::default(),
+                health: None,
+                limits: Limits::default(),
             },
             created_at: 1,
             state: State::Created,

@@ -17,6 +17,7 @@ use serde::{Deserialize, Serialize};
 use super::log::Stream;
 use super::outputs::{Input, Outputs};
 use crate::error::{Context, Error, Result};
+use crate::machine::Changes;
 use crate::vm::{Event, Post, spawn};
 
 /// A request is no longer than this.
@@ -39,6 +40,8 @@ pub enum Request {
     Attach,
     /// Give the machine another name.
     Rename { name: String },
+    /// Change how it is run.
+    Update(Box<Changes>),
 }
 
 /// What is answered.
@@ -53,6 +56,10 @@ pub enum Reply {
     /// From now on the connection carries frames.
     Attached {
         terminal: bool,
+    },
+    /// These changes take effect when the machine starts next, all others have.
+    Updated {
+        later: Vec<String>,
     },
     Failed {
         message: String,

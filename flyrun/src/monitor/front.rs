@@ -31,6 +31,13 @@ impl Front {
         }
     }
 
+    /// The machine is stopped in another way from now on.
+    pub fn stop_with(&mut self, signal: i32, timeout: Duration) {
+        if let Front::Nobody { stop_signal, stop_timeout } = self {
+            (*stop_signal, *stop_timeout) = (signal, timeout);
+        }
+    }
+
     /// Takes the terminal over, where the workload is to have the keyboard too.
     ///
     /// # Errors

@@ -58,6 +58,8 @@ pub enum Step {
     Nothing,
     /// The workload runs.
     Started,
+    /// A health check was made.
+    Checked(crate::machine::health::Check),
     /// Somebody asks for something that concerns more than this life.
     Asked(super::control::Conversation),
     Ended(End),
@@ -79,12 +81,12 @@ impl Life {
         }
     }
 
-    /// Waits for the next thing that happens.
+    /// Waits for the next thing that happens, or until `wake`.
     ///
     /// # Errors
     /// The machine failed before its workload could end.
-    pub fn step(&mut self, mailbox: &Mailbox, front: &mut Front) -> Result<Step> {
-        let Ok(event) = mailbox.next(self.next_deadline()) else {
+    pub fn step(&mut self, mailbox: &Mailbox, front: &mut Front, wake: Option<Instant>) -> Result<Step> {
+        let Ok(event) = mailbox.next(self.next_deadline().into_iter().chain(wake).min()) else {
             return self.on_late();
         };
         let step = match event {
@@ -101,6 +103,7 @@ impl Life {
             Event::VmmExited(status) => Step::Ended(self.on_vmm_exit(&status)?),
             Event::Signal(signal) => self.on_signal(front.on_signal(signal, self.is_started), signal),
             Event::Asked(conversation) => Step::Asked(conversation),
+            Event::Checked(check) => Step::Checked(check),
             Event::Forward(signal) => {
                 self.signal(signal);
                 Step::Nothing
@@ -114,6 +117,11 @@ impl Life {
             (Step::Nothing, Some(end)) => Ok(Step::Ended(end)),
             (step, _) => Ok(step),
         }
+    }
+
+    /// Whether the workload's process is gone.
+    pub fn has_exited(&self) -> bool {
+        self.exited.is_some()
     }
 
     /// Asks the workload to end, and sees to it that it does.

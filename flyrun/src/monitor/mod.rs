@@ -4,12 +4,14 @@
 
 mod control;
 mod front;
+pub mod health;
 mod life;
 pub mod log;
 pub mod outputs;
 mod spawn;
 
 use std::io;
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -21,15 +23,18 @@ pub use control::{Conversation, Reply, Request, ask};
 pub use front::Front;
 pub use spawn::{Report, spawn};
 
+use self::health::Watch;
 use self::life::{Life, Step};
 use self::outputs::{Input, Outputs, Own, feed};
+use crate::cgroup::Cgroup;
 use crate::error::{Context, Error, Result, from_images};
 use crate::exit_code::ExitCode;
 use crate::interrupt::{Interrupts, SIGKILL};
 use crate::machine::restart::{self, Restarts};
-use crate::machine::{Machines, Outcome, Owned, State, now};
+use crate::machine::{Changes, Machines, Outcome, Owned, State, now};
 use crate::paths::{Library, Part, Paths, RunDir};
-use crate::vm::{Event, Mailbox, Streams, Vm, VmPlan, spawn as spawn_thread};
+use crate::usage::{Ledger, Meter, Sources};
+use crate::vm::{Event, Mailbox, Post, Streams, Vm, VmPlan, spawn as spawn_thread};
 use crate::volume::{Attached, Volumes};
 use crate::{network, terminal, trace};
 
@@ -115,10 +120,48 @@ struct Monitor<'a> {
     mailbox: Mailbox,
     outputs: Arc<Outputs>,
     input: Option<Arc<Input>>,
+    /// Holds it to its share of the CPU, if it has such a limit.
+    cgroup: Option<Cgroup>,
     /// Those who are told when this life has ended.
     waiting: Vec<Conversation>,
     /// The user has ended the machine, so that it is not started again.
     is_stopped: bool,
+}
+
+/// Where a life of a machine takes place.
+struct Place {
+    address: Option<IpAddr>,
+    interface: Option<String>,
+    post: Post,
+}
+
+/// What goes along with a machine's process from its start on.
+#[derive(Default)]
+struct Company {
+    meter: Option<Meter>,
+    watch: Option<Watch>,
+}
+
+impl Company {
+    fn due(&self) -> Option<Instant> {
+        let meter = self.meter.as_ref().map(Meter::due);
+        meter.into_iter().chain(self.watch.as_ref().and_then(Watch::due)).min()
+    }
+
+    /// Does what is due. When the process has exited, its figures are soon to be had no more.
+    fn tend(&mut self, has_exited: bool) {
+        if let Some(meter) = &mut self.meter {
+            meter.tick();
+            if has_exited {
+                meter.look();
+            }
+        }
+        if let Some(watch) = &mut self.watch
+            && !has_exited
+        {
+            watch.check();
+        }
+    }
 }
 
 impl<'a> Monitor<'a> {
@@ -140,6 +183,7 @@ impl<'a> Monitor<'a> {
             mailbox,
             outputs,
             input,
+            cgroup: None,
             waiting: Vec::new(),
             is_stopped: false,
         })
@@ -212,6 +256,7 @@ impl<'a> Monitor<'a> {
             );
         };
         let attached = self.attach_volumes()?;
+        self.limit(None)?;
         let record = self.machine.record();
         let wishes = &record.config.network;
         let mut network = network::set_up(self.host.paths, &record.id, &record.name, wishes)?;
@@ -234,7 +279,20 @@ impl<'a> Monitor<'a> {
         let keeps_disk = keeps_own || keeps_volume || trace::vmm_file().is_some();
         let streams = plan.streams.as_ref().map_or(0, Streams::count);
         let mut life = Life::new(vm, streams, keeps_disk);
-        let result = self.follow(&mut life, started);
+        let place = Place {
+            address: network
+                .as_ref()
+                .and_then(|network| network.config.ipv4)
+                .map(|(address, _)| address.into()),
+            interface: network.as_ref().map(|network| network.card.tap.clone()),
+            post,
+        };
+        let mut company = Company::default();
+        let result = self.follow(&mut life, &mut company, &place, started);
+        if let Some(meter) = company.meter {
+            meter.end();
+        }
+        health::forget(self.machine.directory());
         if keeps_disk {
             // The next life writes to the same disk.
             life.vm.end();
@@ -242,17 +300,62 @@ impl<'a> Monitor<'a> {
         result
     }
 
-    fn follow(&mut self, life: &mut Life, started: &mut dyn FnMut()) -> Result<End> {
+    fn follow(
+        &mut self,
+        life: &mut Life,
+        company: &mut Company,
+        place: &Place,
+        started: &mut dyn FnMut(),
+    ) -> Result<End> {
         loop {
-            match life.step(&self.mailbox, &mut self.view.front)? {
+            let step = life.step(&self.mailbox, &mut self.view.front, company.due())?;
+            company.tend(life.has_exited());
+            match step {
                 Step::Nothing => {}
                 Step::Started => {
-                    started();
+                    self.begin_company(company, place, life.vm.pid());
                     self.try_become(State::Started, |record| record.started_at = Some(now()));
+                    started();
                 }
-                Step::Asked(conversation) => self.answer(conversation, Some(life)),
+                Step::Asked(conversation) => {
+                    self.answer(conversation, Some(life));
+                    if let Some(meter) = &mut company.meter {
+                        meter.change(self.machine.record());
+                    }
+                }
+                Step::Checked(check) => {
+                    if let Some(watch) = &mut company.watch {
+                        watch.learn(check);
+                    }
+                }
                 Step::Ended(end) => return Ok(end),
             }
+        }
+    }
+
+    fn begin_company(&self, company: &mut Company, place: &Place, process: u32) {
+        let (record, paths) = (self.machine.record(), self.host.paths);
+        let sources = Sources { process, interface: place.interface.clone() };
+        company.meter = Some(Meter::begin(Ledger::new(paths.usage()), record, sources));
+        let directory = self.machine.directory();
+        company.watch = Watch::begin(paths, record, directory, place.address, place.post.clone());
+    }
+
+    /// Holds the machine, or the process that it is already, to its share of the CPU.
+    fn limit(&mut self, process: Option<u32>) -> Result<()> {
+        let record = self.machine.record();
+        let limits = record.config.limits;
+        match &self.cgroup {
+            Some(cgroup) => cgroup.limit(limits),
+            None if limits.needs_cgroup() => {
+                let cgroup = Cgroup::make(self.host.paths, &record.id, limits)?;
+                if let Some(process) = process {
+                    cgroup.add(process)?;
+                }
+                self.cgroup = Some(cgroup);
+                Ok(())
+            }
+            None => Ok(()),
         }
     }
 
@@ -286,6 +389,7 @@ impl<'a> Monitor<'a> {
         run.entropy = entropy;
         run.tty = config.tty.then_some(self.view.terminal);
         run.init_log = self.view.show_console;
+        run.pids_limit = config.limits.pids;
         run.network = network.map(|network| network.config.clone());
         for (used, attached) in config.volumes.iter().zip(attached) {
             run.volumes.push(VolumeConfig {
@@ -305,6 +409,7 @@ impl<'a> Monitor<'a> {
             nets: network.iter().map(|network| network.card.clone()).collect(),
             boot: BootConfig::Run(Box::new(run)),
             console: (!self.view.show_console).then(|| self.machine.directory().join("console.log")),
+            cgroup: self.cgroup.as_ref().map(|cgroup| cgroup.path().to_path_buf()),
             streams: Some(Streams {
                 outputs: self.outputs.clone(),
                 input: self.input.clone(),
@@ -353,6 +458,12 @@ impl<'a> Monitor<'a> {
                 conversation.reply(&Reply::Attached { terminal: config.tty });
                 self.attach(conversation);
             }
+            Request::Update(changes) => {
+                conversation.reply(&match self.update(&changes, life.as_deref()) {
+                    Ok(later) => Reply::Updated { later },
+                    Err(error) => Reply::Failed { message: error.to_string() },
+                });
+            }
             Request::Rename { name } => {
                 let machines = Machines::new(self.host.paths.machines());
                 conversation.reply(&match self.machine.rename(&machines, &name) {
@@ -361,6 +472,21 @@ impl<'a> Monitor<'a> {
                 });
             }
         }
+    }
+
+    /// Changes how the machine is run; what could not take effect yet is returned.
+    fn update(&mut self, changes: &Changes, life: Option<&Life>) -> Result<Vec<String>> {
+        let before = self.machine.record().config.clone();
+        let mut config = before.clone();
+        let later = changes.apply(&mut config).map_err(Error::new)?;
+        self.machine.update(|record| record.config = config)?;
+        if let Err(error) = self.limit(life.map(|life| life.vm.pid())) {
+            self.machine.update(|record| record.config = before)?;
+            return Err(error);
+        }
+        let config = &self.machine.record().config;
+        self.view.front.stop_with(config.stop_signal, Duration::from_secs(config.stop_timeout_s.into()));
+        Ok(if life.is_some() { later } else { vec![] })
     }
 
     fn attach(&self, conversation: Conversation) {

@@ -266,8 +266,8 @@ fn no_tap(error: &io::Error) -> Error {
     }
 }
 
-/// The directory of running machines, by which flyruns with different ones leave each other's interfaces alone.
-fn host(paths: &Paths) -> u64 {
+/// The directory of running machines, by which flyruns with different ones leave each other's interfaces and cgroups alone.
+pub fn host(paths: &Paths) -> u64 {
     let run = std::fs::canonicalize(&paths.run).unwrap_or_else(|_| paths.run.clone());
     digest(&[Path::as_os_str(&run).as_encoded_bytes()])
 }

@@ -3,6 +3,7 @@
 use std::io::{ErrorKind, Read, Write};
 use std::os::unix::net::UnixStream;
 use std::path::Path;
+use std::time::{Duration, Instant};
 
 use protocol::session::PORT;
 
@@ -19,11 +20,27 @@ const MAX_ANSWER_BYTES: usize = 20;
 /// # Errors
 /// The machine has just ended, or does not take sessions yet.
 pub fn connect(paths: &Paths, machine: &Record) -> Result<Link> {
+    open(paths, machine, None)
+}
+
+/// As [`connect`], for one who does not wait for ever.
+///
+/// # Errors
+/// Also when the machine has not answered by then.
+pub fn connect_before(paths: &Paths, machine: &Record, deadline: Instant) -> Result<Link> {
+    let left = deadline.saturating_duration_since(Instant::now()).max(Duration::from_millis(1));
+    open(paths, machine, Some(left))
+}
+
+fn open(paths: &Paths, machine: &Record, patience: Option<Duration>) -> Result<Link> {
     let path = vsock(&paths.run_dir(&machine.id));
     let stream = UnixStream::connect(&path).map_err(|error| match error.kind() {
         ErrorKind::NotFound | ErrorKind::ConnectionRefused => unreachable(&machine.name),
         _ => Error::caused(format!("cannot reach machine '{}' at {}", machine.name, path.display()), &error),
     })?;
+    for set in [UnixStream::set_read_timeout, UnixStream::set_write_timeout] {
+        set(&stream, patience).context("cannot limit the time of a connection")?;
+    }
     greet(stream, &machine.name, &path).map(Link::new)
 }
 

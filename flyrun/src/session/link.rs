@@ -4,6 +4,7 @@ use std::io::Read;
 use std::net::Shutdown;
 use std::os::unix::net::UnixStream;
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
 
 use protocol::frame::{self, FrameError};
 use protocol::session::{FromSession, Request, ToSession};
@@ -73,6 +74,16 @@ impl Link {
 }
 
 impl Frames {
+    /// As [`Self::next`], for one who does not wait for ever.
+    ///
+    /// # Errors
+    /// Also when nothing has come by then.
+    pub fn next_before(&mut self, deadline: Instant) -> std::result::Result<Option<FromSession>, FrameError> {
+        let left = deadline.saturating_duration_since(Instant::now()).max(Duration::from_millis(1));
+        self.stream.set_read_timeout(Some(left))?;
+        self.next()
+    }
+
     /// Waits for the next frame; `None` when the other side has ended the conversation.
     ///
     /// # Errors

@@ -12,7 +12,7 @@ mod find;
 mod link;
 mod window;
 
-pub use connect::connect;
+pub use connect::{connect, connect_before};
 pub use copy::{Found, Place, copy_in, copy_in_tar, copy_out, copy_out_tar};
 pub use drive::{Wishes, drive};
 pub use end::{End, failure, printable};

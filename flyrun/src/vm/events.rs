@@ -7,6 +7,7 @@ use std::thread;
 
 use protocol::{FromGuest, ToGuest, TtySize, frame};
 
+use crate::machine::health::Check;
 use crate::monitor::Conversation;
 
 /// The owner of a machine receives these in the order in which they were noticed.
@@ -24,6 +25,8 @@ pub enum Event {
     VmmExited(io::Result<std::process::ExitStatus>),
     /// flyrun itself has received a signal.
     Signal(i32),
+    /// A health check was made.
+    Checked(Check),
     /// Another flyrun asks for something.
     Asked(Conversation),
     /// An attached client wants the workload to have a signal.

@@ -40,11 +40,14 @@ pub struct VmPlan {
     /// The file that keeps what the kernel says; `None` shows it on standard error while it comes.
     pub console: Option<PathBuf>,
     pub streams: Option<Streams>,
+    /// The cgroup that flyrun-vmm is to be in.
+    pub cgroup: Option<PathBuf>,
 }
 
 /// A running flyrun-vmm. Dropping it ends the machine at once.
 #[derive(Debug)]
 pub struct Vm {
+    pid: u32,
     pidfd: rustix::fd::OwnedFd,
     run_dir: Arc<RunDir>,
     console: Option<PathBuf>,
@@ -66,10 +69,16 @@ impl Vm {
         trace::step("sockets");
         let child = spawn(plan, &spec, &run_dir)?;
         trace::step("vmm spawned");
-        let pid = Pid::from_child(&child);
-        let pidfd = pidfd_open(pid, PidfdFlags::empty()).context("cannot watch flyrun-vmm")?;
+        let process = child.id();
+        let pidfd =
+            pidfd_open(Pid::from_child(&child), PidfdFlags::empty()).context("cannot watch flyrun-vmm")?;
         watch_process(child, post.clone()).context("cannot start a thread")?;
-        Ok(Vm { pidfd, run_dir, console: plan.console.clone() })
+        Ok(Vm { pid: process, pidfd, run_dir, console: plan.console.clone() })
+    }
+
+    /// The process id of flyrun-vmm.
+    pub fn pid(&self) -> u32 {
+        self.pid
     }
 
     /// Ends the machine as pulling its plug would.
@@ -174,6 +183,9 @@ fn spawn(plan: &VmPlan, spec: &Path, run_dir: &RunDir) -> Result<Child> {
             command.stdout(io::stderr().as_fd().try_clone_to_owned().context("cannot use standard error")?)
         }
     };
+    if let Some(cgroup) = &plan.cgroup {
+        command.arg("--cgroup").arg(cgroup);
+    }
     if let Some(file) = trace::vmm_file() {
         command.arg("--trace").arg(file);
     }

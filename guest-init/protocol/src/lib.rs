@@ -26,7 +26,7 @@ pub mod session;
 pub use config_file::{ConfigError, MAGIC, decode_config, encode_config};
 
 /// The version of everything in this crate. Raised by every change that an older peer would read wrongly.
-pub const PROTOCOL_VERSION: u32 = 3;
+pub const PROTOCOL_VERSION: u32 = 4;
 
 /// Where guest-init finds its encoded [`BootConfig`] in the initramfs.
 pub const CONFIG_PATH: &str = "/flyrun.config";
@@ -71,6 +71,8 @@ pub struct RunConfig {
     pub workdir: String,
     /// The size of the terminal to make, if the workload is to have one.
     pub tty: Option<TtySize>,
+    /// The most processes and threads of the workload; without it as many as memory allows.
+    pub pids_limit: Option<u32>,
     /// Whether to connect [`port::STDIN`]; otherwise standard input is /dev/null.
     pub stdin: bool,
     /// Memory filesystems to mount over the root.

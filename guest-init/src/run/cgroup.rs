@@ -58,6 +58,15 @@ impl Cgroup {
         Ok(Self { directory: tree, procs })
     }
 
+    /// Bounds the number of processes and threads in it.
+    ///
+    /// # Errors
+    /// The kernel's reason.
+    pub fn limit_processes(&self, most: u32) -> rustix::io::Result<()> {
+        let file = open(self.directory.as_fd(), "pids.max", OFlags::WRONLY)?;
+        write(file, most.to_string().as_bytes()).map(drop)
+    }
+
     /// Moves the calling process into it.
     ///
     /// # Errors

@@ -71,6 +71,9 @@ fn start_and_supervise(config: &RunConfig, control: &mut Control, log: &mut Step
     etc.mount()?;
     log.step("filesystems mounted");
     let cgroup = cgroup::Cgroup::create()?;
+    if let Some(most) = config.pids_limit {
+        cgroup.limit_processes(most).or_setup(|| "limit the workload's processes".into())?;
+    }
     log.step("cgroup made");
     set_up_loopback();
     if let Some(network) = &config.network {

@@ -1,0 +1,205 @@
+//! A machine's cgroup on the host, which holds flyrun-vmm to its share of the CPU (Linux,
+//! Documentation/admin-guide/cgroup-v2.rst, "CPU Interface Files"). Only a machine with such a limit has one.
+
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use crate::error::{Error, Result};
+use crate::machine::Limits;
+use crate::network;
+use crate::paths::Paths;
+
+/// All machines' cgroups are below this one, in the root of the hierarchy.
+const PARENT: &str = "flyrun";
+/// Microseconds over which a quota holds; the kernel's and docker's default.
+const PERIOD_USEC: u64 = 100_000;
+/// The kernel's least quota, in microseconds.
+const MIN_QUOTA_USEC: u64 = 1_000;
+/// A process that was killed is in its cgroup for a moment more.
+const MAKING_ATTEMPTS: u32 = 8;
+const REMOVAL_ATTEMPTS: u32 = 50;
+const REMOVAL_PAUSE: Duration = Duration::from_millis(10);
+
+/// The cgroup of one machine, removed when dropped.
+#[derive(Debug)]
+pub struct Cgroup {
+    path: PathBuf,
+}
+
+impl Cgroup {
+    /// Makes the cgroup of a machine, with its limits.
+    ///
+    /// # Errors
+    /// This host has no cgroup v2 with a CPU controller, or the user no rights in it.
+    pub fn make(paths: &Paths, machine: &str, limits: Limits) -> Result<Cgroup> {
+        let root = root()?;
+        let parent = root.join(PARENT);
+        let path = parent.join(format!("{}{machine}", prefix(paths)));
+        let make = || {
+            enable_cpu(&root)?;
+            make_dir(&parent)?;
+            enable_cpu(&parent)?;
+            make_dir(&path)
+        };
+        // A sweep by another process may take the common directory in the moment before there is something in it.
+        let is_lost =
+            |made: &io::Result<()>| made.as_ref().is_err_and(|error| error.kind() == io::ErrorKind::NotFound);
+        let mut made = make();
+        for _ in 0..MAKING_ATTEMPTS {
+            if is_lost(&made) {
+                made = make();
+            }
+        }
+        made.map_err(|error| refused(&path, &error))?;
+        let cgroup = Cgroup { path };
+        cgroup.limit(limits)?;
+        Ok(cgroup)
+    }
+
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Sets other limits.
+    ///
+    /// # Errors
+    /// The kernel's.
+    pub fn limit(&self, limits: Limits) -> Result<()> {
+        let max = match limits.cpu_milli {
+            Some(milli) => {
+                let quota = (u64::from(milli) * PERIOD_USEC / 1000).max(MIN_QUOTA_USEC);
+                format!("{quota} {PERIOD_USEC}")
+            }
+            None => format!("max {PERIOD_USEC}"),
+        };
+        let weight = weight(limits.cpu_shares).to_string();
+        for (file, value) in [("cpu.max", max), ("cpu.weight", weight)] {
+            fs::write(self.path.join(file), value).map_err(|error| refused(&self.path.join(file), &error))?;
+        }
+        Ok(())
+    }
+
+    /// Moves a process into it, with all its threads.
+    ///
+    /// # Errors
+    /// The kernel's.
+    pub fn add(&self, process: u32) -> Result<()> {
+        let file = self.path.join("cgroup.procs");
+        fs::write(&file, process.to_string()).map_err(|error| refused(&file, &error))
+    }
+}
+
+impl Drop for Cgroup {
+    fn drop(&mut self) {
+        remove(&self.path);
+    }
+}
+
+/// Removes the cgroups of machines that live no more, and then the one they are in.
+pub fn sweep(paths: &Paths, is_live: &dyn Fn(&str) -> bool) {
+    let Ok(root) = root() else { return };
+    let parent = root.join(PARENT);
+    let Ok(entries) = fs::read_dir(&parent) else { return };
+    let prefix = prefix(paths);
+    for entry in entries.flatten() {
+        let name = entry.file_name();
+        if name.to_str().and_then(|name| name.strip_prefix(&prefix)).is_some_and(|machine| !is_live(machine))
+        {
+            remove(&entry.path());
+        }
+    }
+    let _ = fs::remove_dir(&parent);
+}
+
+/// By which flyruns with different directories leave each other's cgroups alone.
+fn prefix(paths: &Paths) -> String {
+    format!("{:016x}-", network::host(paths))
+}
+
+fn remove(path: &Path) {
+    for _ in 0..REMOVAL_ATTEMPTS {
+        match fs::remove_dir(path) {
+            Err(error) if error.kind() == io::ErrorKind::ResourceBusy => std::thread::sleep(REMOVAL_PAUSE),
+            _ => break,
+        }
+    }
+    // The last one out takes the common directory away.
+    if let Some(parent) = path.parent() {
+        let _ = fs::remove_dir(parent);
+    }
+}
+
+/// Where the unified hierarchy is mounted.
+fn root() -> Result<PathBuf> {
+    let mounts = fs::read_to_string("/proc/self/mounts").unwrap_or_default();
+    let root = mount_point(&mounts).map(PathBuf::from);
+    let has_cpu = |root: &PathBuf| {
+        let controllers = fs::read_to_string(root.join("cgroup.controllers")).unwrap_or_default();
+        controllers.split_whitespace().any(|name| name == "cpu")
+    };
+    root.filter(has_cpu).ok_or_else(|| {
+        Error::new("this host has no cgroup v2 with the cpu controller, which CPU limits need")
+            .advice("Boot it with systemd.unified_cgroup_hierarchy=1, or leave --cpu-shares away and give whole --cpus.")
+    })
+}
+
+fn mount_point(mounts: &str) -> Option<&str> {
+    mounts.lines().find_map(|line| {
+        let mut fields = line.split(' ').skip(1);
+        let (at, kind) = (fields.next()?, fields.next()?);
+        (kind == "cgroup2").then_some(at)
+    })
+}
+
+fn make_dir(path: &Path) -> io::Result<()> {
+    match fs::create_dir(path) {
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Ok(()),
+        other => other,
+    }
+}
+
+fn enable_cpu(cgroup: &Path) -> io::Result<()> {
+    let file = cgroup.join("cgroup.subtree_control");
+    if fs::read_to_string(&file)?.split_whitespace().any(|name| name == "cpu") {
+        return Ok(());
+    }
+    fs::write(file, "+cpu")
+}
+
+/// docker's and runc's way from shares (2 to 262144, 1024 is usual) to weight (1 to 10000, 100 is usual).
+fn weight(shares: Option<u32>) -> u64 {
+    match shares {
+        Some(shares) => 1 + (u64::from(shares.clamp(2, 262_144)) - 2) * 9_999 / 262_142,
+        None => 100,
+    }
+}
+
+fn refused(path: &Path, error: &io::Error) -> Error {
+    let told = Error::caused(format!("cannot limit the machine's CPU by {}", path.display()), error);
+    match error.kind() {
+        io::ErrorKind::PermissionDenied | io::ErrorKind::ReadOnlyFilesystem => {
+            told.advice("Run flyrun as root, or leave the CPU limits away.")
+        }
+        _ => told,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn shares_become_weights() {
+        assert_eq!([None, Some(2), Some(1024), Some(262_144)].map(weight), [100, 1, 39, 10_000]);
+    }
+
+    #[test]
+    fn the_unified_hierarchy_is_found_wherever_it_is() {
+        let mounts =
+            "cgroup /sys/fs/cgroup/cpu cgroup rw 0 0\ncgroup2 /sys/fs/cgroup/unified cgroup2 rw 0 0\n";
+        assert_eq!(mount_point(mounts), Some("/sys/fs/cgroup/unified"));
+        assert_eq!(mount_point("cgroup2 /x ext4 rw 0 0\n\nx\n"), None);
+    }
+}
