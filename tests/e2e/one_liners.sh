@@ -129,6 +129,44 @@ try 125 "*no volume 'data'*" 'flyrun volume inspect data'
 try 0 'tmpfs' 'flyrun run --rm --mount type=tmpfs,target=/scratch $busybox sh -c "grep /scratch /proc/mounts" | cut -d " " -f 1'
 try 125 '*cannot be attached*' 'flyrun run --rm -v /etc:/host $busybox true'
 
+# health
+try 0 '??????????????' 'flyrun run -d --name sick --health-cmd "test -e /ok || { echo not yet; false; }" --health-interval 200ms --health-retries 2 $busybox sleep 1000'
+try 0 '*(unhealthy)*sick' 'until flyrun ps -q --filter health=unhealthy | grep -q .; do sleep 0.2; done; flyrun ps'
+try 0 'not yet' 'flyrun inspect sick | python3 -c "import json,sys; print(json.load(sys.stdin)[0][\"health\"][\"checks\"][-1][\"output\"].strip())"'
+try 0 '*(healthy)*sick' 'flyrun exec sick touch /ok; until flyrun ps -q --filter health=healthy | grep -q .; do sleep 0.2; done; flyrun ps'
+try 0 '' 'flyrun stop -t 0 sick > /dev/null; flyrun ps -aq --filter health=healthy'
+try 0 'sick' 'flyrun rm sick'
+try 125 '*no health check to change*--health-cmd*' 'flyrun run --rm --health-retries 2 $busybox true'
+try 125 '*--health-http*network*' 'flyrun run --rm --network none --health-http 80 $busybox true'
+
+# ports
+try 0 '??????????????' 'flyrun run -d --name httpd -p 127.0.0.1:18080:80 -p 81 --health-http /index.html --health-interval 200ms $busybox sh -c "echo page > /index.html; exec busybox httpd -f -p 80 -h /"'
+try 0 '127.0.0.1:18080' 'flyrun port httpd 80'
+try 0 $'80/tcp -> 127.0.0.1:18080\n81/tcp -> 0.0.0.0:*' 'flyrun port httpd'
+try 125 '*no port*82/tcp*' 'flyrun port httpd 82'
+try 0 '*127.0.0.1:18080->80/tcp*' 'flyrun ps'
+try 0 'page' 'until flyrun ps -q --filter health=healthy | grep -q .; do sleep 0.2; done; curl -s http://$(flyrun port httpd 80)/index.html'
+try 125 '*port 18080*in use*' 'flyrun run --rm -p 127.0.0.1:18080:80 $busybox true'
+
+# update and limits
+try 0 'httpd' 'flyrun update --label tier=front --restart unless-stopped httpd'
+try 0 'front unless-stopped' 'flyrun inspect httpd | python3 -c "import json,sys; c = json.load(sys.stdin)[0][\"config\"]; print(c[\"labels\"][\"tier\"], c[\"restart\"])"'
+try 0 $'httpd\n50000 100000' 'flyrun update --cpus 0.5 httpd; cat /sys/fs/cgroup/flyrun/*/cpu.max'
+try 0 'flyrun: the memory of httpd*flyrun restart httpd*httpd' 'flyrun update --memory 300m httpd'
+try 0 $'httpd\n2[89]????' 'flyrun restart -t 0 httpd; flyrun exec httpd grep MemTotal /proc/meminfo | tr -dc "0-9\n"'
+try 0 $'1' 'flyrun exec httpd sh -c "exit 0"; wc -l < $(ls /sys/fs/cgroup/flyrun/*/cgroup.procs)'
+try 125 '*nothing is to be changed*' 'flyrun update httpd'
+try 125 "*'40' is not a number of CPUs*" 'flyrun update --cpus 40 httpd'
+try 0 'httpd' 'flyrun rm -f httpd'
+try 1 '' 'ls /sys/fs/cgroup | grep flyrun'
+try 0 $'5\n*can\'t fork*' 'flyrun run --rm --pids-limit 5 $busybox sh -c "cat /sys/fs/cgroup/pids.max; for i in 1 2 3 4 5 6; do sleep 1 & done; wait" || true'
+
+# usage
+try 0 'ID*STARTED*httpd*total' 'flyrun usage'
+try 0 'True' 'flyrun usage --json httpd | python3 -c "import json,sys; u = json.load(sys.stdin)[0]; print(u[\"started_s\"] > 0.5 and u[\"cpu_s\"] > 0 and u[\"net_in\"] > 100 and u[\"memory_mib_s\"] > u[\"started_s\"])"'
+try 0 'ID*NAME' 'flyrun usage --until 2020-01-01'
+try 125 "*nothing was used by a machine 'nobody'*" 'flyrun usage nobody'
+
 # nothing is left
 try 0 '' 'flyrun prune > /dev/null; flyrun ps -aq'
 

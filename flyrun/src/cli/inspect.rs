@@ -3,11 +3,12 @@
 use clap::Args;
 use serde::Serialize;
 
-use super::{Context, health::health, print_json};
+use super::{Context, health::health, network::facts, print_json};
 use crate::error::Result;
 use crate::exit_code::ExitCode;
 use crate::machine::Record;
 use crate::machine::health::Health;
+use crate::network::Facts;
 
 /// Print all that is known of machines, as JSON
 #[derive(Debug, Args)]
@@ -27,6 +28,7 @@ struct Inspected {
     record: Record,
     directory: std::path::PathBuf,
     run_directory: Option<std::path::PathBuf>,
+    network: Option<Facts>,
     /// What its health checks have found out since its start.
     health: Option<Health>,
 }
@@ -39,6 +41,7 @@ pub fn execute(context: &Context, arguments: &Arguments) -> Result<ExitCode> {
         .map(|record| Inspected {
             directory: context.paths.machines().join(&record.id),
             health: health(context, &record),
+            network: facts(context, &record),
             run_directory: record.state.needs_monitor().then(|| context.paths.run_dir(&record.id)),
             record,
         })

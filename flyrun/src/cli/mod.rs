@@ -22,6 +22,7 @@ mod man;
 mod monitor;
 mod network;
 mod new_machine;
+mod port;
 mod prune;
 mod ps;
 mod pull;
@@ -106,6 +107,7 @@ enum Command {
     Attach(attach::Arguments),
     Cp(cp::Arguments),
     Top(top::Arguments),
+    Port(port::Arguments),
     Stats(stats::Arguments),
     Usage(usage::Arguments),
     Pull(pull::Arguments),
@@ -144,6 +146,7 @@ impl Cli {
             Command::Cp(arguments) => cp::execute(&context, &arguments),
             Command::Top(arguments) => top::execute(&context, &arguments),
             Command::Usage(arguments) => usage::execute(&context, &arguments),
+            Command::Port(arguments) => port::execute(&context, &arguments),
             Command::Stats(arguments) => stats::execute(&context, &arguments),
             Command::Pull(arguments) => pull::execute(&context, &arguments),
             Command::Images(arguments) => images::execute(&context, &arguments),

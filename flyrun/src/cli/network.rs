@@ -5,9 +5,11 @@ use std::net::IpAddr;
 use clap::Args;
 use vmm::spec::NetBackend;
 
+use super::Context;
 use crate::error::{Error, Result};
+use crate::machine::Record;
 use crate::network::publish::{self, Publish, PublishError};
-use crate::network::{Mode, Wishes};
+use crate::network::{Facts, Mode, Wishes};
 
 /// What can be said about a machine's network.
 #[derive(Clone, Debug, Args)]
@@ -46,6 +48,11 @@ fn host(word: &str) -> std::result::Result<(IpAddr, String), String> {
     let (name, address) = word.split_once(':').ok_or_else(wrong)?;
     let address = address.trim_start_matches('[').trim_end_matches(']').parse().map_err(|_| wrong())?;
     if crate::launch::is_hostname(name) { Ok((address, name.to_string())) } else { Err(wrong()) }
+}
+
+/// The network of a machine that runs, if it has one.
+pub fn facts(context: &Context, record: &Record) -> Option<Facts> {
+    record.state.needs_monitor().then(|| Facts::read(&context.paths.run_dir(&record.id)))?
 }
 
 impl NetworkArguments {

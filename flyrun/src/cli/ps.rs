@@ -3,11 +3,12 @@
 use clap::Args;
 use serde::Serialize;
 
-use super::{Context, print_json, print_line, table};
+use super::{Context, network::facts, print_json, print_line, table};
 use crate::error::{Error, Result};
 use crate::exit_code::ExitCode;
 use crate::machine::health::Status;
 use crate::machine::{Record, State};
+use crate::network::publish::Publish;
 
 /// List machines
 #[derive(Debug, Args)]
@@ -43,6 +44,7 @@ struct Row<'a> {
     started_at: Option<u64>,
     restarts: u32,
     health: Option<Status>,
+    ports: Vec<Publish>,
     exit_code: Option<u8>,
     error: Option<&'a str>,
     labels: &'a std::collections::BTreeMap<String, String>,
@@ -52,6 +54,7 @@ pub fn execute(context: &Context, arguments: &Arguments) -> Result<ExitCode> {
     let filters: Vec<Filter> =
         arguments.filter.iter().map(|text| Filter::parse(text)).collect::<Result<_>>()?;
     let health = |record: &Record| super::health::health(context, record).map(|health| health.status);
+    let ports = |record: &Record| facts(context, record).map_or(vec![], |facts| facts.ports);
     let by_state = filters.iter().any(|filter| matches!(filter, Filter::Status(_)));
     let mut records = context.machines().list()?;
     // What a machine that is gone has left may need rights that this user has not.
@@ -63,7 +66,9 @@ pub fn execute(context: &Context, arguments: &Arguments) -> Result<ExitCode> {
     // The newest first, as docker lists them.
     records.reverse();
     if arguments.json {
-        return print_json(&records.iter().map(|record| row(record, health(record))).collect::<Vec<_>>());
+        return print_json(
+            &records.iter().map(|record| row(record, health(record), ports(record))).collect::<Vec<_>>(),
+        );
     }
     if arguments.quiet {
         for record in &records {
@@ -71,7 +76,7 @@ pub fn execute(context: &Context, arguments: &Arguments) -> Result<ExitCode> {
         }
         return Ok(ExitCode::Success);
     }
-    let mut rows = table::new(&["ID", "IMAGE", "COMMAND", "CREATED", "STATUS", "NAME"]);
+    let mut rows = table::new(&["ID", "IMAGE", "COMMAND", "CREATED", "STATUS", "PORTS", "NAME"]);
     for record in &records {
         rows.add_row([
             record.id.clone(),
@@ -79,6 +84,7 @@ pub fn execute(context: &Context, arguments: &Arguments) -> Result<ExitCode> {
             command(record),
             table::ago(record.created_at),
             status(record, health(record)),
+            ports(record).iter().map(super::port::arrow).collect::<Vec<_>>().join(", "),
             record.name.clone(),
         ]);
     }
@@ -86,7 +92,7 @@ pub fn execute(context: &Context, arguments: &Arguments) -> Result<ExitCode> {
     Ok(ExitCode::Success)
 }
 
-fn row(record: &Record, health: Option<Status>) -> Row<'_> {
+fn row(record: &Record, health: Option<Status>, ports: Vec<Publish>) -> Row<'_> {
     let outcome = record.outcome.as_ref().filter(|_| !record.state.needs_monitor());
     Row {
         id: &record.id,
@@ -98,6 +104,7 @@ fn row(record: &Record, health: Option<Status>) -> Row<'_> {
         started_at: record.started_at,
         restarts: record.restarts,
         health,
+        ports,
         exit_code: outcome.map(|outcome| outcome.exit_code),
         error: outcome.and_then(|outcome| outcome.error.as_deref()),
         labels: &record.config.labels,

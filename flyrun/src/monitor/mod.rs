@@ -261,6 +261,10 @@ impl<'a> Monitor<'a> {
         let wishes = &record.config.network;
         let mut network = network::set_up(self.host.paths, &record.id, &record.name, wishes)?;
         trace::step("network made");
+        if let Some(network) = &network {
+            let told = "cannot write down the machine's network";
+            network.facts().write(self.run_dir.path()).context(told)?;
+        }
         let plan = self.plan(lease.path(), &attached, network.as_ref())?;
         let post = self.mailbox.begin_life();
         let vm = Vm::start(&plan, self.run_dir.clone(), &post)?;

@@ -14,7 +14,7 @@ mod reserve;
 
 use std::fs::File;
 use std::io;
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::path::Path;
 
 use protocol::NetworkConfig;
@@ -82,8 +82,7 @@ pub struct Attached {
     pub card: NetSpec,
     /// For guest-init.
     pub config: NetworkConfig,
-    /// The published ports, with those that were left to flyrun to choose.
-    pub published: Vec<Publish>,
+    published: Vec<Publish>,
     number: Number,
     has_peers: bool,
     rules: Pending,
@@ -91,6 +90,35 @@ pub struct Attached {
     lock: Option<File>,
     _ports: Vec<reserve::Reserved>,
     _names: Option<dns::Server>,
+}
+
+/// The network of a machine that runs, for whoever asks.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Facts {
+    /// The TAP interface on the host.
+    pub interface: String,
+    pub ipv4: Option<Ipv4Addr>,
+    pub ipv6: Option<Ipv6Addr>,
+    /// The published ports, with those that were left to flyrun to choose.
+    pub ports: Vec<Publish>,
+}
+
+/// In the machine's directory of sockets, so that it goes when the machine ends.
+const FACTS: &str = "network.json";
+
+impl Facts {
+    /// What is known of a machine that runs; nothing of one without a network.
+    pub fn read(run_dir: &Path) -> Option<Facts> {
+        serde_json::from_slice(&std::fs::read(run_dir.join(FACTS)).ok()?).ok()
+    }
+
+    /// Writes them where [`Self::read`] finds them.
+    ///
+    /// # Errors
+    /// The system's.
+    pub fn write(&self, run_dir: &Path) -> io::Result<()> {
+        files::replace(run_dir, FACTS, &serde_json::to_vec(self)?, files::Lasting::Process)
+    }
 }
 
 /// Gives a machine its network; `None` for `--network none`. The host's rules are still being made when this returns:
@@ -195,6 +223,16 @@ impl Drop for Attached {
 }
 
 impl Attached {
+    /// For those who ask about the machine.
+    pub fn facts(&self) -> Facts {
+        Facts {
+            interface: self.card.tap.clone(),
+            ipv4: self.config.ipv4.map(|(address, _)| address),
+            ipv6: self.config.ipv6.map(|(address, _)| address),
+            ports: self.published.clone(),
+        }
+    }
+
     /// A machine of a named network may have been joined by others since.
     fn has_elements(&self) -> bool {
         self.has_peers || !self.published.is_empty() || !self.others_of_network().is_empty()
