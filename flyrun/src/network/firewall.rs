@@ -4,6 +4,7 @@
 //! sets. Everything that is done is one transaction of `nft`, which runs beside the machine's boot.
 
 use std::fmt::Write as _;
+use std::fs::File;
 use std::io::{self, Write};
 use std::net::IpAddr;
 use std::process::{Child, Command, Stdio};
@@ -107,7 +108,7 @@ impl Pending {
 ///
 /// # Errors
 /// There is no nft.
-pub fn admit(number: Number, ports: &[Publish], peers: &[Number]) -> Result<Pending> {
+pub fn admit(number: Number, ports: &[Publish], peers: &[Number], lock: &File) -> Result<Pending> {
     let mut script = TABLE.replace("SUBNET4", SUBNET4).replace("SUBNET6", SUBNET6);
     for publish in ports {
         for (map, key, value) in port_elements(number, publish) {
@@ -118,7 +119,7 @@ pub fn admit(number: Number, ports: &[Publish], peers: &[Number]) -> Result<Pend
     for peer in peers.iter().map(|peer| peer.tap()) {
         let _ = writeln!(script, "add element inet flyrun pairs {{ {own} . {peer}, {peer} . {own} }}");
     }
-    begin(&["-f", "-"], Some(&script))
+    change(&["-f", "-"], Some(&script), lock)
 }
 
 /// The elements that one published port is: map, key and value.
@@ -139,22 +140,22 @@ fn port_elements(number: Number, publish: &Publish) -> Vec<(&'static str, String
 ///
 /// # Errors
 /// nft refuses, or is gone.
-pub fn dismiss(numbers: &[Number]) -> Result<()> {
-    let child = begin(&["-j", "list", "table", "inet", "flyrun"], None)?;
+pub fn dismiss(numbers: &[Number], lock: &File) -> Result<()> {
+    let child = begin(&["-j", "list", "table", "inet", "flyrun"], None, || Ok(Stdio::piped()))?;
     let Some(child) = child.0 else { return Ok(()) };
     let output = child.wait_with_output().context("cannot wait for nft")?;
     // Without a table there is nothing to take away.
     let Ok(listing) = serde_json::from_slice::<Value>(&output.stdout) else { return Ok(()) };
     let script = removal(&listing, numbers);
-    if script.is_empty() { Ok(()) } else { begin(&["-f", "-"], Some(&script))?.wait() }
+    if script.is_empty() { Ok(()) } else { change(&["-f", "-"], Some(&script), lock)?.wait() }
 }
 
 /// Removes the table, with which the last machine's traces go.
 ///
 /// # Errors
 /// There is no nft. A table that is not there is no failure.
-pub fn remove() -> Result<()> {
-    let _absent = begin(&["delete", "table", "inet", "flyrun"], None)?.wait();
+pub fn remove(lock: &File) -> Result<()> {
+    let _absent = change(&["delete", "table", "inet", "flyrun"], None, lock)?.wait();
     Ok(())
 }
 
@@ -188,11 +189,22 @@ fn words(value: &Value) -> Vec<String> {
     parts.iter().map(|part| part.as_str().map_or_else(|| part.to_string(), str::to_string)).collect()
 }
 
-fn begin(arguments: &[&str], script: Option<&str>) -> Result<Pending> {
+/// An nft that changes something holds the lock itself, as its standard output: should this process be killed, nobody else
+/// looks at the rules before they are as they will be.
+fn change(arguments: &[&str], script: Option<&str>, lock: &File) -> Result<Pending> {
+    begin(arguments, script, || lock.try_clone().map(Stdio::from))
+}
+
+fn begin(
+    arguments: &[&str],
+    script: Option<&str>,
+    stdout: impl Fn() -> io::Result<Stdio>,
+) -> Result<Pending> {
     let mut missing = None;
     for program in PROGRAMS {
         let mut command = Command::new(program);
-        command.args(arguments).stdout(Stdio::piped()).stderr(Stdio::piped());
+        command.args(arguments).stderr(Stdio::piped());
+        command.stdout(stdout().context("cannot share the lock of the network")?);
         command.stdin(if script.is_some() { Stdio::piped() } else { Stdio::null() });
         match command.spawn() {
             Ok(mut child) => {

@@ -140,7 +140,7 @@ pub fn set_up(paths: &Paths, machine: &str, name: &str, wishes: &Wishes) -> Resu
     let owner = Owner { host: host(paths), machine: machine.into(), name: name.into(), network };
     let lock = lock()?;
     let number = link::create().map_err(|error| no_tap(&error))?;
-    let attached = attach(number, &owner, wishes, &published);
+    let attached = attach(number, &owner, wishes, &published, &lock);
     match attached {
         Ok((rules, names, has_peers)) => Ok(Some(Attached {
             card: NetSpec {
@@ -159,7 +159,7 @@ pub fn set_up(paths: &Paths, machine: &str, name: &str, wishes: &Wishes) -> Resu
             _names: names,
         })),
         Err(error) => {
-            let _ = take_away(&[number], true);
+            let _ = take_away(&[number], true, &lock);
             Err(error)
         }
     }
@@ -170,13 +170,14 @@ fn attach(
     owner: &Owner,
     wishes: &Wishes,
     published: &[Publish],
+    lock: &File,
 ) -> Result<(Pending, Option<dns::Server>, bool)> {
     let peers: Vec<Number> = link::list()
         .into_iter()
         .filter(|(other, told)| *other != number && is_peer(told.as_ref(), owner))
         .map(|(other, _)| other)
         .collect();
-    let rules = firewall::admit(number, published, &peers)?;
+    let rules = firewall::admit(number, published, &peers, lock)?;
     link::configure(number, owner).context(format!("cannot configure the interface {}", number.tap()))?;
     forwarding::enable()?;
     if !published.is_empty() {
@@ -215,7 +216,7 @@ impl Attached {
 impl Drop for Attached {
     fn drop(&mut self) {
         let _ = self.wait_ready();
-        let gone = lock().and_then(|_lock| take_away(&[self.number], self.has_elements()));
+        let gone = lock().and_then(|lock| take_away(&[self.number], self.has_elements(), &lock));
         if let Err(error) = gone {
             anstream::eprintln!("flyrun: {error}");
         }
@@ -263,18 +264,18 @@ pub fn sweep(paths: &Paths, is_live: &dyn Fn(&str) -> bool) -> Result<()> {
     if !link::list().iter().any(|(_, owner)| is_dead(owner)) || !rustix::process::geteuid().is_root() {
         return Ok(());
     }
-    let _lock = lock()?;
+    let lock = lock()?;
     let dead: Vec<_> =
         link::list().into_iter().filter(|(_, owner)| is_dead(owner)).map(|(number, _)| number).collect();
-    if dead.is_empty() { Ok(()) } else { take_away(&dead, true) }
+    if dead.is_empty() { Ok(()) } else { take_away(&dead, true, &lock) }
 }
 
-/// Removes the rules first, so that while there are any an interface tells of them. The caller holds the lock.
-fn take_away(numbers: &[Number], have_elements: bool) -> Result<()> {
+/// Removes the rules first, so that while there are any an interface tells of them.
+fn take_away(numbers: &[Number], have_elements: bool, lock: &File) -> Result<()> {
     let last = link::list().iter().all(|(number, _)| numbers.contains(number));
     let rules = match (last, have_elements) {
-        (true, _) => firewall::remove(),
-        (false, true) => firewall::dismiss(numbers),
+        (true, _) => firewall::remove(lock),
+        (false, true) => firewall::dismiss(numbers, lock),
         (false, false) => Ok(()),
     };
     link::delete(numbers).context("cannot remove the machine's interface")?;
