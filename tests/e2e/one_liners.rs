@@ -1,4 +1,4 @@
-//! The one-liners of a user of docker, as a script that can also be read and run by hand.
+//! One-liners of a user of docker, as scripts that can also be read and run by hand.
 
 use std::path::Path;
 use std::process::Command;
@@ -7,8 +7,17 @@ use tests::{Flyrun, image, program};
 
 #[test]
 fn one_liners_do_what_users_of_docker_expect() {
+    passes("one_liners.sh", 60);
+}
+
+#[test]
+fn bad_input_gets_one_clear_error_and_leaves_nothing() {
+    passes("bad_input.sh", 100);
+}
+
+fn passes(script: &str, least: usize) {
     let flyrun = Flyrun::fresh();
-    let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("e2e/one_liners.sh");
+    let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("e2e").join(script);
     let mut command = Command::new("bash");
     command.arg(script).arg(image::directory());
     flyrun.environment(&mut command);
@@ -18,5 +27,5 @@ fn one_liners_do_what_users_of_docker_expect() {
     let told = String::from_utf8_lossy(&output.stdout);
     assert!(output.status.success(), "{told}{}", String::from_utf8_lossy(&output.stderr));
     let passed: usize = told.split_whitespace().next().unwrap().parse().unwrap();
-    assert!(passed >= 60, "{told}");
+    assert!(passed >= least, "{told}");
 }

@@ -3,24 +3,12 @@
 #
 #   one_liners.sh IMAGE_DIRECTORY      with flyrun in PATH, where /dev/kvm works
 #
-# try CODE PATTERN COMMAND: runs COMMAND, and compares what comes out on both streams with PATTERN, a glob of bash.
 # shellcheck disable=SC2016 # the commands are expanded by the shell that runs them
 set -u
 busybox=oci:$1/oci/busybox
 export busybox
-count=0 failed=0
-
-try() {
-    local code=$1 pattern=$2 command=$3 output got
-    count=$((count + 1))
-    output=$(timeout --kill-after=5 120 bash -c "$command" 2>&1 < /dev/null)
-    got=$?
-    # shellcheck disable=SC2053 # the right side is a pattern
-    if [[ $got != "$code" || $output != $pattern ]]; then
-        failed=$((failed + 1))
-        printf 'FAILED: %s\n  exit code %s, expected %s\n  expected: %s\n  output: %s\n' "$command" "$got" "$code" "$pattern" "$output"
-    fi
-}
+# shellcheck source=tests/e2e/try.sh
+source "$(dirname "$0")/try.sh"
 
 # run: the image's process and its exit code
 try 0 '*' 'flyrun pull $busybox'
@@ -170,5 +158,4 @@ try 125 "*nothing was used by a machine 'nobody'*" 'flyrun usage nobody'
 # nothing is left
 try 0 '' 'flyrun prune > /dev/null; flyrun ps -aq'
 
-echo "$((count - failed)) of $count one-liners passed"
-exit $((failed > 0))
+summary

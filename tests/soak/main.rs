@@ -87,6 +87,8 @@ impl Soak {
         let name = format!("m{}", self.random.below(MACHINES));
         let volume = format!("v{name}:/data");
         let image = self.image.clone();
+        let halve = self.random.below(2) == 0;
+        let other = format!("m{}", self.random.below(MACHINES));
         let run = [
             "run",
             "-d",
@@ -94,6 +96,14 @@ impl Soak {
             &name,
             "-v",
             &volume,
+            "-p",
+            "80",
+            "--cpus",
+            "0.9",
+            "--health-cmd",
+            "true",
+            "--health-interval",
+            "200ms",
             "--stop-timeout",
             "1",
             &image,
@@ -101,13 +111,17 @@ impl Soak {
             "-c",
             WORKLOAD,
         ];
-        let words: Vec<&str> = match self.random.below(10) {
+        let words: Vec<&str> = match self.random.below(12) {
             0..4 => run.to_vec(),
             4 => vec!["start", &name],
             5 => vec!["stop", &name],
             6 => vec!["restart", &name],
             7 => vec!["kill", &name],
             8 => vec!["rm", "-f", &name],
+            9 => {
+                vec!["update", "--cpus", if halve { "0.5" } else { "1" }, "--restart", "on-failure:1", &name]
+            }
+            10 => vec!["rename", &name, &other],
             _ => vec!["exec", &name, "sync"],
         };
         let mut command = self.flyrun.command(&words).build(&[]);
@@ -164,6 +178,11 @@ impl Soak {
         if interfaces > monitors.len() {
             return Some(format!("{interfaces} interfaces of {} monitors", monitors.len()));
         }
+        for (what, count) in [("cgroups", cgroups()), ("open intervals of usage", self.open_usage())] {
+            if count > monitors.len() {
+                return Some(format!("{count} {what} of {} monitors", monitors.len()));
+            }
+        }
         if monitors.is_empty() && has_rules() {
             return Some("the host still has flyrun's rules".to_string());
         }
@@ -195,6 +214,34 @@ impl Soak {
         }
     }
 
+    fn open_usage(&self) -> usize {
+        std::fs::read_dir(self.flyrun.root().join("usage/open")).into_iter().flatten().count()
+    }
+
+    /// No second of a machine is written down twice, and no record is damaged.
+    fn check_usage(&self) {
+        self.flyrun.command(&["usage"]).end().code(0);
+        let mut intervals = Vec::new();
+        for month in std::fs::read_dir(self.flyrun.root().join("usage")).unwrap().flatten() {
+            if month.path().extension().is_some_and(|kind| kind == "jsonl") {
+                for line in std::fs::read_to_string(month.path()).unwrap().lines() {
+                    let interval: serde_json::Value = serde_json::from_str(line).unwrap();
+                    let at = |name: &str| interval[name].as_u64().unwrap();
+                    let machine = interval["machine"].as_str().unwrap().to_string();
+                    intervals.push((machine, at("from_ms"), at("to_ms")));
+                }
+            }
+        }
+        intervals.sort();
+        // The same interval twice is one that was closed by an owner who died before it could say so.
+        intervals.dedup_by_key(|(machine, from, _)| (machine.clone(), *from));
+        assert!(!intervals.is_empty());
+        for pair in intervals.windows(2) {
+            let [(machine, from, to), (next, next_from, _)] = pair else { unreachable!() };
+            assert!(from <= to && (machine != next || to <= next_from), "{pair:?}");
+        }
+    }
+
     /// Lets each guest repair its volume as after a power cut, and then has e2fsck look at it.
     fn check_volumes(&self) {
         let mut listed = self.flyrun.command(&["volume", "ls", "--json"]).end().code(0);
@@ -212,6 +259,11 @@ impl Soak {
 fn interfaces() -> usize {
     let entries = std::fs::read_dir("/sys/class/net").unwrap().flatten();
     entries.filter(|entry| entry.file_name().to_string_lossy().starts_with("fly")).count()
+}
+
+fn cgroups() -> usize {
+    let entries = std::fs::read_dir("/sys/fs/cgroup/flyrun").into_iter().flatten().flatten();
+    entries.filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_dir())).count()
 }
 
 fn has_rules() -> bool {
@@ -312,6 +364,7 @@ fn kills_at_random_moments_leave_nothing_wrong() {
         soak.settle(&told);
         if round % 25 == 0 {
             soak.check_logs();
+            soak.check_usage();
             println!("{told}; commands, monitors, VMMs killed so far: {:?}", soak.kills);
         }
     }
@@ -322,8 +375,10 @@ fn kills_at_random_moments_leave_nothing_wrong() {
     }
     soak.settle("removing all machines");
     soak.check_volumes();
+    soak.check_usage();
     assert!(soak.list().is_empty() && soak.monitors().is_empty() && soak.vmms().is_empty());
-    assert_eq!(interfaces(), 0);
+    assert_eq!((interfaces(), soak.open_usage()), (0, 0));
+    assert!(!Path::new("/sys/fs/cgroup/flyrun").exists(), "a cgroup is left");
     assert!(!has_rules(), "the host still has flyrun's rules");
     let run = soak.flyrun.root().parent().unwrap().join("run");
     assert_eq!(std::fs::read_dir(run).unwrap().count(), 0, "sockets are left");

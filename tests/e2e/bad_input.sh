@@ -1,0 +1,122 @@
+#!/bin/bash
+# What cannot be done: each command fails with 125, says in one clear error why and what to do, and leaves nothing behind.
+#
+#   bad_input.sh IMAGE_DIRECTORY      with flyrun in PATH, where /dev/kvm works
+# shellcheck disable=SC2016 # the commands are expanded by the shell that runs them
+set -u
+busybox=oci:$1/oci/busybox
+export busybox
+# shellcheck source=tests/e2e/try.sh
+source "$(dirname "$0")/try.sh"
+
+try 0 '*' 'flyrun run --rm $busybox true'
+remember
+
+# images
+refuse '*nonsense*' 'flyrun run --rm oci:/nonsense true'
+refuse '*nonsense*' 'flyrun create oci-archive:/nonsense.tar'
+refuse '*is not an image*' 'flyrun run --rm "a b" true'
+refuse '*is not an image*' 'flyrun run --rm "" true'
+refuse '*is not an image*' 'flyrun run --rm UPPER/Case true'
+try 125 '*attempt 5*Connection refused*' 'flyrun run --rm 127.0.0.1:1/no/registry true'
+refuse "*--pull*always*" 'flyrun run --rm --pull sometimes $busybox true'
+unchanged images
+
+# flags
+for flag in --cpus=0 --cpus=33 --cpus=many --memory=1m --memory=x --memory=999999999999999t --disk=1 --disk=-5 --pids-limit=-7 \
+    --cpu-shares=1 --restart=maybe --stop-signal=NOPE --stop-timeout=-1 --stop-timeout=999999 --log-opt=max-size=1 --log-opt=x=y \
+    --log-driver=syslog --network=a/b --network= --net-backend=magic --dns=here --add-host=x --publish=70000:80 --publish=80:0 \
+    --publish=80/icmp --publish=1-9:1-2 --publish=nohost:1:2 --tmpfs=relative --mount=type=tape --mount=nonsense \
+    --mount=type=volume,target=/x --volume=a:relative --volume=a/b:/x --workdir=relative --hostname='a b' --env== --env-file=/none \
+    --label==x --user=nobody-knows --entrypoint=/none --kernel=/none --health-interval=fast --health-http=x --health-retries=0; do
+    if [[ $flag == --entrypoint=* ]]; then
+        try 127 '*none*' "flyrun run --rm '$flag' \$busybox true"
+    else
+        refuse '*' "flyrun run --rm '$flag' \$busybox true"
+    fi
+done
+refuse '*exclude*' 'flyrun run --rm --restart always $busybox true'
+refuse '*two volumes*' 'flyrun run --rm -v a:/x -v b:/x $busybox true'
+refuse '*mounted twice*' 'flyrun run --rm -v a:/x -v a:/y $busybox true'
+refuse '*cannot publish*' 'flyrun run --rm --network none -p 80 $busybox true'
+refuse '*' 'flyrun run --rm -v "a:/x:rw:ro" $busybox true'
+refuse '*unexpected argument*' 'flyrun run --no-such-flag $busybox true'
+refuse '*' 'flyrun run'
+refuse '*' 'flyrun nonsense'
+unchanged flags
+
+# names
+for name in 'a b' '' '-x' '../x' 'a/b' $'a\nb' $'\e[31mred' 'ä' "$(printf 'n%.0s' {1..64})"; do
+    export name
+    refuse '*' 'flyrun run --rm --name="$name" $busybox true'
+    refuse '*' 'flyrun volume create -- "$name"'
+    refuse '*' 'flyrun run --rm -v "$name":/x $busybox true'
+done
+for command in start stop restart kill rm wait inspect logs attach port stats top update\ --cpus=1 'exec %s true' 'rename %s other' 'cp %s:/x /tmp/x'; do
+    for name in nosuch '' '../../etc' 'a b' $'\e[31m'; do
+        export name
+        # shellcheck disable=SC2059 # the command is the format
+        if [[ $command == *%s* ]]; then words=$(printf "$command" '"$name"'); else words="$command -- \"\$name\""; fi
+        refuse '*' "flyrun $words"
+    done
+done
+unchanged names
+
+# a machine and a volume that are in use
+try 0 '*' 'flyrun run -d --name holder -v data:/data -p 127.0.0.1:18081:80 $busybox sleep 100000'
+refuse "*'data' is in use*" 'flyrun run --rm -v data:/x $busybox true'
+refuse "*belongs to machine holder*" 'flyrun volume rm data'
+refuse '*in use*' 'flyrun volume extend data --size 20g'
+refuse "*port 18081*in use*" 'flyrun run --rm -p 127.0.0.1:18081:80 $busybox true'
+refuse "*the name 'holder' belongs to*" 'flyrun create --name holder $busybox true'
+refuse '*it is started*' 'flyrun rm holder'
+try 0 '*' 'flyrun create --name other $busybox true'
+remember
+refuse "*the name 'holder' belongs to*" 'flyrun rename other holder'
+refuse "*" 'flyrun exec other true'
+refuse '*' 'flyrun kill other'
+refuse '*' 'flyrun kill -s NOPE holder'
+refuse '*' 'flyrun logs --tail few holder'
+refuse '*' 'flyrun exec -w relative holder true'
+refuse '*' 'flyrun cp holder:/none /tmp/none'
+refuse '*' 'flyrun cp /none holder:/tmp'
+refuse '*' 'flyrun cp /etc/hostname /tmp/x'
+unchanged use
+try 0 'other' 'flyrun rm other'
+remember
+
+# without rights
+nobody='setpriv --reuid 65534 --regid 65534 --clear-groups'
+export nobody
+for command in 'run --rm $busybox true' 'create $busybox' 'volume create x' 'pull $busybox' 'prune' 'stop holder' 'rm -f holder'; do
+    refuse '*ermission denied*' "\$nobody flyrun $command"
+done
+refuse '*' '$nobody flyrun --root /tmp/own-$$ --run-dir /tmp/run-$$ run --rm $busybox true'
+unchanged rights
+
+# no space
+full=$(mktemp -d)
+export full
+mount -t tmpfs -o size=48m full "$full"
+in_full="FLYRUN_ROOT=$full/root FLYRUN_RUN=$full/run"
+export in_full
+try 0 '*started' 'env $in_full flyrun run --rm $busybox echo started'
+try 0 '*' 'env $in_full flyrun run -d --name live $busybox sh -c "while :; do echo line; sleep 0.1; done"'
+dd if=/dev/zero of="$full/fill" bs=4k status=none 2> /dev/null
+for command in 'run --rm $busybox true' 'run -d $busybox true' 'create $busybox true' 'volume create x' 'run --rm -v new:/x $busybox true'; do
+    try 125 '*No space left on device*' "env \$in_full flyrun $command"
+done
+try 0 '*started*live' 'env $in_full flyrun ps -a'
+try 0 'in' 'env $in_full flyrun exec live echo in'
+try 0 'live' 'env $in_full flyrun stop -t 0 live'
+rm "$full/fill"
+try 0 '*(137)*live' 'env $in_full flyrun ps -a'
+try 0 'live' 'env $in_full flyrun start live'
+try 0 'live' 'env $in_full flyrun rm -f live'
+try 0 'ID*NAME' 'env $in_full flyrun ps -a'
+try 0 '' 'ls $full/root/volumes $full/root/machines 2> /dev/null | grep -v : '
+umount "$full" && rmdir "$full"
+
+try 0 'holder' 'flyrun rm -f holder'
+try 0 'data' 'flyrun volume rm data'
+summary
