@@ -131,6 +131,11 @@ fn remove(path: &Path) {
     }
 }
 
+/// Whether this host can hold machines to limits.
+pub fn is_available() -> bool {
+    root().is_ok()
+}
+
 /// Where the unified hierarchy is mounted.
 fn root() -> Result<PathBuf> {
     let mounts = fs::read_to_string("/proc/self/mounts").unwrap_or_default();

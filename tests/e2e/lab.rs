@@ -82,7 +82,12 @@ impl Lab {
         Flyrun::shared().run(arguments).end_under(&Self::wrapper(&self.host))
     }
 
-    /// The same without CAP_NET_ADMIN.
+    /// `flyrun …` to its end.
+    pub fn command(&self, arguments: &[&str]) -> Outcome {
+        Flyrun::shared().command(arguments).end_under(&Self::wrapper(&self.host))
+    }
+
+    /// `run` without CAP_NET_ADMIN.
     pub fn run_without_rights(&self, arguments: &[&str]) -> Outcome {
         let [ip, netns, exec, space] = Self::wrapper(&self.host);
         let wrapper = [ip, netns, exec, space, "setpriv", "--bounding-set", "-net_admin", "--"];

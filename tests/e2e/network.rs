@@ -136,6 +136,9 @@ fn machines_of_one_network_find_each_other_and_others_do_not() {
     let python = layout("python");
     let joined = [&["--network", "one", python.as_str()], &fetch[..]].concat();
     lab.run(&joined).code(0).prints("served\nserved");
+    lab.command(&["rename", "web-net", "shop-net"]).code(0);
+    let fetch = ["python3", "-c", FETCH, "http://shop-net/", "http://web-net/"];
+    lab.run(&[&["--network", "one", python.as_str()], &fetch[..]].concat()).code(0).prints("served\napart");
     for network in ["two", "default"] {
         let urls = ["http://web-net/", "http://10.91.0.3/"];
         let apart = [&["--network", network, python.as_str(), "python3", "-c", FETCH], &urls[..]].concat();

@@ -8,9 +8,9 @@ use serde::Serialize;
 use super::{Context, print_json, print_line};
 use crate::error::Result;
 use crate::exit_code::ExitCode;
-use crate::host;
 use crate::paths::{Library, Part, Paths, make_private_dir};
 use crate::size::Size;
+use crate::{cgroup, host, network};
 
 /// The least free memory and disk that a first machine is comfortable with.
 const WANTED_MEMORY: Size = Size::mib(512);
@@ -95,8 +95,20 @@ fn all(paths: &Paths) -> Vec<Check> {
         directory("root", &paths.root),
         directory("run", &paths.run),
     ]);
-    checks.extend([disk(&paths.root), mke2fs()]);
+    checks.extend([disk(&paths.root), mke2fs(), cgroup()]);
+    checks.extend(network::diagnose::diagnose().into_iter().map(|finding| match finding.remedy {
+        None => Check::ok(finding.name, finding.message),
+        Some(remedy) => Check::warning(finding.name, finding.message, remedy),
+    }));
     checks
+}
+
+fn cgroup() -> Check {
+    if cgroup::is_available() {
+        return Check::ok("cgroup", "machines can be held to a share of the CPU");
+    }
+    let told = "there is no cgroup v2 with the cpu controller: machines cannot be held to a share of the CPU";
+    Check::warning("cgroup", told, "Boot the host with systemd.unified_cgroup_hierarchy=1.")
 }
 
 fn kvm(library: &Library) -> Check {

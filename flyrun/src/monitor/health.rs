@@ -2,7 +2,7 @@
 //! nobody waiting.
 
 use std::io::{self, Read, Write};
-use std::net::{IpAddr, SocketAddr, TcpStream};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpStream};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
@@ -59,12 +59,13 @@ impl Watch {
         paths: &Paths,
         record: &Record,
         directory: &Path,
-        address: Option<IpAddr>,
+        address: Option<Ipv4Addr>,
         post: Post,
     ) -> Option<Watch> {
         let config = record.config.health.clone()?;
         let began = Instant::now();
-        let target = Target { paths: paths.clone(), record: record.clone(), address };
+        let target =
+            Target { paths: paths.clone(), record: record.clone(), address: address.map(IpAddr::V4) };
         let due = Some(began + config.pause(Status::Starting, Duration::ZERO));
         let directory = directory.to_path_buf();
         let watch = Watch { target, config, health: Health::default(), directory, post, began, due };

@@ -11,7 +11,6 @@ pub mod outputs;
 mod spawn;
 
 use std::io;
-use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -130,8 +129,7 @@ struct Monitor<'a> {
 
 /// Where a life of a machine takes place.
 struct Place {
-    address: Option<IpAddr>,
-    interface: Option<String>,
+    network: Option<network::Attached>,
     post: Post,
 }
 
@@ -282,17 +280,11 @@ impl<'a> Monitor<'a> {
         let keeps_volume = config.volumes.iter().any(|used| !used.read_only);
         let keeps_disk = keeps_own || keeps_volume || trace::vmm_file().is_some();
         let streams = plan.streams.as_ref().map_or(0, Streams::count);
+        // Before the life, so that it is taken away after it.
+        let mut place = Place { network, post };
         let mut life = Life::new(vm, streams, keeps_disk);
-        let place = Place {
-            address: network
-                .as_ref()
-                .and_then(|network| network.config.ipv4)
-                .map(|(address, _)| address.into()),
-            interface: network.as_ref().map(|network| network.card.tap.clone()),
-            post,
-        };
         let mut company = Company::default();
-        let result = self.follow(&mut life, &mut company, &place, started);
+        let result = self.follow(&mut life, &mut company, &mut place, started);
         if let Some(meter) = company.meter {
             meter.end();
         }
@@ -308,7 +300,7 @@ impl<'a> Monitor<'a> {
         &mut self,
         life: &mut Life,
         company: &mut Company,
-        place: &Place,
+        place: &mut Place,
         started: &mut dyn FnMut(),
     ) -> Result<End> {
         loop {
@@ -323,9 +315,7 @@ impl<'a> Monitor<'a> {
                 }
                 Step::Asked(conversation) => {
                     self.answer(conversation, Some(life));
-                    if let Some(meter) = &mut company.meter {
-                        meter.change(self.machine.record());
-                    }
+                    self.tell_company(company, place);
                 }
                 Step::Checked(check) => {
                     if let Some(watch) = &mut company.watch {
@@ -339,10 +329,25 @@ impl<'a> Monitor<'a> {
 
     fn begin_company(&self, company: &mut Company, place: &Place, process: u32) {
         let (record, paths) = (self.machine.record(), self.host.paths);
-        let sources = Sources { process, interface: place.interface.clone() };
+        let facts = place.network.as_ref().map(network::Attached::facts).unwrap_or_default();
+        let interface = (!facts.interface.is_empty()).then_some(facts.interface);
+        let sources = Sources { process, interface };
         company.meter = Some(Meter::begin(Ledger::new(paths.usage()), record, sources));
         let directory = self.machine.directory();
-        company.watch = Watch::begin(paths, record, directory, place.address, place.post.clone());
+        company.watch = Watch::begin(paths, record, directory, facts.ipv4, place.post.clone());
+    }
+
+    /// The record may be another than before.
+    fn tell_company(&self, company: &mut Company, place: &mut Place) {
+        let record = self.machine.record();
+        if let Some(meter) = &mut company.meter {
+            meter.change(record);
+        }
+        if let Some(network) = &mut place.network
+            && let Err(error) = network.rename(&record.name)
+        {
+            eprintln!("flyrun: {error}");
+        }
     }
 
     /// Holds the machine, or the process that it is already, to its share of the CPU.

@@ -16,7 +16,7 @@ use super::publish::Publish;
 use crate::error::{Context, Error, Result};
 
 /// Debian keeps nft where only root's PATH leads.
-const PROGRAMS: [&str; 2] = ["nft", "/usr/sbin/nft"];
+pub const PROGRAMS: [&str; 2] = ["nft", "/usr/sbin/nft"];
 
 /// A connection to ::1 is refused, so that its client tries 127.0.0.1: IPv6 has no route_localnet, and would let it hang.
 /// Ports, by host address or without one, and pairs of interfaces that may talk to one another.
@@ -79,6 +79,12 @@ table inet flyrun {
     }
 }
 "#;
+
+/// Whether there is an nft.
+pub fn is_installed() -> bool {
+    let works = |program| Command::new(program).arg("--version").stdout(Stdio::null()).status().is_ok();
+    PROGRAMS.into_iter().any(works)
+}
 
 /// A transaction under way.
 #[derive(Debug)]

@@ -102,8 +102,7 @@ pub fn create() -> io::Result<Number> {
 /// # Errors
 /// What the kernel says to one of the messages.
 pub fn configure(number: Number, owner: &Owner) -> io::Result<()> {
-    let probe = rustix::net::socket(rustix::net::AddressFamily::INET, rustix::net::SocketType::DGRAM, None)?;
-    let index = rustix::net::netdevice::name_to_index(&probe, &number.tap())?;
+    let index = index(number)?;
     let mut up = LinkMessage::default();
     up.header.index = index;
     up.header.flags = LinkFlags::Up;
@@ -121,6 +120,19 @@ pub fn configure(number: Number, owner: &Owner) -> io::Result<()> {
         (RouteNetlinkMessage::NewRoute(route6(index, number)), NLM_F_CREATE),
         (RouteNetlinkMessage::SetLink(alias(index, owner)), 0),
     ])
+}
+
+/// Writes down whose it is, and how that machine is called now.
+///
+/// # Errors
+/// What the kernel says.
+pub fn tell_owner(number: Number, owner: &Owner) -> io::Result<()> {
+    converse(&[(RouteNetlinkMessage::SetLink(alias(index(number)?, owner)), 0)])
+}
+
+fn index(number: Number) -> io::Result<u32> {
+    let probe = rustix::net::socket(rustix::net::AddressFamily::INET, rustix::net::SocketType::DGRAM, None)?;
+    Ok(rustix::net::netdevice::name_to_index(&probe, &number.tap())?)
 }
 
 fn alias(index: u32, owner: &Owner) -> LinkMessage {

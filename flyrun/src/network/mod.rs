@@ -5,6 +5,7 @@
 //! [`sweep`] can take away what the dead have left.
 
 mod address;
+pub mod diagnose;
 mod dns;
 mod firewall;
 mod forwarding;
@@ -84,6 +85,7 @@ pub struct Attached {
     pub config: NetworkConfig,
     published: Vec<Publish>,
     number: Number,
+    owner: Owner,
     has_peers: bool,
     rules: Pending,
     /// Held until the rules are in place.
@@ -152,6 +154,7 @@ pub fn set_up(paths: &Paths, machine: &str, name: &str, wishes: &Wishes) -> Resu
             config: guest_config(number, wishes),
             published,
             number,
+            owner,
             has_peers,
             rules,
             lock: Some(lock),
@@ -224,6 +227,19 @@ impl Drop for Attached {
 }
 
 impl Attached {
+    /// From now on the machines of its network find it by this name.
+    ///
+    /// # Errors
+    /// The kernel's.
+    pub fn rename(&mut self, name: &str) -> Result<()> {
+        if self.owner.name != name {
+            self.owner.name = name.to_string();
+            let told = || format!("cannot rename the interface {}", self.number.tap());
+            link::tell_owner(self.number, &self.owner).context(told())?;
+        }
+        Ok(())
+    }
+
     /// For those who ask about the machine.
     pub fn facts(&self) -> Facts {
         Facts {
