@@ -8,8 +8,8 @@ use crate::spec::{ConsoleSpec, DiskSpec, NetBackend, NetSpec, VmSpec, VsockSpec,
 pub const HELP: &str = "\
 flyrun-vmm: runs one KVM microVM and is that machine until it ends.
 
-Usage: flyrun-vmm --spec FILE|- [--trace FILE] [--owner PID] [--cgroup DIR]
-       flyrun-vmm --kernel FILE [OPTIONS] [--trace FILE] [--owner PID] [--cgroup DIR]
+Usage: flyrun-vmm --spec FILE|- [--trace FILE] [--owner PID] [--cgroup DIR] [--control]
+       flyrun-vmm --kernel FILE [OPTIONS] [--trace FILE] [--owner PID] [--cgroup DIR] [--control]
        flyrun-vmm --probe [--json]
 
   --spec FILE        the whole machine as JSON (`VmSpec`), `-` for standard input
@@ -27,6 +27,8 @@ Usage: flyrun-vmm --spec FILE|- [--trace FILE] [--owner PID] [--cgroup DIR]
   --probe            say whether this host's KVM can run a guest kernel, by running a tiny one; --json: for programs
   --owner PID        end when this process, the parent of flyrun-vmm, ends
   --cgroup DIR       move into this cgroup first, so that all that is done for the machine counts there
+  --control          take requests on standard input, a stream socket: `pause`, `resume`, a line each, answered by `ok`
+                     or `error REASON`
   --help, --version
 
 Exit code: 0 the guest reset its machine, 1 the machine could not be set up, 2 wrong usage, 3 no usable KVM,
@@ -46,16 +48,29 @@ pub enum Command {
         json: bool,
     },
     /// Run a machine.
-    Run {
-        /// Where its spec comes from.
-        machine: Machine,
-        /// Where the steps' times go.
-        trace: Option<PathBuf>,
-        /// The parent process, with which the machine ends.
-        owner: Option<u32>,
-        /// The cgroup to move into.
-        cgroup: Option<PathBuf>,
-    },
+    Run(Box<Run>),
+}
+
+/// How a machine is to be run.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Run {
+    /// Where its spec comes from.
+    pub machine: Machine,
+    /// What the process is to do beside.
+    pub process: Process,
+}
+
+/// What the process of a machine is to do beside running it.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Process {
+    /// Where the steps' times go.
+    pub trace: Option<PathBuf>,
+    /// The parent process, with which the machine ends.
+    pub owner: Option<u32>,
+    /// The cgroup to move into.
+    pub cgroup: Option<PathBuf>,
+    /// Whether requests come on standard input.
+    pub control: bool,
 }
 
 /// Where the spec of a machine comes from.
@@ -74,7 +89,7 @@ pub enum Machine {
 pub fn parse(arguments: impl IntoIterator<Item = String>) -> Result<Command, String> {
     let mut arguments = arguments.into_iter();
     let mut spec_file = None;
-    let (mut trace, mut owner, mut cgroup) = (None, None, None);
+    let mut process = Process::default();
     let mut options = Options::default();
     let (mut probe, mut json) = (false, false);
     while let Some(name) = arguments.next() {
@@ -87,6 +102,10 @@ pub fn parse(arguments: impl IntoIterator<Item = String>) -> Result<Command, Str
             }
             "--json" => {
                 json = true;
+                continue;
+            }
+            "--control" => {
+                process.control = true;
                 continue;
             }
             _ => {}
@@ -103,13 +122,13 @@ pub fn parse(arguments: impl IntoIterator<Item = String>) -> Result<Command, Str
         };
         match name.as_str() {
             "--spec" => spec_file = Some(PathBuf::from(value()?)),
-            "--trace" => trace = Some(PathBuf::from(value()?)),
-            "--cgroup" => cgroup = Some(PathBuf::from(value()?)),
-            "--owner" => owner = Some(number("--owner", &value()?)?),
+            "--trace" => process.trace = Some(PathBuf::from(value()?)),
+            "--cgroup" => process.cgroup = Some(PathBuf::from(value()?)),
+            "--owner" => process.owner = Some(number("--owner", &value()?)?),
             _ => options.take(&name, &mut value)?,
         }
     }
-    let for_run = trace.is_some() || owner.is_some() || cgroup.is_some();
+    let for_run = process != Process::default();
     match (probe, json, spec_file.is_some() || options.given.is_some() || for_run) {
         (true, json, false) => return Ok(Command::Probe { json }),
         (true, _, true) => return Err("--probe takes no other option than --json; see --help".to_owned()),
@@ -121,7 +140,7 @@ pub fn parse(arguments: impl IntoIterator<Item = String>) -> Result<Command, Str
         (Some(file), None) => Machine::File(file),
         (None, _) => Machine::Options(Box::new(options.spec()?)),
     };
-    Ok(Command::Run { machine, trace, owner, cgroup })
+    Ok(Command::Run(Box::new(Run { machine, process })))
 }
 
 #[derive(Default)]
@@ -224,7 +243,10 @@ mod tests {
 
     fn spec(line: &str) -> VmSpec {
         match parse_words(line).unwrap() {
-            Command::Run { machine: Machine::Options(spec), .. } => *spec,
+            Command::Run(run) => match run.machine {
+                Machine::Options(spec) => *spec,
+                file => panic!("{file:?}"),
+            },
             other => panic!("{other:?}"),
         }
     }
@@ -255,12 +277,9 @@ mod tests {
 
     #[test]
     fn a_spec_file_is_taken_with_a_trace() {
-        let run = parse_words("--trace t --owner 7 --spec -").unwrap();
-        let trace = Some("t".into());
-        assert_eq!(
-            run,
-            Command::Run { machine: Machine::File("-".into()), trace, owner: Some(7), cgroup: None }
-        );
+        let run = parse_words("--trace t --owner 7 --control --spec -").unwrap();
+        let process = Process { trace: Some("t".into()), owner: Some(7), cgroup: None, control: true };
+        assert_eq!(run, Command::Run(Box::new(Run { machine: Machine::File("-".into()), process })));
     }
 
     #[test]

@@ -2,6 +2,7 @@
 
 use std::{
     io::{Read, Write},
+    os::unix::net::UnixStream,
     path::Path,
     process::ExitCode,
     sync::Arc,
@@ -9,7 +10,8 @@ use std::{
 
 use rustix::process::{Signal, getppid, set_parent_process_death_signal};
 use vmm::{
-    args::{self, Command, Machine},
+    args::{self, Command, Machine, Process, Run},
+    channel::Channel,
     ending::End,
     exit::VmExit,
     probe,
@@ -25,12 +27,10 @@ fn main() -> ExitCode {
         Ok(Command::Help) => print(args::HELP),
         Ok(Command::Version) => print(concat!("flyrun-vmm ", env!("CARGO_PKG_VERSION"), "\n")),
         Ok(Command::Probe { json }) => probe(json),
-        Ok(Command::Run { machine, trace, owner, cgroup }) => {
-            match owner.map_or(Ok(()), end_with).and_then(|()| cgroup.as_deref().map_or(Ok(()), enter)) {
-                Ok(()) => run(machine, trace.as_deref(), started_us),
-                Err(reason) => End { exit: VmExit::Setup, reason },
-            }
-        }
+        Ok(Command::Run(run)) => match prepare(&run.process) {
+            Ok(owner) => self::run(*run, owner, started_us),
+            Err(reason) => End { exit: VmExit::Setup, reason },
+        },
         Err(mistake) => End { exit: VmExit::Usage, reason: mistake },
     };
     if !end.reason.is_empty() {
@@ -82,18 +82,35 @@ fn enter(cgroup: &Path) -> Result<(), String> {
         .map_err(|e| format!("--cgroup {}: {e}", cgroup.display()))
 }
 
-fn run(machine: Machine, trace: Option<&Path>, started_us: u64) -> End {
-    let trace = match trace.map_or(Ok(Trace::off()), Trace::to) {
+/// What comes before all else; returns the stream of the owner's requests.
+fn prepare(process: &Process) -> Result<Option<UnixStream>, String> {
+    if let Some(owner) = process.owner {
+        end_with(owner)?;
+    }
+    if let Some(cgroup) = &process.cgroup {
+        enter(cgroup)?;
+    }
+    let stream = process.control.then(Channel::from_stdin).transpose();
+    stream.map_err(|e| format!("--control: standard input: {e}"))
+}
+
+fn run(run: Run, owner: Option<UnixStream>, started_us: u64) -> End {
+    let trace = match run.process.trace.as_deref().map_or(Ok(Trace::off()), Trace::to) {
         Ok(trace) => Arc::new(trace),
         Err(e) => return End { exit: VmExit::Setup, reason: format!("--trace: {e}") },
     };
     trace.step_at("start", started_us);
-    let spec = match read_spec(machine) {
+    let spec = match read_spec(run.machine) {
         Ok(spec) => spec,
         Err(reason) => return End { exit: VmExit::Usage, reason },
     };
     trace.step("spec read");
-    let started = Vm::new(&spec, Arc::clone(&trace)).and_then(|mut vm| vm.start().map(|()| vm));
+    let started = Vm::new(&spec, Arc::clone(&trace)).and_then(|mut vm| {
+        if let Some(owner) = owner {
+            vm.serve_owner(owner);
+        }
+        vm.start().map(|()| vm)
+    });
     let end = match started {
         Ok(vm) => vm.serve(),
         Err(error) => End { exit: error.exit(), reason: error.to_string() },

@@ -59,8 +59,8 @@ impl Control {
         self.changed.notify_all();
     }
 
-    /// Waits while the machine is paused; returns whether the vCPU is to run.
-    fn may_run(&self) -> bool {
+    /// Waits while the machine is paused; returns whether the vCPU is to run. `woken` is called if it had to wait.
+    fn may_run(&self, woken: impl FnOnce()) -> bool {
         if self.ending.get().is_some() {
             return false;
         }
@@ -76,6 +76,7 @@ impl Control {
             paused = self.changed.wait(paused).unwrap_or_else(PoisonError::into_inner);
         }
         *paused -= 1;
+        woken();
         self.wanted.load(Ordering::SeqCst) == RUN
     }
 
@@ -183,8 +184,9 @@ impl Vcpu {
 
     fn run(mut self, control: &Control) {
         let ending = &control.ending;
+        // A guest that uses no kvm-clock cannot be told that time went by without it.
         let mut vcpu = Kickable::new(&mut self.fd);
-        while control.may_run() {
+        while control.may_run(|| _ = vcpu.fd.kvmclock_ctrl()) {
             match vcpu.fd.run() {
                 Ok(VcpuExit::IoOut(port, data)) => self.buses.ports.write(port.into(), data),
                 Ok(VcpuExit::IoIn(port, data)) => self.buses.ports.read(port.into(), data),

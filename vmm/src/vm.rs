@@ -1,6 +1,9 @@
 //! The composition root: a machine from its spec, step by step.
 
-use std::sync::Arc;
+use std::{
+    os::unix::net::UnixStream,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+};
 
 use devices::virtio::Memory;
 use kvm_ioctls::{Cap, Kvm, VmFd};
@@ -9,18 +12,19 @@ use crate::{
     attach::{Attach, GuestDevices},
     boot::{self, LoadedKernel, command_line, params, registers},
     bus::Buses,
+    channel::Channel,
     console::Console,
     cpuid::Template,
     ending::{End, Ending},
     error::SetupError,
     event_loop::EventLoop,
     exit::VmExit,
-    lifecycle::{Refusal, VmRequest, VmState},
+    machine::Machine,
     memory, mptable,
     spec::VmSpec,
     trace::Trace,
     validate::validate,
-    vcpu::{Control, RunningVcpus, Vcpu},
+    vcpu::Vcpu,
 };
 
 /// Room for KVM's CPUID entries, so that one call is enough; today's hosts have 40 to 60.
@@ -29,10 +33,7 @@ const CPUID_ENTRIES: usize = 256;
 /// A machine.
 #[derive(Debug)]
 pub struct Vm {
-    state: VmState,
-    vcpus: Vec<Vcpu>,
-    running: Option<RunningVcpus>,
-    control: Arc<Control>,
+    machine: Arc<Mutex<Machine>>,
     event_loop: EventLoop,
     console: Option<Console>,
     ending: Arc<Ending>,
@@ -81,9 +82,8 @@ impl Vm {
         let vcpus = create_vcpus(spec.cpus, &kvm, &fd, &kernel, Arc::new(buses))?;
         trace.step("vcpus ready");
 
-        let control = Arc::new(Control::new(Arc::clone(&ending)));
-        let state = VmState::Configured;
-        Ok(Self { state, vcpus, running: None, control, event_loop, console, ending, trace, _fd: fd })
+        let machine = Arc::new(Mutex::new(Machine::new(vcpus, Arc::clone(&ending))));
+        Ok(Self { machine, event_loop, console, ending, trace, _fd: fd })
     }
 
     /// Lets the guest's first instruction run.
@@ -91,57 +91,33 @@ impl Vm {
     /// # Errors
     /// The machine was started before, or the host gives no thread.
     pub fn start(&mut self) -> Result<(), SetupError> {
-        self.ask(VmRequest::Start)
-            .map_err(|refusal| SetupError::io("start")(std::io::Error::other(refusal)))?;
-        let vcpus = std::mem::take(&mut self.vcpus);
-        let running = RunningVcpus::start(vcpus, Arc::clone(&self.control));
-        self.running = Some(running.map_err(SetupError::io("vCPU threads"))?);
+        self.machine().start().map_err(SetupError::io("vCPU threads"))?;
         self.trace.step("running");
         Ok(())
     }
 
-    /// Stops all vCPUs between two instructions and keeps the machine as it is.
-    ///
-    /// # Errors
-    /// It is not running.
-    pub fn pause(&mut self) -> Result<(), Refusal> {
-        self.ask(VmRequest::Pause)?;
-        if let Some(running) = &self.running {
-            running.pause();
-        }
-        Ok(())
+    /// The machine's vCPUs, for those who pause it.
+    pub fn machine(&self) -> MutexGuard<'_, Machine> {
+        self.machine.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Lets a paused machine run on.
-    ///
-    /// # Errors
-    /// It is not paused.
-    pub fn resume(&mut self) -> Result<(), Refusal> {
-        self.ask(VmRequest::Resume)?;
-        if let Some(running) = &self.running {
-            running.resume();
-        }
-        Ok(())
+    /// Does what the machine's owner asks for on this stream.
+    pub fn serve_owner(&mut self, stream: UnixStream) {
+        let channel = Channel::new(stream, Arc::clone(&self.machine));
+        self.event_loop.serve(Arc::new(Mutex::new(channel)));
     }
 
     /// Serves the devices of a started machine until it ends, on the calling thread.
     pub fn serve(mut self) -> End {
         self.event_loop.run();
         self.trace.step("ended");
-        if let Some(running) = self.running.take() {
-            running.stop();
-        }
+        self.machine().stop();
         if let Some(console) = &self.console {
             console.flush();
         }
         let end = self.ending.get().cloned();
         let end = end.unwrap_or_else(|| End { exit: VmExit::Setup, reason: "the event loop ended".into() });
         explain(end, self.console.as_ref().and_then(Console::panic_line))
-    }
-
-    fn ask(&mut self, request: VmRequest) -> Result<(), Refusal> {
-        self.state = self.state.after(request)?;
-        Ok(())
     }
 }
 

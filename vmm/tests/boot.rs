@@ -134,11 +134,11 @@ fn waiting_vcpus_do_not_keep_a_machine_alive() {
 fn a_paused_machine_runs_on_after_resume() {
     if kvm() {
         let (end, text) = run(&[&say("a"), &WAIT, &say("b"), &RESET], 2, |vm| {
-            vm.pause().unwrap();
-            assert!(vm.pause().is_err(), "it is paused already");
-            vm.resume().unwrap();
-            vm.pause().unwrap();
-            vm.resume().unwrap();
+            vm.machine().pause().unwrap();
+            assert!(vm.machine().pause().is_err(), "it is paused already");
+            vm.machine().resume().unwrap();
+            vm.machine().pause().unwrap();
+            vm.machine().resume().unwrap();
         });
         assert_eq!((end.exit, text.as_str()), (VmExit::Reset, "ab"));
     }
