@@ -111,7 +111,7 @@ impl Soak {
             "-c",
             WORKLOAD,
         ];
-        let words: Vec<&str> = match self.random.below(12) {
+        let words: Vec<&str> = match self.random.below(14) {
             0..4 => run.to_vec(),
             4 => vec!["start", &name],
             5 => vec!["stop", &name],
@@ -121,6 +121,8 @@ impl Soak {
             9 => {
                 vec!["update", "--cpus", if halve { "0.5" } else { "1" }, "--restart", "on-failure:1", &name]
             }
+            11 => vec!["pause", &name],
+            12 => vec!["unpause", &name],
             10 => vec!["rename", &name, &other],
             _ => vec!["exec", &name, "sync"],
         };
@@ -162,7 +164,7 @@ impl Soak {
         let monitored =
             |id: &str| monitors.iter().any(|process| process.arguments.iter().any(|word| word == id));
         for (id, state) in &listed {
-            let active = ["starting", "started", "stopping"].contains(&state.as_str());
+            let active = ["starting", "started", "paused", "stopping"].contains(&state.as_str());
             if active != monitored(id) {
                 return Some(format!("{id} is said to be {state}; a monitor lives: {}", monitored(id)));
             }
@@ -319,8 +321,7 @@ fn fifty_machines_at_once() {
     let (vmms, monitors) = (soak.vmms(), soak.monitors());
     assert_eq!((vmms.len(), monitors.len()), (COUNT, COUNT));
     let share = |processes: &[Process]| {
-        processes.iter().map(|process| memory_kib(process.pid, MEMORY_MIB * 1024 / 2)).sum::<u64>()
-            / COUNT as u64
+        processes.iter().map(|process| memory_kib(process.pid, MEMORY_MIB << 20)).sum::<u64>() / COUNT as u64
     };
     println!(
         "{COUNT} machines of {MEMORY_MIB} MiB: beyond the guest's memory each takes {} KiB for its VMM, {} KiB for its monitor",
