@@ -72,6 +72,33 @@ try 0 $'job\n0' 'flyrun start job; flyrun wait job'
 try 0 $'1\n2' 'flyrun logs job'
 try 0 'job' 'flyrun rm job'
 
+# pause
+try 0 '??????????????' 'flyrun run -d --name ticker $busybox sh -c "i=0; while :; do i=\$((i+1)); echo \$i; sleep 0.05; done"'
+try 0 'ticker' 'flyrun pause ticker'
+try 0 'ticker' 'flyrun pause ticker'
+try 0 '*(paused)*ticker' 'flyrun ps --filter status=paused'
+try 0 'same' 'sleep 0.3; a=$(flyrun logs ticker | wc -l); sleep 1; b=$(flyrun logs ticker | wc -l); [ $a = $b ] && echo same'
+try 125 '*is paused*flyrun unpause*' 'flyrun exec ticker true'
+try 125 '*is paused*flyrun unpause*' 'flyrun kill ticker'
+try 125 '*is paused*' 'flyrun start ticker'
+try 0 'ticker' 'flyrun unpause ticker'
+try 0 'more' 'a=$(flyrun logs ticker | wc -l); until [ "$(flyrun logs ticker | wc -l)" -gt $((a + 5)) ]; do sleep 0.1; done; echo more'
+try 0 'in' 'flyrun exec ticker echo in'
+try 0 '' 'flyrun logs --kernel ticker | grep -i -e lockup -e stall || true'
+try 0 $'ticker\nticker' 'flyrun pause ticker; flyrun stop -t 1 ticker'
+try 0 '*stopped (1*' 'flyrun ps -a --filter name=ticker'
+try 125 '*is stopped*flyrun start*' 'flyrun pause ticker'
+try 0 $'ticker\nticker\nticker' 'flyrun start ticker; flyrun pause ticker; flyrun rm -f ticker'
+
+# several at once
+try 0 '4' '(for i in 1 2 3 4 5; do (flyrun run -d --name same $busybox sleep 1000 > /dev/null 2>&1 || echo refused) & done; wait) | wc -l'
+try 0 '1' 'flyrun ps -q --filter name=same | wc -l'
+try 0 $'same\nsame\nsame' 'for i in 1 2 3; do flyrun stop -t 0 same & done; wait'
+try 0 $'same\nsame\nsame' 'for i in 1 2 3; do flyrun start same & done; wait'
+try 0 'in' 'flyrun exec same echo in'
+try 0 '*same*' 'for i in 1 2 3; do flyrun rm -f same & done; wait'
+try 0 'ID*NAME' 'flyrun ps -a --filter name=same'
+
 # restart policies
 try 0 '??????????????' 'flyrun run -d --name flap --restart on-failure:2 $busybox sh -c "echo life; exit 9"'
 try 0 $'life\nlife\nlife' 'while flyrun ps -q --filter name=flap | grep -q .; do sleep 0.2; done; flyrun logs flap'

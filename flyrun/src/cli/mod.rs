@@ -22,6 +22,7 @@ mod man;
 mod monitor;
 mod network;
 mod new_machine;
+mod pause;
 mod port;
 mod prune;
 mod ps;
@@ -95,6 +96,8 @@ enum Command {
     Stop(stop::Arguments),
     Restart(restart::Arguments),
     Kill(kill::Arguments),
+    Pause(pause::Pause),
+    Unpause(pause::Unpause),
     Rm(rm::Arguments),
     Wait(wait::Arguments),
     Ps(ps::Arguments),
@@ -133,6 +136,8 @@ impl Cli {
             Command::Stop(arguments) => stop::execute(&context, &arguments),
             Command::Restart(arguments) => restart::execute(&context, &arguments),
             Command::Kill(arguments) => kill::execute(&context, &arguments),
+            Command::Pause(arguments) => pause::pause(&context, &arguments),
+            Command::Unpause(arguments) => pause::unpause(&context, &arguments),
             Command::Rm(arguments) => rm::execute(&context, &arguments),
             Command::Wait(arguments) => wait::execute(&context, &arguments),
             Command::Ps(arguments) => ps::execute(&context, &arguments),

@@ -129,6 +129,7 @@ fn status(record: &Record, health: Option<Status>) -> String {
         (State::Starting, Some(outcome), _) if record.restarts > 0 => {
             format!("restarting ({}) {}", outcome.exit_code, table::ago(outcome.finished_at))
         }
+        (State::Paused, _, Some(at)) => format!("{} {} (paused)", State::Started, table::ago(at)),
         (State::Started | State::Stopping, _, Some(at)) => {
             let health = health.map_or(String::new(), |status| format!(" ({status})"));
             format!("{} {}{health}", record.state, table::ago(at))

@@ -14,6 +14,8 @@ pub enum State {
     Starting,
     /// Its process runs.
     Started,
+    /// Its virtual machine stands still, with all it has in memory.
+    Paused,
     /// Its process was asked to end.
     Stopping,
     /// Its process has ended.
@@ -38,6 +40,10 @@ pub enum Action {
     Attach,
     /// Run a command beside its process.
     Exec,
+    /// Let its virtual machine stand still.
+    Pause,
+    /// Let it run on.
+    Unpause,
 }
 
 /// What is to be done about a request that is not refused.
@@ -57,10 +63,11 @@ pub struct Refusal {
 }
 
 impl State {
-    pub const ALL: [State; 7] = [
+    pub const ALL: [State; 8] = [
         State::Created,
         State::Starting,
         State::Started,
+        State::Paused,
         State::Stopping,
         State::Stopped,
         State::Failed,
@@ -69,7 +76,7 @@ impl State {
 
     /// Whether a monitor must be alive for this to be true.
     pub fn needs_monitor(self) -> bool {
-        matches!(self, State::Starting | State::Started | State::Stopping)
+        matches!(self, State::Starting | State::Started | State::Paused | State::Stopping)
     }
 
     /// What a request means in this state.
@@ -83,12 +90,15 @@ impl State {
             (A::RemoveByForce, _) => Ok(Verdict::Go),
             (_, S::Destroying) => Err(Refusal { state: self, action }),
             (A::Start, S::Created | S::Stopped | S::Failed) => Ok(Verdict::Go),
-            (A::Start, S::Starting | S::Started) => Ok(Verdict::Already),
-            (A::Stop, S::Starting | S::Started | S::Stopping) => Ok(Verdict::Go),
+            (A::Start, S::Starting | S::Started) | (A::Pause, S::Paused) | (A::Unpause, S::Started) => {
+                Ok(Verdict::Already)
+            }
+            (A::Pause, S::Started) | (A::Unpause, S::Paused) => Ok(Verdict::Go),
+            (A::Stop, S::Starting | S::Started | S::Paused | S::Stopping) => Ok(Verdict::Go),
             (A::Stop, S::Created | S::Stopped | S::Failed) => Ok(Verdict::Already),
             (A::Remove, S::Created | S::Stopped | S::Failed) => Ok(Verdict::Go),
             (A::Signal | A::Exec | A::Attach, S::Started | S::Stopping) => Ok(Verdict::Go),
-            (A::Attach, S::Starting) => Ok(Verdict::Go),
+            (A::Attach, S::Starting | S::Paused) => Ok(Verdict::Go),
             _ => Err(Refusal { state: self, action }),
         }
     }
@@ -99,7 +109,8 @@ impl State {
         match self {
             S::Created => matches!(next, S::Starting | S::Destroying),
             S::Starting => matches!(next, S::Started | S::Stopping | S::Stopped | S::Failed | S::Destroying),
-            S::Started | S::Stopping => next != S::Created,
+            S::Started | S::Paused => next != S::Created,
+            S::Stopping => !matches!(next, S::Created | S::Paused),
             S::Stopped | S::Failed => matches!(next, S::Starting | S::Failed | S::Destroying),
             S::Destroying => next == S::Destroying,
         }
@@ -112,6 +123,7 @@ impl fmt::Display for State {
             State::Created => "created",
             State::Starting => "starting",
             State::Started => "started",
+            State::Paused => "paused",
             State::Stopping => "stopping",
             State::Stopped => "stopped",
             State::Failed => "failed",
@@ -128,7 +140,8 @@ impl Refusal {
             (Action::Remove, _) => Some("Stop it first, or use `flyrun rm -f`."),
             (_, State::Created | State::Stopped | State::Failed) => Some("Start it with `flyrun start`."),
             (_, State::Starting) => Some("`flyrun ps` shows when it has started."),
-            (Action::Start, State::Stopping) => Some("`flyrun wait` returns when it has ended."),
+            (_, State::Paused) => Some("Let it run on with `flyrun unpause`."),
+            (_, State::Stopping) => Some("`flyrun wait` returns when it has ended."),
             _ => None,
         }
     }
@@ -139,7 +152,8 @@ impl fmt::Display for Refusal {
         match (self.action, self.state) {
             (_, State::Destroying) => write!(f, "it is being removed"),
             (Action::Remove, state) => write!(f, "it is {state}, and only one that has ended is removed"),
-            (Action::Start, state) => write!(f, "it is {state}"),
+            (Action::Start | Action::Pause, state) => write!(f, "it is {state}"),
+            (_, State::Paused) => write!(f, "it is paused"),
             (_, state) => write!(f, "it is not running ({state})"),
         }
     }
@@ -149,7 +163,7 @@ impl fmt::Display for Refusal {
 mod tests {
     use super::*;
 
-    const ACTIONS: [Action; 7] = [
+    const ACTIONS: [Action; 9] = [
         Action::Start,
         Action::Stop,
         Action::Signal,
@@ -157,6 +171,8 @@ mod tests {
         Action::RemoveByForce,
         Action::Attach,
         Action::Exec,
+        Action::Pause,
+        Action::Unpause,
     ];
 
     #[test]

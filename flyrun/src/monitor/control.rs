@@ -40,6 +40,10 @@ pub enum Request {
     Attach,
     /// Give the machine another name.
     Rename { name: String },
+    /// Let its virtual machine stand still.
+    Pause,
+    /// Let it run on.
+    Unpause,
     /// Change how it is run.
     Update(Box<Changes>),
 }

@@ -2,12 +2,15 @@
 //!
 //! In the foreground `flyrun run` is the monitor itself; in the background it is a process of its own ([`spawn`]).
 
+mod company;
 mod control;
 mod front;
 pub mod health;
 mod life;
 pub mod log;
 pub mod outputs;
+mod plan;
+mod requests;
 mod spawn;
 
 use std::io;
@@ -15,31 +18,24 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use images::Store;
-use protocol::{BootConfig, ExitStatus, TtySize, VolumeConfig};
-use vmm::spec::DiskSpec;
+use protocol::{ExitStatus, TtySize};
 
 pub use control::{Conversation, Reply, Request, ask};
 pub use front::Front;
 pub use spawn::{Report, spawn};
 
-use self::health::Watch;
+use self::company::{Company, Place};
 use self::life::{Life, Step};
 use self::outputs::{Input, Outputs, Own, feed};
 use crate::cgroup::Cgroup;
 use crate::error::{Context, Error, Result, from_images};
 use crate::exit_code::ExitCode;
-use crate::interrupt::{Interrupts, SIGKILL};
+use crate::interrupt::Interrupts;
 use crate::machine::restart::{self, Restarts};
-use crate::machine::{Changes, Machines, Outcome, Owned, State, now};
-use crate::paths::{Library, Part, Paths, RunDir};
-use crate::usage::{Ledger, Meter, Sources};
-use crate::vm::{Event, Mailbox, Post, Streams, Vm, VmPlan, spawn as spawn_thread};
-use crate::volume::{Attached, Volumes};
+use crate::machine::{Outcome, Owned, State, now};
+use crate::paths::{Library, Paths, RunDir};
+use crate::vm::{Event, Mailbox, Streams, Vm, spawn as spawn_thread};
 use crate::{network, terminal, trace};
-
-/// Bytes of the host's randomness that each guest starts with.
-const ENTROPY_BYTES: usize = 64;
-const DISK: &str = "disk.ext4";
 
 /// How a life of a machine ended.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -127,41 +123,6 @@ struct Monitor<'a> {
     is_stopped: bool,
 }
 
-/// Where a life of a machine takes place.
-struct Place {
-    network: Option<network::Attached>,
-    post: Post,
-}
-
-/// What goes along with a machine's process from its start on.
-#[derive(Default)]
-struct Company {
-    meter: Option<Meter>,
-    watch: Option<Watch>,
-}
-
-impl Company {
-    fn due(&self) -> Option<Instant> {
-        let meter = self.meter.as_ref().map(Meter::due);
-        meter.into_iter().chain(self.watch.as_ref().and_then(Watch::due)).min()
-    }
-
-    /// Does what is due. When the process has exited, its figures are soon to be had no more.
-    fn tend(&mut self, has_exited: bool) {
-        if let Some(meter) = &mut self.meter {
-            meter.tick();
-            if has_exited {
-                meter.look();
-            }
-        }
-        if let Some(watch) = &mut self.watch
-            && !has_exited
-        {
-            watch.check();
-        }
-    }
-}
-
 impl<'a> Monitor<'a> {
     fn new(host: &'a Host<'a>, machine: Owned, view: View) -> Result<Monitor<'a>> {
         let run_dir = Arc::new(host.paths.make_run_dir(&machine.record().id)?);
@@ -218,14 +179,14 @@ impl<'a> Monitor<'a> {
                 record.restarts += 1;
                 record.outcome = Some(outcome);
             });
-            if !self.pause(pause) {
+            if !self.rest(pause) {
                 return result;
             }
         }
     }
 
     /// Waits for the time of the next life; `false` if there is to be none.
-    fn pause(&mut self, pause: Duration) -> bool {
+    fn rest(&mut self, pause: Duration) -> bool {
         let until = Instant::now() + pause;
         while let Ok(event) = self.mailbox.next(Some(until)) {
             match event {
@@ -305,7 +266,12 @@ impl<'a> Monitor<'a> {
     ) -> Result<End> {
         loop {
             let step = life.step(&self.mailbox, &mut self.view.front, company.due())?;
-            company.tend(life.has_exited());
+            let paused = self.machine.record().state == State::Paused;
+            if paused && life.has_exited() {
+                // Its last word was under way when it was paused.
+                self.unpause(life)?;
+            }
+            company.tend(life.has_exited(), paused);
             match step {
                 Step::Nothing => {}
                 Step::Started => {
@@ -327,29 +293,6 @@ impl<'a> Monitor<'a> {
         }
     }
 
-    fn begin_company(&self, company: &mut Company, place: &Place, process: u32) {
-        let (record, paths) = (self.machine.record(), self.host.paths);
-        let facts = place.network.as_ref().map(network::Attached::facts).unwrap_or_default();
-        let interface = (!facts.interface.is_empty()).then_some(facts.interface);
-        let sources = Sources { process, interface };
-        company.meter = Some(Meter::begin(Ledger::new(paths.usage()), record, sources));
-        let directory = self.machine.directory();
-        company.watch = Watch::begin(paths, record, directory, facts.ipv4, place.post.clone());
-    }
-
-    /// The record may be another than before.
-    fn tell_company(&self, company: &mut Company, place: &mut Place) {
-        let record = self.machine.record();
-        if let Some(meter) = &mut company.meter {
-            meter.change(record);
-        }
-        if let Some(network) = &mut place.network
-            && let Err(error) = network.rename(&record.name)
-        {
-            eprintln!("flyrun: {error}");
-        }
-    }
-
     /// Holds the machine, or the process that it is already, to its share of the CPU.
     fn limit(&mut self, process: Option<u32>) -> Result<()> {
         let record = self.machine.record();
@@ -365,143 +308,6 @@ impl<'a> Monitor<'a> {
                 Ok(())
             }
             None => Ok(()),
-        }
-    }
-
-    /// Held as long as the machine runs, as the root filesystem is.
-    fn attach_volumes(&self) -> Result<Vec<Attached>> {
-        let volumes = Volumes::new(self.host.paths.volumes());
-        self.machine.record().config.volumes.iter().map(|used| volumes.attach(used)).collect()
-    }
-
-    fn plan(
-        &self,
-        rootfs: &std::path::Path,
-        attached: &[Attached],
-        network: Option<&network::Attached>,
-    ) -> Result<VmPlan> {
-        let config = &self.machine.record().config;
-        let mut disks = vec![DiskSpec { files: vec![rootfs.to_path_buf()], read_only: true }];
-        if let Some(size) = config.disk {
-            let disk = self.machine.directory().join(DISK);
-            if !disk.exists() {
-                self.make_disk(size.0, &disk)?;
-            }
-            disks.push(DiskSpec { files: vec![disk], read_only: false });
-        }
-        trace::step("disk made");
-        let kernel = if config.cpus == 1 { Part::Kernel } else { Part::KernelSmp };
-        let library = self.host.library;
-        let mut entropy = vec![0; ENTROPY_BYTES];
-        getrandom::fill(&mut entropy).context("the host has no random numbers")?;
-        let mut run = config.run.clone();
-        run.entropy = entropy;
-        run.tty = config.tty.then_some(self.view.terminal);
-        run.init_log = self.view.show_console;
-        run.pids_limit = config.limits.pids;
-        run.network = network.map(|network| network.config.clone());
-        for (used, attached) in config.volumes.iter().zip(attached) {
-            run.volumes.push(VolumeConfig {
-                device: device_name(disks.len()),
-                path: used.path.clone(),
-                read_only: used.read_only,
-            });
-            disks.push(DiskSpec { files: vec![attached.data.clone()], read_only: used.read_only });
-        }
-        Ok(VmPlan {
-            vmm: library.path(Part::Vmm),
-            kernel: config.kernel.clone().unwrap_or_else(|| library.path(kernel)),
-            initramfs: library.path(Part::InitramfsRun),
-            cpus: config.cpus,
-            memory_mib: u32::try_from(config.memory.to_mib()).unwrap_or(u32::MAX),
-            disks,
-            nets: network.iter().map(|network| network.card.clone()).collect(),
-            boot: BootConfig::Run(Box::new(run)),
-            console: (!self.view.show_console).then(|| self.machine.directory().join("console.log")),
-            cgroup: self.cgroup.as_ref().map(|cgroup| cgroup.path().to_path_buf()),
-            streams: Some(Streams {
-                outputs: self.outputs.clone(),
-                input: self.input.clone(),
-                terminal: config.tty,
-            }),
-        })
-    }
-
-    /// Under another name first: half a disk must not be taken for the machine's.
-    fn make_disk(&self, bytes: u64, disk: &std::path::Path) -> Result<()> {
-        let draft = self.machine.directory().join("disk.new");
-        let _ = std::fs::remove_file(&draft);
-        let made = self.host.store.copy_template(images::TemplateKind::Disk, bytes, &draft);
-        made.map_err(|error| from_images(&error))?;
-        std::fs::rename(&draft, disk).context("cannot make the machine's disk")
-    }
-
-    /// Does what another flyrun asks for.
-    fn answer(&mut self, mut conversation: Conversation, life: Option<&mut Life>) {
-        let config = &self.machine.record().config;
-        match conversation.request.clone() {
-            Request::Stop { timeout_s } => {
-                let patience = Duration::from_secs(timeout_s.unwrap_or(config.stop_timeout_s).into());
-                let signal = config.stop_signal;
-                self.is_stopped = true;
-                self.waiting.push(conversation);
-                if let Some(life) = life {
-                    life.stop(signal, patience);
-                    if self.machine.record().state == State::Started {
-                        self.try_become(State::Stopping, |_| {});
-                    }
-                }
-            }
-            Request::Signal { signal } => {
-                let Some(life) = life.filter(|_| (1..=64).contains(&signal)) else {
-                    return conversation
-                        .reply(&Reply::Failed { message: "its process does not run now".into() });
-                };
-                // Whoever ends a machine so does not want it started again.
-                self.is_stopped |= signal == SIGKILL || signal == config.stop_signal;
-                life.signal(signal);
-                conversation.reply(&Reply::Done);
-            }
-            Request::Wait => self.waiting.push(conversation),
-            Request::Attach => {
-                conversation.reply(&Reply::Attached { terminal: config.tty });
-                self.attach(conversation);
-            }
-            Request::Update(changes) => {
-                conversation.reply(&match self.update(&changes, life.as_deref()) {
-                    Ok(later) => Reply::Updated { later },
-                    Err(error) => Reply::Failed { message: error.to_string() },
-                });
-            }
-            Request::Rename { name } => {
-                let machines = Machines::new(self.host.paths.machines());
-                conversation.reply(&match self.machine.rename(&machines, &name) {
-                    Ok(()) => Reply::Done,
-                    Err(error) => Reply::Failed { message: error.to_string() },
-                });
-            }
-        }
-    }
-
-    /// Changes how the machine is run; what could not take effect yet is returned.
-    fn update(&mut self, changes: &Changes, life: Option<&Life>) -> Result<Vec<String>> {
-        let before = self.machine.record().config.clone();
-        let mut config = before.clone();
-        let later = changes.apply(&mut config).map_err(Error::new)?;
-        self.machine.update(|record| record.config = config)?;
-        if let Err(error) = self.limit(life.map(|life| life.vm.pid())) {
-            self.machine.update(|record| record.config = before)?;
-            return Err(error);
-        }
-        let config = &self.machine.record().config;
-        self.view.front.stop_with(config.stop_signal, Duration::from_secs(config.stop_timeout_s.into()));
-        Ok(if life.is_some() { later } else { vec![] })
-    }
-
-    fn attach(&self, conversation: Conversation) {
-        let (outputs, input) = (self.outputs.clone(), self.input.clone());
-        if let Err(error) = control::attach(conversation.into_stream(), outputs, input, self.mailbox.post()) {
-            eprintln!("flyrun: a client could not attach: {error}");
         }
     }
 
@@ -533,15 +339,6 @@ impl<'a> Monitor<'a> {
             conversation.reply(&Reply::Ended { exit_code });
         }
         concluded
-    }
-}
-
-/// What Linux calls a virtio disk (drivers/block/virtio_blk.c, virtblk_name_format).
-fn device_name(index: usize) -> String {
-    let letter = |index: usize| char::from(b'a' + (index % 26) as u8);
-    match index {
-        0..26 => format!("/dev/vd{}", letter(index)),
-        _ => format!("/dev/vd{}{}", letter(index / 26 - 1), letter(index)),
     }
 }
 
@@ -585,18 +382,5 @@ impl End {
             }
         }
         Ok(code)
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn disks_are_named_as_the_kernel_does() {
-        assert_eq!(
-            [0, 1, 25, 26, 27, 52].map(device_name),
-            ["a", "b", "z", "aa", "ab", "ba"].map(|end| format!("/dev/vd{end}"))
-        );
     }
 }

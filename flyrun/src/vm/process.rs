@@ -1,11 +1,13 @@
 //! Starting flyrun-vmm, and understanding its end.
 
 use std::fs::File;
-use std::io;
-use std::os::fd::AsFd;
+use std::io::{self, BufRead, BufReader, Read, Write};
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::Arc;
+use std::time::Duration;
 
 use protocol::BootConfig;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
@@ -22,6 +24,10 @@ use crate::trace;
 
 /// The context id of every guest: each has a vsock device of its own, so they never meet.
 const GUEST_CID: u64 = 3;
+
+/// How long flyrun-vmm may take to answer, and how much it may say.
+const ANSWER_LIMIT: Duration = Duration::from_secs(10);
+const MAX_ANSWER: u64 = 4096;
 
 /// How long the kernel may take to end flyrun-vmm.
 const END_LIMIT: Timespec = Timespec { tv_sec: 5, tv_nsec: 0 };
@@ -48,6 +54,8 @@ pub struct VmPlan {
 #[derive(Debug)]
 pub struct Vm {
     pid: u32,
+    /// Where flyrun-vmm takes requests.
+    control: UnixStream,
     pidfd: rustix::fd::OwnedFd,
     run_dir: Arc<RunDir>,
     console: Option<PathBuf>,
@@ -67,18 +75,48 @@ impl Vm {
         }
         let spec = write_start_files(plan, &run_dir)?;
         trace::step("sockets");
-        let child = spawn(plan, &spec, &run_dir)?;
+        let (child, control) = spawn(plan, &spec, &run_dir)?;
         trace::step("vmm spawned");
         let process = child.id();
         let pidfd =
             pidfd_open(Pid::from_child(&child), PidfdFlags::empty()).context("cannot watch flyrun-vmm")?;
         watch_process(child, post.clone()).context("cannot start a thread")?;
-        Ok(Vm { pid: process, pidfd, run_dir, console: plan.console.clone() })
+        Ok(Vm { pid: process, control, pidfd, run_dir, console: plan.console.clone() })
     }
 
     /// The process id of flyrun-vmm.
     pub fn pid(&self) -> u32 {
         self.pid
+    }
+
+    /// Stops the guest between two instructions; its devices finish what they were asked for.
+    ///
+    /// # Errors
+    /// It stands already, or flyrun-vmm does not answer.
+    pub fn pause(&self) -> Result<()> {
+        self.ask("pause")
+    }
+
+    /// Lets it run on.
+    ///
+    /// # Errors
+    /// It runs already, or flyrun-vmm does not answer.
+    pub fn resume(&self) -> Result<()> {
+        self.ask("resume")
+    }
+
+    fn ask(&self, request: &str) -> Result<()> {
+        let lost = "flyrun-vmm does not answer";
+        let mut stream = &self.control;
+        writeln!(stream, "{request}").context(lost)?;
+        let mut answer = String::new();
+        // Nothing follows an answer before the next request.
+        BufReader::new(stream.take(MAX_ANSWER)).read_line(&mut answer).context(lost)?;
+        match answer.trim_end().split_once(' ') {
+            None if answer.trim_end() == "ok" => Ok(()),
+            Some(("error", reason)) => Err(Error::new(format!("flyrun-vmm: {reason}"))),
+            _ => Err(Error::new(lost)),
+        }
     }
 
     /// Ends the machine as pulling its plug would.
@@ -157,7 +195,6 @@ fn write_start_files(plan: &VmPlan, run_dir: &RunDir) -> Result<PathBuf> {
 
 /// Writes a file that only its owner reads: environment variables are often secrets.
 fn write(path: &Path, contents: &[u8]) -> Result<()> {
-    use std::io::Write;
     use std::os::unix::fs::OpenOptionsExt;
     let told = || format!("cannot write {}", path.display());
     let mut options = File::options();
@@ -165,17 +202,22 @@ fn write(path: &Path, contents: &[u8]) -> Result<()> {
     file.write_all(contents).context(told())
 }
 
-fn spawn(plan: &VmPlan, spec: &Path, run_dir: &RunDir) -> Result<Child> {
+fn spawn(plan: &VmPlan, spec: &Path, run_dir: &RunDir) -> Result<(Child, UnixStream)> {
     make_private_dir(run_dir.path())?;
     let log = run_dir.path().join("vmm.log");
     let log = File::create(&log).context(format!("cannot write {}", log.display()))?;
+    let (ours, theirs) = UnixStream::pair().context("cannot make a pair of sockets")?;
+    for set in [UnixStream::set_read_timeout, UnixStream::set_write_timeout] {
+        set(&ours, Some(ANSWER_LIMIT)).context("cannot limit the time of a socket")?;
+    }
     let mut command = Command::new(&plan.vmm);
     command
         .arg("--spec")
         .arg(spec)
         .arg("--owner")
         .arg(std::process::id().to_string())
-        .stdin(Stdio::null())
+        .arg("--control")
+        .stdin(OwnedFd::from(theirs))
         .stderr(log);
     match plan.console {
         Some(_) => command.stdout(Stdio::null()),
@@ -189,7 +231,8 @@ fn spawn(plan: &VmPlan, spec: &Path, run_dir: &RunDir) -> Result<Child> {
     if let Some(file) = trace::vmm_file() {
         command.arg("--trace").arg(file);
     }
-    command.spawn().context(format!("cannot start {}", plan.vmm.display()))
+    let child = command.spawn().context(format!("cannot start {}", plan.vmm.display()))?;
+    Ok((child, ours))
 }
 
 fn last_line(path: &Path) -> String {

@@ -1,0 +1,70 @@
+//! What goes along with a machine's process while it runs: its usage is written down, its health checked.
+
+use std::time::Instant;
+
+use super::Monitor;
+use super::health::Watch;
+use crate::network;
+use crate::usage::{Ledger, Meter, Sources};
+use crate::vm::Post;
+
+/// Where a life of a machine takes place.
+pub struct Place {
+    pub network: Option<network::Attached>,
+    pub post: Post,
+}
+
+/// What goes along with a machine's process from its start on.
+#[derive(Default)]
+pub struct Company {
+    pub meter: Option<Meter>,
+    pub watch: Option<Watch>,
+}
+
+impl Company {
+    pub fn due(&self) -> Option<Instant> {
+        let meter = self.meter.as_ref().map(Meter::due);
+        meter.into_iter().chain(self.watch.as_ref().and_then(Watch::due)).min()
+    }
+
+    /// Does what is due. When the process has exited, its figures are soon to be had no more.
+    pub fn tend(&mut self, has_exited: bool, is_paused: bool) {
+        if let Some(meter) = &mut self.meter {
+            meter.tick();
+            if has_exited {
+                meter.look();
+            }
+        }
+        if let Some(watch) = &mut self.watch
+            && !has_exited
+            && !is_paused
+        {
+            watch.check();
+        }
+    }
+}
+
+impl Monitor<'_> {
+    pub(super) fn begin_company(&self, company: &mut Company, place: &Place, process: u32) {
+        let (record, paths) = (self.machine.record(), self.host.paths);
+        let facts = place.network.as_ref().map(network::Attached::facts).unwrap_or_default();
+        let interface = (!facts.interface.is_empty()).then_some(facts.interface);
+        let sources = Sources { process, interface };
+        company.meter = Some(Meter::begin(Ledger::new(paths.usage()), record, sources));
+        let directory = self.machine.directory();
+        company.watch = Watch::begin(paths, record, directory, facts.ipv4, place.post.clone());
+    }
+
+    /// The record may be another than before.
+    pub(super) fn tell_company(&self, company: &mut Company, place: &mut Place) {
+        let record = self.machine.record();
+        if let Some(meter) = &mut company.meter {
+            meter.change(record);
+        }
+        if let Some(network) = &mut place.network
+            && let Err(error) = network.rename(&record.name)
+        {
+            eprintln!("flyrun: {error}");
+        }
+    }
+}

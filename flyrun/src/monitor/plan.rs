@@ -1,0 +1,109 @@
+//! What a life of a machine needs of the host's files, and what flyrun-vmm and guest-init are told.
+
+use std::path::Path;
+
+use protocol::{BootConfig, VolumeConfig};
+use vmm::spec::DiskSpec;
+
+use super::Monitor;
+use crate::error::{Context, Result, from_images};
+use crate::paths::Part;
+use crate::vm::{Streams, VmPlan};
+use crate::volume::{Attached, Volumes};
+use crate::{network, trace};
+
+/// Bytes of the host's randomness that each guest starts with.
+const ENTROPY_BYTES: usize = 64;
+const DISK: &str = "disk.ext4";
+
+impl Monitor<'_> {
+    /// Held as long as the machine runs, as the root filesystem is.
+    pub(super) fn attach_volumes(&self) -> Result<Vec<Attached>> {
+        let volumes = Volumes::new(self.host.paths.volumes());
+        self.machine.record().config.volumes.iter().map(|used| volumes.attach(used)).collect()
+    }
+
+    pub(super) fn plan(
+        &self,
+        rootfs: &Path,
+        attached: &[Attached],
+        network: Option<&network::Attached>,
+    ) -> Result<VmPlan> {
+        let config = &self.machine.record().config;
+        let mut disks = vec![DiskSpec { files: vec![rootfs.to_path_buf()], read_only: true }];
+        if let Some(size) = config.disk {
+            let disk = self.machine.directory().join(DISK);
+            if !disk.exists() {
+                self.make_disk(size.0, &disk)?;
+            }
+            disks.push(DiskSpec { files: vec![disk], read_only: false });
+        }
+        trace::step("disk made");
+        let kernel = if config.cpus == 1 { Part::Kernel } else { Part::KernelSmp };
+        let library = self.host.library;
+        let mut entropy = vec![0; ENTROPY_BYTES];
+        getrandom::fill(&mut entropy).context("the host has no random numbers")?;
+        let mut run = config.run.clone();
+        run.entropy = entropy;
+        run.tty = config.tty.then_some(self.view.terminal);
+        run.init_log = self.view.show_console;
+        run.pids_limit = config.limits.pids;
+        run.network = network.map(|network| network.config.clone());
+        for (used, attached) in config.volumes.iter().zip(attached) {
+            run.volumes.push(VolumeConfig {
+                device: device_name(disks.len()),
+                path: used.path.clone(),
+                read_only: used.read_only,
+            });
+            disks.push(DiskSpec { files: vec![attached.data.clone()], read_only: used.read_only });
+        }
+        Ok(VmPlan {
+            vmm: library.path(Part::Vmm),
+            kernel: config.kernel.clone().unwrap_or_else(|| library.path(kernel)),
+            initramfs: library.path(Part::InitramfsRun),
+            cpus: config.cpus,
+            memory_mib: u32::try_from(config.memory.to_mib()).unwrap_or(u32::MAX),
+            disks,
+            nets: network.iter().map(|network| network.card.clone()).collect(),
+            boot: BootConfig::Run(Box::new(run)),
+            console: (!self.view.show_console).then(|| self.machine.directory().join("console.log")),
+            cgroup: self.cgroup.as_ref().map(|cgroup| cgroup.path().to_path_buf()),
+            streams: Some(Streams {
+                outputs: self.outputs.clone(),
+                input: self.input.clone(),
+                terminal: config.tty,
+            }),
+        })
+    }
+
+    /// Under another name first: half a disk must not be taken for the machine's.
+    fn make_disk(&self, bytes: u64, disk: &Path) -> Result<()> {
+        let draft = self.machine.directory().join("disk.new");
+        let _ = std::fs::remove_file(&draft);
+        let made = self.host.store.copy_template(images::TemplateKind::Disk, bytes, &draft);
+        made.map_err(|error| from_images(&error))?;
+        std::fs::rename(&draft, disk).context("cannot make the machine's disk")
+    }
+}
+
+/// What Linux calls a virtio disk (drivers/block/virtio_blk.c, virtblk_name_format).
+fn device_name(index: usize) -> String {
+    let letter = |index: usize| char::from(b'a' + (index % 26) as u8);
+    match index {
+        0..26 => format!("/dev/vd{}", letter(index)),
+        _ => format!("/dev/vd{}{}", letter(index / 26 - 1), letter(index)),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn disks_are_named_as_the_kernel_does() {
+        assert_eq!(
+            [0, 1, 25, 26, 27, 52].map(device_name),
+            ["a", "b", "z", "aa", "ab", "ba"].map(|end| format!("/dev/vd{end}"))
+        );
+    }
+}
