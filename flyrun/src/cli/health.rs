@@ -14,6 +14,7 @@ const MIN_MS: u64 = 1;
 
 /// What can be said about a machine's health check.
 #[derive(Clone, Debug, Args)]
+#[command(next_help_heading = "Health checks")]
 pub struct HealthArguments {
     /// A shell command in the machine that ends with 0 while it does its work [default: the image's]
     #[arg(long, value_name = "COMMAND", conflicts_with = "health_http")]

@@ -13,6 +13,7 @@ use crate::network::{Facts, Mode, Wishes};
 
 /// What can be said about a machine's network.
 #[derive(Clone, Debug, Args)]
+#[command(next_help_heading = "Network")]
 pub struct NetworkArguments {
     /// The machine's network: default (it reaches the outside), none, or a name that machines share to reach one
     /// another. The host then forwards IPv4 and IPv6 packets, and goes on to do so
@@ -21,7 +22,7 @@ pub struct NetworkArguments {
     /// Let a port of the host lead to the machine, such as 8080:80, 127.0.0.1:8080:80 or 53:53/udp
     #[arg(short, long, value_name = "[IP:][PORT:]PORT[/PROTOCOL]", value_parser = ports)]
     publish: Vec<Ports>,
-    /// Let ports of the host that are free lead to all that the image exposes; `flyrun inspect` tells which
+    /// Let ports of the host that are free lead to all that the image exposes; `flyrun port` tells which
     #[arg(short = 'P', long)]
     publish_all: bool,
     /// Ask this name server instead of the host's
