@@ -69,6 +69,7 @@ fn unpack(
         streams: None,
         cgroup: None,
         restore: None,
+        lock: None,
     };
     let mailbox = Mailbox::new();
     let vm = Vm::start(&plan, run_dir, &mailbox.post())?;

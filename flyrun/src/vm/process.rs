@@ -51,6 +51,8 @@ pub struct VmPlan {
     pub cgroup: Option<PathBuf>,
     /// The directory of the snapshot to go on from, instead of a boot.
     pub restore: Option<PathBuf>,
+    /// The machine's lock, which flyrun-vmm holds too: a machine whose monitor was killed is owned until all of it has ended.
+    pub lock: Option<File>,
 }
 
 /// A running flyrun-vmm. Dropping it ends the machine at once.
@@ -223,9 +225,11 @@ fn read_answer(stream: &UnixStream) -> Result<()> {
 }
 
 fn write_start_files(plan: &VmPlan, run_dir: &RunDir) -> Result<PathBuf> {
-    let config = protocol::encode_config(&plan.boot).context("cannot encode the boot configuration")?;
     let config_file = run_dir.path().join("config.cpio");
-    write(&config_file, &cpio::archive_of_one_file(protocol::CONFIG_PATH, &config))?;
+    if plan.restore.is_none() {
+        let config = protocol::encode_config(&plan.boot).context("cannot encode the boot configuration")?;
+        write(&config_file, &cpio::archive_of_one_file(protocol::CONFIG_PATH, &config))?;
+    }
     let spec = VmSpec {
         cpus: plan.cpus,
         memory_mib: plan.memory_mib,
@@ -271,9 +275,11 @@ fn spawn(plan: &VmPlan, spec: &Path, run_dir: &RunDir) -> Result<(Child, UnixStr
         .arg("--control")
         .stdin(OwnedFd::from(theirs))
         .stderr(log);
-    match plan.console {
-        Some(_) => command.stdout(Stdio::null()),
-        None => {
+    match (&plan.console, &plan.lock) {
+        // Nothing is written there.
+        (Some(_), Some(lock)) => command.stdout(lock.try_clone().context("cannot share the machine's lock")?),
+        (Some(_), None) => command.stdout(Stdio::null()),
+        (None, _) => {
             command.stdout(io::stderr().as_fd().try_clone_to_owned().context("cannot use standard error")?)
         }
     };
