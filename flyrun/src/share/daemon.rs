@@ -54,16 +54,22 @@ impl Daemon {
         Ok(Daemon { program, kind })
     }
 
-    /// Whether a directory can be kept from being written to, whatever the guest tries.
+    /// Whether this user can share directories by it, also such that are kept from being written to whatever the guest tries.
     ///
     /// # Errors
-    /// Neither can this virtiofsd do it, nor may this user mount.
-    pub fn check_read_only(&self) -> Result<()> {
-        if self.kind == Kind::Rust || is_root() {
+    /// It takes root.
+    pub fn check_rights(&self, read_only: bool) -> Result<()> {
+        let able = match self.kind {
+            Kind::Rust => true,
+            Kind::EarlyRust => !read_only,
+            Kind::C => false,
+        };
+        if able || is_root() {
             return Ok(());
         }
-        Err(Error::new(format!("{} cannot share a directory read-only", self.program.display()))
-            .advice("Install virtiofsd 1.13 or later, or run flyrun as root."))
+        let how = if read_only { " read-only" } else { "" };
+        Err(Error::new(format!("{} can share directories{how} for root only", self.program.display()))
+            .advice("Install the virtiofsd in Rust, version 1.13 or later, or run flyrun as root."))
     }
 }
 

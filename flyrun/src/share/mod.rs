@@ -87,9 +87,7 @@ pub fn prepare(shares: &[Use]) -> Result<Option<Daemon>> {
     }
     shares.iter().try_for_each(Use::check)?;
     let daemon = Daemon::find()?;
-    if shares.iter().any(|share| share.read_only) {
-        daemon.check_read_only()?;
-    }
+    daemon.check_rights(shares.iter().any(|share| share.read_only))?;
     Ok(Some(daemon))
 }
 
