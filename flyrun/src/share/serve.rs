@@ -1,12 +1,14 @@
 //! The virtiofsd processes of a machine's life.
 
-use std::fs::File;
+use std::io::Read;
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc::{Receiver, Sender, channel};
+use std::time::Duration;
 
 use protocol::ShareConfig;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
@@ -21,17 +23,22 @@ use crate::vm::spawn as spawn_thread;
 /// How long the kernel may take to end a process that was killed.
 const END_LIMIT: Timespec = Timespec { tv_sec: 5, tv_nsec: 0 };
 
+/// How much of what it says is kept, in bytes, and how long its last words may take.
+const MAX_WORDS: usize = 1024;
+const WORDS_LIMIT: Duration = Duration::from_millis(500);
+
 /// A directory that is served. Dropping it ends its virtiofsd; drop the machine first.
 #[derive(Debug)]
 pub struct Served {
     tag: String,
     share: Use,
     socket: PathBuf,
-    log: PathBuf,
     pid: u32,
     process: OwnedFd,
     /// Whether the machine runs, and would miss it.
     is_needed: Arc<AtomicBool>,
+    /// What it said last; comes when it has ended.
+    last_words: Receiver<String>,
 }
 
 impl Served {
@@ -48,12 +55,11 @@ impl Served {
     ) -> Result<Served> {
         let tag = format!("fs{number}");
         let at = |end: &str| run_dir.path().join(format!("{tag}{end}"));
-        let (socket, log) = (at(""), at(".log"));
+        let socket = at("");
         // An earlier life of the machine may have left it.
         let _ = std::fs::remove_file(&socket);
         let listener =
             UnixListener::bind(&socket).context(format!("cannot listen on {}", socket.display()))?;
-        let log_file = File::create(&log).context(format!("cannot write {}", log.display()))?;
         let mut command = Command::new("/proc/self/exe");
         command.args(["share", "--owner", &std::process::id().to_string()]);
         if let Some(cgroup) = cgroup {
@@ -68,13 +74,15 @@ impl Served {
         let kind = clap::ValueEnum::to_possible_value(&daemon.kind);
         command.arg("--kind").args(kind.as_ref().map(|kind| kind.get_name()));
         command.arg("--program").arg(&daemon.program).arg(&share.source);
-        let child = command.stdin(OwnedFd::from(listener)).stdout(Stdio::null()).stderr(log_file).spawn();
+        let child =
+            command.stdin(OwnedFd::from(listener)).stdout(Stdio::null()).stderr(Stdio::piped()).spawn();
         let child = child.context("cannot start a process for virtiofsd")?;
         let process =
             pidfd_open(Pid::from_child(&child), PidfdFlags::empty()).context("cannot watch virtiofsd")?;
         let (pid, is_needed) = (child.id(), Arc::new(AtomicBool::new(false)));
-        let served = Served { tag, share: share.clone(), socket, log, pid, process, is_needed };
-        served.watch(child)?;
+        let (sender, last_words) = channel();
+        let served = Served { tag, share: share.clone(), socket, pid, process, is_needed, last_words };
+        served.watch(child, sender)?;
         Ok(served)
     }
 
@@ -96,25 +104,31 @@ impl Served {
     /// The reason of a VMM's failure, where that was this directory's virtiofsd.
     pub fn blame(&self, told: &str) -> Option<Error> {
         let (_, reason) = told.split_once(&format!("shared directory {}: ", self.tag))?;
-        let own = std::fs::read_to_string(&self.log).unwrap_or_default();
-        let reason = own.lines().rev().find(|line| !line.trim().is_empty()).unwrap_or(reason);
-        let source = self.share.source.display();
-        Some(Error::new(format!("cannot share {source}: {}", reason.trim_start_matches("flyrun: "))))
+        let own = self.last_words.recv_timeout(WORDS_LIMIT).ok().filter(|words| !words.is_empty());
+        let reason = own.as_deref().unwrap_or(reason).trim_start_matches("flyrun: ");
+        Some(Error::new(format!("cannot share {}: {reason}", self.share.source.display())))
     }
 
     /// Tells the user when it ends before the machine; it ends well when the VMM does.
-    fn watch(&self, mut child: Child) -> Result<()> {
-        let (is_needed, log) = (Arc::clone(&self.is_needed), self.log.clone());
+    fn watch(&self, mut child: Child, last_words: Sender<String>) -> Result<()> {
+        let is_needed = Arc::clone(&self.is_needed);
         let source = self.share.source.display().to_string();
         spawn_thread("virtiofsd", move || {
-            let how = match child.wait() {
-                Ok(status) if status.success() || !is_needed.load(Ordering::Acquire) => return,
-                Ok(status) => status.to_string(),
-                Err(error) => error.to_string(),
+            let words = child.stderr.take().map(last_line).unwrap_or_default();
+            let status = child.wait();
+            let how = match status {
+                Ok(status) if status.success() => None,
+                Ok(status) => Some(status.to_string()),
+                Err(error) => Some(error.to_string()),
             };
-            let told = std::fs::read_to_string(log).unwrap_or_default();
-            let told = told.lines().last().map(|line| format!(": {line}")).unwrap_or_default();
-            anstream::eprintln!("flyrun: the machine has lost {source}: virtiofsd has ended ({how}){told}");
+            if let Some(how) = how.filter(|_| is_needed.load(Ordering::Acquire)) {
+                let told = if words.is_empty() { String::new() } else { format!(": {words}") };
+                anstream::eprintln!(
+                    "flyrun: the machine has lost {source}: virtiofsd has ended ({how}){told}"
+                );
+            }
+            // Nobody may want to know.
+            let _ = last_words.send(words);
         })
         .context("cannot start a thread")
     }
@@ -128,6 +142,23 @@ impl Served {
         // Once it has ended, its number may be another's.
         if ends_within(&self.process, Timespec::default()) { vec![] } else { children }
     }
+}
+
+/// The last line of a stream that a guest may be able to lengthen, fit for a terminal.
+fn last_line(mut stream: impl Read) -> String {
+    let (mut tail, mut chunk) = (Vec::new(), [0; MAX_WORDS]);
+    loop {
+        match stream.read(&mut chunk) {
+            Ok(0) => break,
+            Ok(count) => tail.extend(chunk.iter().take(count)),
+            Err(error) if error.kind() == std::io::ErrorKind::Interrupted => {}
+            Err(_) => break,
+        }
+        tail.drain(..tail.len().saturating_sub(MAX_WORDS));
+    }
+    let text = String::from_utf8_lossy(&tail);
+    let line = text.lines().rev().find(|line| !line.trim().is_empty()).unwrap_or_default();
+    line.chars().map(|c| if c.is_control() { ' ' } else { c }).collect()
 }
 
 fn ends_within(process: &OwnedFd, limit: Timespec) -> bool {
@@ -146,5 +177,18 @@ impl Drop for Served {
         for process in [&self.process].into_iter().chain(&children) {
             ends_within(process, END_LIMIT);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_last_line_is_kept_and_made_harmless() {
+        assert_eq!(last_line(&b"first\nsecond \x1b[2J\n\n"[..]), "second  [2J");
+        assert_eq!(last_line(&b""[..]), "");
+        let endless = vec![b'x'; MAX_WORDS * 50];
+        assert_eq!(last_line(&endless[..]).len(), MAX_WORDS);
     }
 }
