@@ -81,6 +81,11 @@ impl Guest {
         let memory =
             GuestMemoryMmap::from_ranges(&[(GuestAddress(0), half), (GuestAddress(half as u64), half)])
                 .unwrap();
+        Self::with_memory(memory, device)
+    }
+
+    /// The same, with memory of the test's own, as large and in as many regions.
+    pub fn with_memory(memory: Memory, device: Arc<Mutex<dyn VirtioDevice>>) -> Self {
         let irq = EventFd::new(EFD_NONBLOCK).unwrap();
         let transport =
             MmioTransport::new(Memory::clone(&memory), device.clone(), irq.try_clone().unwrap()).unwrap();

@@ -57,6 +57,7 @@ fn unpack(
         cpus: 1,
         memory_mib: MEMORY_MIB,
         nets: vec![],
+        shares: vec![],
         disks: vec![
             DiskSpec {
                 files: image.layers.iter().map(|layer| layer.path.clone()).collect(),

@@ -36,7 +36,7 @@ for flag in --cpus=0 --cpus=33 --cpus=many --memory=1m --memory=x --memory=99999
     fi
 done
 refuse '*exclude*' 'flyrun run --rm --restart always $busybox true'
-refuse '*two volumes*' 'flyrun run --rm -v a:/x -v b:/x $busybox true'
+refuse '*two volumes or directories*' 'flyrun run --rm -v a:/x -v b:/x $busybox true'
 refuse '*mounted twice*' 'flyrun run --rm -v a:/x -v a:/y $busybox true'
 refuse '*cannot publish*' 'flyrun run --rm --network none -p 80 $busybox true'
 refuse '*' 'flyrun run --rm -v "a:/x:rw:ro" $busybox true'

@@ -5,6 +5,7 @@ mod cp;
 mod doctor;
 mod exec;
 mod figures;
+mod host_directories;
 mod network;
 mod one_liners;
 mod registries;

@@ -142,7 +142,8 @@ try 0 'NAME*data*' 'flyrun volume ls'
 try 0 'data' 'flyrun volume rm data'
 try 125 "*no volume 'data'*" 'flyrun volume inspect data'
 try 0 'tmpfs' 'flyrun run --rm --mount type=tmpfs,target=/scratch $busybox sh -c "grep /scratch /proc/mounts" | cut -d " " -f 1'
-try 125 '*cannot be attached*' 'flyrun run --rm -v /etc:/host $busybox true'
+try 0 'hi' 'd=$(mktemp -d -p /var/tmp) && echo hi > $d/f && flyrun run --rm -v $d:/d:ro $busybox cat /d/f; rm -r $d'
+try 125 '*no directory /none*' 'flyrun run --rm -v /none:/host $busybox true'
 
 # health
 try 0 '??????????????' 'flyrun run -d --name sick --health-cmd "test -e /ok || { echo not yet; false; }" --health-interval 200ms --health-retries 2 $busybox sleep 1000'

@@ -12,6 +12,7 @@ use devices::{
     virtio::{
         Memory, VirtioDevice,
         block::{Backend, Block},
+        fs::{ANSWER_LIMIT, Fs},
         mmio::{MMIO_SIZE, MmioTransport, QUEUE_NOTIFY},
         net::{Net, NetConfig, Tap, VhostNet},
         rng::Rng,
@@ -114,7 +115,7 @@ impl Attach<'_> {
     /// All virtio devices, in the spec's order.
     ///
     /// # Errors
-    /// A disk's file or a TAP does not open, or the host refuses.
+    /// A disk's file or a TAP does not open, a virtiofsd does not answer, or the host refuses.
     pub fn virtio(&mut self, spec: &VmSpec) -> Result<(), SetupError> {
         for (index, disk) in spec.disks.iter().enumerate() {
             let block = self.block(disk, &format!("disk{index}"))?;
@@ -126,6 +127,11 @@ impl Attach<'_> {
         if let Some(vsock) = &spec.vsock {
             let what = format!("vsock socket {}", vsock.socket.display());
             let device = Vsock::new(vsock.guest_cid, &vsock.socket).map_err(SetupError::io(what))?;
+            self.mmio(device)?;
+        }
+        for share in &spec.shares {
+            let what = format!("shared directory {}", share.tag);
+            let device = Fs::new(&share.tag, &share.socket, ANSWER_LIMIT).map_err(SetupError::io(what))?;
             self.mmio(device)?;
         }
         let rng = Rng::new().map_err(SetupError::io("rng"))?;

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
-/// A whole virtual machine. Devices appear to the guest in this order: disks, net, vsock, rng.
+/// A whole virtual machine. Devices appear to the guest in this order: disks, net, vsock, shares, rng.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct VmSpec {
@@ -29,6 +29,9 @@ pub struct VmSpec {
     /// The vsock device.
     #[serde(default)]
     pub vsock: Option<VsockSpec>,
+    /// Directories of the host.
+    #[serde(default)]
+    pub shares: Vec<ShareSpec>,
     /// Where the first serial port's output goes.
     #[serde(default)]
     pub console: ConsoleSpec,
@@ -101,6 +104,16 @@ pub struct VsockSpec {
     pub guest_cid: u64,
     /// A guest's connection to port P of the host becomes one to the unix socket `<socket>_<P>`. The VMM listens on
     /// `<socket>` itself, where `CONNECT <port>\n` asks for a connection into the guest.
+    pub socket: PathBuf,
+}
+
+/// A directory of the host, served by a process of its own, virtiofsd. It gets the guest's whole memory.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ShareSpec {
+    /// The name that the guest mounts it by.
+    pub tag: String,
+    /// The unix socket on which virtiofsd listens.
     pub socket: PathBuf,
 }
 

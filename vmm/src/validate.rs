@@ -1,5 +1,6 @@
 //! Whether a [`VmSpec`] describes a machine that can be.
 
+use devices::virtio::fs::TAG_BYTES;
 use thiserror::Error;
 
 use crate::{mptable, spec::VmSpec};
@@ -8,10 +9,12 @@ use crate::{mptable, spec::VmSpec};
 pub const MIN_MEMORY_MIB: u32 = 16;
 /// 1 TiB.
 pub const MAX_MEMORY_MIB: u32 = 1 << 20;
-/// Each device has an interrupt line of its own, of which there are 19; vsock and rng take two.
+/// Each device has an interrupt line of its own, of which there are 19; vsock and rng take two, each share one.
 pub const MAX_DISKS: usize = 16;
 /// As far as the lines that the disks leave.
 pub const MAX_NETS: usize = 8;
+/// As many as anybody has wanted yet; each takes a process and a thread of the host.
+pub const MAX_SHARES: usize = 8;
 /// IFNAMSIZ without the zero.
 const MAX_INTERFACE_NAME: usize = 15;
 /// RFC 8200: what IPv6 cannot do without.
@@ -54,6 +57,12 @@ pub enum SpecError {
     /// A reserved context id.
     #[error("vsock.guest_cid is {0}, possible are {MIN_GUEST_CID} to {MAX_GUEST_CID}")]
     GuestCid(u64),
+    /// More shared directories than are possible.
+    #[error("{0} shares, at most {MAX_SHARES} are possible")]
+    Shares(usize),
+    /// A tag that is none, or one that two have.
+    #[error("shares[{0}].tag is not a name of its own with 1 to {TAG_BYTES} bytes")]
+    Tag(usize),
     /// The kernel would stop reading there.
     #[error("command_line has a control character at byte {0}")]
     CommandLine(usize),
@@ -88,10 +97,24 @@ pub fn validate(spec: &VmSpec) -> Result<(), SpecError> {
     {
         return Err(SpecError::GuestCid(vsock.guest_cid));
     }
+    validate_shares(spec)?;
     match spec.command_line.find(|c: char| c.is_control() && c != '\t') {
         Some(at) => Err(SpecError::CommandLine(at)),
         None => Ok(()),
     }
+}
+
+fn validate_shares(spec: &VmSpec) -> Result<(), SpecError> {
+    if spec.shares.len() > MAX_SHARES {
+        return Err(SpecError::Shares(spec.shares.len()));
+    }
+    for (index, share) in spec.shares.iter().enumerate() {
+        let taken = spec.shares.iter().take(index).any(|other| other.tag == share.tag);
+        if !(1..=TAG_BYTES).contains(&share.tag.len()) || share.tag.contains('\0') || taken {
+            return Err(SpecError::Tag(index));
+        }
+    }
+    Ok(())
 }
 
 fn validate_nets(spec: &VmSpec) -> Result<(), SpecError> {
@@ -117,7 +140,7 @@ fn validate_nets(spec: &VmSpec) -> Result<(), SpecError> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::spec::{DiskSpec, NetBackend, NetSpec, VsockSpec};
+    use crate::spec::{DiskSpec, NetBackend, NetSpec, ShareSpec, VsockSpec};
 
     fn spec() -> VmSpec {
         serde_json::from_str(r#"{"cpus": 1, "memory_mib": 128, "kernel": "/k"}"#).unwrap()
@@ -172,6 +195,18 @@ mod tests {
         }
         assert_eq!(with(&NetSpec { mtu: 1279, ..good.clone() }), Err(SpecError::Mtu(0, 1279)));
         assert_eq!(check(|s| s.nets = vec![good; 9]), Err(SpecError::Nets(9)));
+    }
+
+    #[test]
+    fn a_share_has_a_tag_of_its_own() {
+        let share = |tag: &str| ShareSpec { tag: tag.into(), socket: "/s".into() };
+        let with = |tags: &[&str]| check(|s| s.shares = tags.iter().map(|tag| share(tag)).collect());
+        assert_eq!(with(&["a", &"b".repeat(36)]), Ok(()));
+        assert_eq!(with(&["a", "b", "a"]), Err(SpecError::Tag(2)));
+        for tag in ["", "a\0", &"b".repeat(37)] {
+            assert_eq!(with(&[tag]), Err(SpecError::Tag(0)), "{tag:?}");
+        }
+        assert_eq!(with(&["a"; 9]), Err(SpecError::Shares(9)));
     }
 
     #[test]

@@ -16,6 +16,7 @@
 
 pub mod block;
 pub mod events;
+pub mod fs;
 pub mod irq;
 pub mod mmio;
 pub mod net;

@@ -10,7 +10,7 @@ use super::health::Healthcheck;
 use super::restart::RestartPolicy;
 use super::state::State;
 use crate::size::Size;
-use crate::{network, volume};
+use crate::{network, share, volume};
 
 /// The version of the file's format.
 pub const VERSION: u32 = 2;
@@ -60,6 +60,9 @@ pub struct Config {
     pub log: Option<LogLimits>,
     pub labels: BTreeMap<String, String>,
     pub volumes: Vec<volume::Use>,
+    /// Directories of the host.
+    #[serde(default)]
+    pub shares: Vec<share::Use>,
     pub network: network::Wishes,
     #[serde(default)]
     pub health: Option<Healthcheck>,
@@ -135,6 +138,7 @@ impl Record {
                 log: Some(LogLimits::default()),
                 labels: BTreeMap::new(),
                 volumes: Vec::new(),
+                shares: Vec::new(),
                 network: network::Wishes::default(),
                 health: None,
                 limits: Limits::default(),

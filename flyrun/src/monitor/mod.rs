@@ -34,6 +34,7 @@ use crate::interrupt::Interrupts;
 use crate::machine::restart::{self, Restarts};
 use crate::machine::{Outcome, Owned, State, now};
 use crate::paths::{Library, Paths, RunDir};
+use crate::share::Served;
 use crate::vm::{Event, Mailbox, Streams, Vm, spawn as spawn_thread};
 use crate::{network, terminal, trace};
 
@@ -216,6 +217,8 @@ impl<'a> Monitor<'a> {
         };
         let attached = self.attach_volumes()?;
         self.limit(None)?;
+        // Before the machine, so that they end after it.
+        let served = self.serve_shares()?;
         let record = self.machine.record();
         let wishes = &record.config.network;
         let mut network = network::set_up(self.host.paths, &record.id, &record.name, wishes)?;
@@ -224,7 +227,7 @@ impl<'a> Monitor<'a> {
             let told = "cannot write down the machine's network";
             network.facts().write(self.run_dir.path()).context(told)?;
         }
-        let plan = self.plan(lease.path(), &attached, network.as_ref())?;
+        let plan = self.plan(lease.path(), &attached, &served, network.as_ref())?;
         let post = self.mailbox.begin_life();
         let vm = Vm::start(&plan, self.run_dir.clone(), &post)?;
         // The host's rules are made while the guest boots.
@@ -238,14 +241,19 @@ impl<'a> Monitor<'a> {
         }
         // A trace is written when the VMM ends by itself, so that is waited for too.
         let keeps_own = !config.auto_remove && config.disk.is_some();
-        let keeps_volume = config.volumes.iter().any(|used| !used.read_only);
+        let keeps_volume = config.volumes.iter().any(|used| !used.read_only)
+            || config.shares.iter().any(|share| !share.read_only);
         let keeps_disk = keeps_own || keeps_volume || trace::vmm_file().is_some();
         let streams = plan.streams.as_ref().map_or(0, Streams::count);
         // Before the life, so that it is taken away after it.
         let mut place = Place { network, post };
         let mut life = Life::new(vm, streams, keeps_disk);
         let mut company = Company::default();
-        let result = self.follow(&mut life, &mut company, &mut place, started);
+        let mut started = || {
+            served.iter().for_each(Served::begin);
+            started();
+        };
+        let result = self.follow(&mut life, &mut company, &mut place, &mut started);
         if let Some(meter) = company.meter {
             meter.end();
         }
@@ -254,7 +262,7 @@ impl<'a> Monitor<'a> {
             // The next life writes to the same disk.
             life.vm.end();
         }
-        result
+        result.map_err(|error| blame(&served, error))
     }
 
     fn follow(
@@ -340,6 +348,12 @@ impl<'a> Monitor<'a> {
         }
         concluded
     }
+}
+
+/// A VMM that gets no answer from a virtiofsd knows less of the reason than is written down here.
+fn blame(served: &[Served], error: Error) -> Error {
+    let told = error.to_string();
+    served.iter().find_map(|served| served.blame(&told)).unwrap_or(error)
 }
 
 /// What is kept of a life.

@@ -6,11 +6,13 @@ use protocol::{BootConfig, VolumeConfig};
 use vmm::spec::DiskSpec;
 
 use super::Monitor;
+use crate::cgroup::Cgroup;
 use crate::error::{Context, Result, from_images};
 use crate::paths::Part;
+use crate::share::Served;
 use crate::vm::{Streams, VmPlan};
 use crate::volume::{Attached, Volumes};
-use crate::{network, trace};
+use crate::{network, share, trace};
 
 /// Bytes of the host's randomness that each guest starts with.
 const ENTROPY_BYTES: usize = 64;
@@ -23,10 +25,20 @@ impl Monitor<'_> {
         self.machine.record().config.volumes.iter().map(|used| volumes.attach(used)).collect()
     }
 
+    /// Starts a virtiofsd for each directory of the host that the machine has.
+    pub(super) fn serve_shares(&self) -> Result<Vec<Served>> {
+        let shares = &self.machine.record().config.shares;
+        let Some(daemon) = share::prepare(shares)? else { return Ok(vec![]) };
+        let cgroup = self.cgroup.as_ref().map(Cgroup::path);
+        let start = |(number, share)| Served::start(&daemon, share, number, &self.run_dir, cgroup);
+        shares.iter().enumerate().map(start).collect()
+    }
+
     pub(super) fn plan(
         &self,
         rootfs: &Path,
         attached: &[Attached],
+        served: &[Served],
         network: Option<&network::Attached>,
     ) -> Result<VmPlan> {
         let config = &self.machine.record().config;
@@ -57,6 +69,7 @@ impl Monitor<'_> {
             });
             disks.push(DiskSpec { files: vec![attached.data.clone()], read_only: used.read_only });
         }
+        run.shares = served.iter().map(Served::config).collect();
         Ok(VmPlan {
             vmm: library.path(Part::Vmm),
             kernel: config.kernel.clone().unwrap_or_else(|| library.path(kernel)),
@@ -65,6 +78,7 @@ impl Monitor<'_> {
             memory_mib: u32::try_from(config.memory.to_mib()).unwrap_or(u32::MAX),
             disks,
             nets: network.iter().map(|network| network.card.clone()).collect(),
+            shares: served.iter().map(Served::spec).collect(),
             boot: BootConfig::Run(Box::new(run)),
             console: (!self.view.show_console).then(|| self.machine.directory().join("console.log")),
             cgroup: self.cgroup.as_ref().map(|cgroup| cgroup.path().to_path_buf()),

@@ -23,6 +23,7 @@ pub mod filesystems;
 pub mod network;
 pub mod relay;
 pub mod root;
+pub mod shares;
 pub mod spawn;
 pub mod stdio;
 pub mod supervise;
@@ -67,7 +68,7 @@ fn start_and_supervise(config: &RunConfig, control: &mut Control, log: &mut Step
     let root = root::enter(config, log)?;
     log.step("root entered");
     filesystems::mount_all(config, &root.dev)?;
-    let volumes = volumes::mount_all(&config.volumes)?;
+    let volumes = volumes::mount_all(&config.volumes, &config.shares)?;
     etc.mount()?;
     log.step("filesystems mounted");
     let cgroup = cgroup::Cgroup::create()?;
