@@ -26,6 +26,7 @@ use super::{
     ActivateError, Activation, ActiveQueue, Interrupt, InterruptReason, Memory, VirtioDevice,
     events::QueueEvents,
     ring::{Ring, RingError},
+    throttle::Throttle,
     transfer::Transfer,
 };
 
@@ -33,6 +34,9 @@ use super::{
 pub const HEADER_BYTES: u32 = 12;
 /// Data of the backend's events; the queues' are their indexes.
 const BACKEND: u32 = 2;
+/// Data of the rate limits' events, one for each direction.
+const RX_ALARM: u32 = 3;
+const TX_ALARM: u32 = 4;
 
 /// What the guest can take unfinished from the host: checksums, and segments larger than the wire's.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -63,9 +67,17 @@ pub trait Backend: Send {
 pub struct Net {
     backend: Box<dyn Backend>,
     config: NetConfig,
-    transfer: Transfer,
+    mover: Mover,
     events: QueueEvents,
     active: Option<Active>,
+}
+
+/// What moves packets and outlives the driver.
+#[derive(Default)]
+struct Mover {
+    transfer: Transfer,
+    receive: Throttle,
+    transmit: Throttle,
 }
 
 struct Active {
@@ -81,12 +93,19 @@ impl Net {
     /// # Errors
     /// When the host grants no more eventfds.
     pub fn new(backend: Box<dyn Backend>, config: NetConfig) -> io::Result<Self> {
-        Ok(Net { backend, config, transfer: Transfer::default(), events: QueueEvents::new()?, active: None })
+        Ok(Net { backend, config, mover: Mover::default(), events: QueueEvents::new()?, active: None })
+    }
+
+    /// Has the packets of each direction wait for its throttle. Before the device is added to an event loop.
+    #[must_use]
+    pub fn with_throttles(mut self, receive: Throttle, transmit: Throttle) -> Self {
+        self.mover = Mover { receive, transmit, ..self.mover };
+        self
     }
 
     fn process_queues(&mut self, receive: bool, transmit: bool) {
         let Some(active) = &mut self.active else { return };
-        match active.process(self.backend.file(), &mut self.transfer, receive, transmit) {
+        match active.process(self.backend.file(), &mut self.mover, receive, transmit) {
             Ok(false) => {}
             // More is left than one round may take; let other devices have the thread first.
             Ok(true) => self.events.fire(),
@@ -101,20 +120,20 @@ impl Net {
 }
 
 impl Active {
-    /// Moves at most a queue's size of packets each way; true when there may be more.
+    /// Moves at most a queue's size of packets each way; true when there may be more at once.
     fn process(
         &mut self,
         file: BorrowedFd<'_>,
-        transfer: &mut Transfer,
+        mover: &mut Mover,
         receive: bool,
         transmit: bool,
     ) -> Result<bool, RingError> {
         let mut more = false;
         if transmit {
-            more |= self.transmitter.process(&self.memory, file, transfer)?;
+            more |= self.transmitter.process(&self.memory, file, &mut mover.transfer, &mut mover.transmit)?;
         }
         if receive {
-            more |= self.receiver.process(&self.memory, file, transfer)?;
+            more |= self.receiver.process(&self.memory, file, &mut mover.transfer, &mut mover.receive)?;
         }
         let transmitted = self.transmitter.needs_interrupt(&self.memory)?;
         if self.receiver.needs_interrupt(&self.memory)? || transmitted {
@@ -127,6 +146,8 @@ impl Active {
 impl MutEventSubscriber for Net {
     fn init(&mut self, ops: &mut EventOps) {
         self.events.init(ops);
+        self.mover.receive.init(RX_ALARM, ops);
+        self.mover.transmit.init(TX_ALARM, ops);
         // By edges: while the guest has no room, a waiting packet must not keep the loop busy.
         let events =
             Events::with_data(&self.backend.file(), BACKEND, EventSet::IN | EventSet::EDGE_TRIGGERED);
@@ -138,6 +159,12 @@ impl MutEventSubscriber for Net {
     fn process(&mut self, events: Events, ops: &mut EventOps) {
         if events.data() == BACKEND {
             self.process_queues(true, false);
+        } else if events.data() == RX_ALARM {
+            self.mover.receive.acknowledge();
+            self.process_queues(true, false);
+        } else if events.data() == TX_ALARM {
+            self.mover.transmit.acknowledge();
+            self.process_queues(false, true);
         } else if self.events.control(events, ops) {
             self.process_queues(true, true);
         } else if self.events.acknowledge(events) {

@@ -17,6 +17,8 @@ use crate::{
     virtio::mmio::status,
 };
 
+mod throttle;
+
 const MRG: u64 = config::F_MRG_RXBUF;
 const EVENT_IDX: u64 = crate::virtio::mmio::F_EVENT_IDX;
 const CONFIG: NetConfig = NetConfig { mac: [2, 0xf1, 1, 2, 3, 4], mtu: 1400 };
@@ -37,14 +39,19 @@ impl Backend for Wire {
     }
 }
 
-/// A started guest, the other end of its wire, and the offload that the wire was told.
-fn guest(features: u64, size: u16) -> (Guest, UnixDatagram, Arc<Mutex<Offload>>) {
+/// A wire, its other end, and the offload that it was told.
+fn wire() -> (Wire, UnixDatagram, Arc<Mutex<Offload>>) {
     let (here, there) = UnixDatagram::pair().unwrap();
     for socket in [&here, &there] {
         socket.set_nonblocking(true).unwrap();
     }
     let offload = Arc::default();
-    let wire = Wire { socket: here, offload: Arc::clone(&offload) };
+    (Wire { socket: here, offload: Arc::clone(&offload) }, there, offload)
+}
+
+/// A started guest, the other end of its wire, and the offload that the wire was told.
+fn guest(features: u64, size: u16) -> (Guest, UnixDatagram, Arc<Mutex<Offload>>) {
+    let (wire, there, offload) = wire();
     let mut guest = Guest::new(Net::new(Box::new(wire), CONFIG).unwrap());
     guest.start(features, size);
     (guest, there, offload)
