@@ -150,6 +150,7 @@ pub fn set_up(paths: &Paths, machine: &str, name: &str, wishes: &Wishes) -> Resu
                 mac: number.mac(),
                 mtu: default_mtu(),
                 backend: wishes.backend,
+                rate: None,
             },
             config: guest_config(number, wishes),
             published,
