@@ -215,7 +215,7 @@ fn net(value: &str) -> Result<NetSpec, String> {
     };
     let backend =
         backend.map_or(Ok(NetBackend::Auto), str::parse).map_err(|told| format!("--net: {told}"))?;
-    Ok(NetSpec { tap: tap.to_owned(), mac, mtu: default_mtu(), backend, rate: None })
+    Ok(NetSpec { tap: tap.to_owned(), mac, mtu: default_mtu(), backend, queue_pairs: 1, rate: None })
 }
 
 /// Six pairs of hexadecimal digits.

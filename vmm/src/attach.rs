@@ -145,8 +145,9 @@ impl Attach<'_> {
     }
 
     fn net(&mut self, net: &NetSpec) -> Result<(), SetupError> {
-        let mut tap = Tap::open(&net.tap).map_err(SetupError::io(format!("TAP interface {}", net.tap)))?;
-        let config = NetConfig { mac: net.mac, mtu: net.mtu };
+        let mut tap = Tap::open(&net.tap, net.queue_pairs)
+            .map_err(SetupError::io(format!("TAP interface {}", net.tap)))?;
+        let config = NetConfig { mac: net.mac, mtu: net.mtu, pairs: net.queue_pairs };
         // validate() refuses a rate with Vhost.
         if net.backend != NetBackend::User && net.rate.is_none() {
             tap = match VhostNet::new(tap, config) {

@@ -2,7 +2,7 @@
 
 use std::{num::NonZeroU64, path::PathBuf};
 
-use devices::virtio::rate::Rate;
+use devices::virtio::{net::MAX_PAIRS, rate::Rate};
 use serde::{Deserialize, Serialize};
 
 /// A whole virtual machine. Devices appear to the guest in this order: disks, net, vsock, rng.
@@ -64,6 +64,9 @@ pub struct NetSpec {
     /// Who moves the packets.
     #[serde(default)]
     pub backend: NetBackend,
+    /// Pairs of queues, 1 to 8. The interface was made with multi_queue if there are several, and without if there is one.
+    #[serde(default = "one_pair")]
+    pub queue_pairs: u16,
     /// What each direction may take; the host's kernel cannot keep to it, so [`NetBackend::Auto`] is this process then.
     #[serde(default)]
     pub rate: Option<RateSpec>,
@@ -90,6 +93,15 @@ impl From<RateSpec> for Rate {
 /// That of Ethernet.
 pub const fn default_mtu() -> u16 {
     1500
+}
+
+const fn one_pair() -> u16 {
+    1
+}
+
+/// The pairs of queues of a machine's network card: one for each vCPU, as far as a card has them.
+pub fn queue_pairs(cpus: u8) -> u16 {
+    u16::from(cpus).clamp(1, MAX_PAIRS)
 }
 
 /// Who moves the packets of a network card.

@@ -1,5 +1,6 @@
 //! Whether a [`VmSpec`] describes a machine that can be.
 
+use devices::virtio::net::MAX_PAIRS;
 use thiserror::Error;
 
 use crate::{
@@ -57,6 +58,9 @@ pub enum SpecError {
     /// Too small for IPv6.
     #[error("nets[{0}].mtu is {1}, at least {MIN_MTU} is needed")]
     Mtu(usize, u16),
+    /// More pairs of queues than a card has, or none.
+    #[error("nets[{0}].queue_pairs is {1}, possible are 1 to {MAX_PAIRS}")]
+    QueuePairs(usize, u16),
     /// A limit that is none.
     #[error("nets[{0}].rate limits neither bytes nor operations")]
     NetRate(usize),
@@ -123,6 +127,9 @@ fn validate_nets(spec: &VmSpec) -> Result<(), SpecError> {
         if net.mtu < MIN_MTU {
             return Err(SpecError::Mtu(index, net.mtu));
         }
+        if !(1..=MAX_PAIRS).contains(&net.queue_pairs) {
+            return Err(SpecError::QueuePairs(index, net.queue_pairs));
+        }
         match net.rate {
             Some(rate) if limits_nothing(rate) => return Err(SpecError::NetRate(index)),
             Some(_) if net.backend == NetBackend::Vhost => return Err(SpecError::VhostRate(index)),
@@ -161,6 +168,7 @@ mod tests {
             mac: [2, 0, 0, 0, 0, 1],
             mtu: 1500,
             backend: NetBackend::Auto,
+            queue_pairs: 1,
             rate: None,
         }
     }
@@ -202,6 +210,10 @@ mod tests {
             assert_eq!(with(&NetSpec { mac, ..good.clone() }), Err(SpecError::Mac(0)));
         }
         assert_eq!(with(&NetSpec { mtu: 1279, ..good.clone() }), Err(SpecError::Mtu(0, 1279)));
+        for pairs in [0, 9] {
+            let wrong = NetSpec { queue_pairs: pairs, ..good.clone() };
+            assert_eq!(with(&wrong), Err(SpecError::QueuePairs(0, pairs)));
+        }
         assert_eq!(check(|s| s.nets = vec![good; 9]), Err(SpecError::Nets(9)));
     }
 

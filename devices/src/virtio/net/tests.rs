@@ -12,16 +12,18 @@ use std::{
 use proptest::prelude::*;
 
 use super::*;
+use crate::virtio::throttle::Throttle;
 use crate::{
     testing::{Descriptor, Guest, NEXT, WRITE},
     virtio::mmio::status,
 };
 
+mod pairs;
 mod throttle;
 
 const MRG: u64 = config::F_MRG_RXBUF;
 const EVENT_IDX: u64 = crate::virtio::mmio::F_EVENT_IDX;
-const CONFIG: NetConfig = NetConfig { mac: [2, 0xf1, 1, 2, 3, 4], mtu: 1400 };
+const CONFIG: NetConfig = NetConfig { mac: [2, 0xf1, 1, 2, 3, 4], mtu: 1400, pairs: 1 };
 
 struct Wire {
     socket: UnixDatagram,
@@ -29,8 +31,12 @@ struct Wire {
 }
 
 impl Backend for Wire {
-    fn file(&self) -> BorrowedFd<'_> {
-        self.socket.as_fd()
+    fn file(&self, pair: usize) -> Option<BorrowedFd<'_>> {
+        (pair == 0).then(|| self.socket.as_fd())
+    }
+
+    fn set_pairs(&mut self, count: usize) -> io::Result<()> {
+        if count == 1 { Ok(()) } else { Err(io::ErrorKind::InvalidInput.into()) }
     }
 
     fn set_offload(&mut self, offload: Offload) -> io::Result<()> {
@@ -207,7 +213,7 @@ fn a_broken_ring_stops_the_device_and_a_reset_revives_it() {
 
 #[test]
 fn an_interface_that_is_not_there_is_not_made() {
-    assert_eq!(Tap::open("flyrun-none").unwrap_err().raw_os_error(), Some(libc::ENODEV));
+    assert_eq!(Tap::open("flyrun-none", 1).unwrap_err().raw_os_error(), Some(libc::ENODEV));
 }
 
 proptest! {
