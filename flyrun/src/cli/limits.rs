@@ -59,7 +59,7 @@ impl RateArguments {
     }
 }
 
-/// Bytes per second; 0 is without a limit. No machine would start in time with less than a page.
+/// Bytes per second; 0 is without a limit. What a guest reads and writes are pages, so one is the least.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Bandwidth(u64);
 

@@ -76,7 +76,7 @@ fn changes(arguments: &Arguments) -> Result<Changes> {
         cpus: arguments.cpus.map(|cpus| (cpus.count(), cpus.quota_milli())),
         cpu_shares: arguments.cpu_shares,
         memory: arguments.memory,
-        pids: arguments.pids_limit.map(|PidsLimit(limit)| limit),
+        pids: arguments.pids_limit.map(|PidsLimit(limit)| limit.unwrap_or(0)),
         rates: arguments.rates.rates(),
         restart: arguments.restart,
         stop_signal: arguments.stop_signal.map(|signal| signal.0),

@@ -17,8 +17,8 @@ pub struct Changes {
     pub cpus: Option<(u8, Option<u32>)>,
     pub cpu_shares: Option<u32>,
     pub memory: Option<Size>,
-    /// `Some(None)` is without a limit.
-    pub pids: Option<Option<u32>>,
+    /// 0 is without a limit.
+    pub pids: Option<u32>,
     pub rates: Rates,
     pub restart: Option<RestartPolicy>,
     pub stop_signal: Option<i32>,
@@ -83,7 +83,7 @@ impl Changes {
             change(&mut config.memory, memory, "the memory", &mut later);
         }
         if let Some(pids) = self.pids {
-            change(&mut config.limits.pids, pids, "the limit of processes", &mut later);
+            change(&mut config.limits.pids, (pids > 0).then_some(pids), "the limit of processes", &mut later);
         }
         later.extend(rates);
         config.limits.cpu_shares = self.cpu_shares.or(config.limits.cpu_shares);
@@ -116,7 +116,7 @@ mod tests {
         let changes = Changes {
             cpus: Some((2, Some(1500))),
             memory: Some(Size::mib(512)),
-            pids: Some(Some(10)),
+            pids: Some(10),
             restart: Some(RestartPolicy::Always),
             labels: [("a".to_string(), "1".to_string())].into(),
             ..Changes::default()
@@ -126,6 +126,19 @@ mod tests {
         assert_eq!((config.cpus, config.limits.cpu_milli, config.memory), (2, Some(1500), Size::mib(512)));
         assert_eq!((config.limits.pids, config.restart), (Some(10), RestartPolicy::Always));
         assert_eq!(changes.apply(&mut config).unwrap(), [""; 0], "nothing has changed the second time");
+    }
+
+    #[test]
+    fn a_running_machine_s_monitor_is_told_that_a_limit_goes() {
+        let mut config = Record::example("").config;
+        config.limits.pids = Some(10);
+        config.limits.disk_iops = NonZeroU64::new(10);
+        let rates = Rates { disk_iops: Some(0), ..Rates::default() };
+        let changes = Changes { pids: Some(0), rates, ..Changes::default() };
+        let told: Changes = serde_json::from_str(&serde_json::to_string(&changes).unwrap()).unwrap();
+        assert_eq!(told, changes);
+        told.apply(&mut config).unwrap();
+        assert_eq!((config.limits.pids, config.limits.disk_iops), (None, None));
     }
 
     #[test]
