@@ -57,7 +57,8 @@ fuzz_target!(|data: &[u8]| {
     let rate =
         Rate { bytes: NonZeroU64::new(input.u32().into()), operations: NonZeroU64::new(input.u8().into()) };
     let throttle = || Throttle::with_alarm(rate, Box::new(clock.clone()));
-    let mut guest = Guest::new(device.with_throttles(throttle(), throttle()));
+    let mut guest =
+        Guest::new(device.with_throttles(throttle(), throttle()).with_command_throttle(throttle()));
     let mut features = u64::from(input.u8() % 4) << 28 | u64::from(input.u8() & 1) << 15;
     if pairs > 1 {
         features |= u64::from(input.u8() & 1) << 17 | u64::from(input.u8() & 1) << 22;

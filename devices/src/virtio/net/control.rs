@@ -1,8 +1,15 @@
 //! The control queue (virtio 1.2, section 5.1.6.5), of which this device knows one command: how many pairs of queues to use.
 
-use super::super::{
-    Memory,
-    ring::{Chain, Ring, RingError, total},
+use std::{io, num::NonZeroU64};
+
+use super::{
+    super::{
+        Memory,
+        rate::Rate,
+        ring::{Chain, Ring, RingError, total},
+        throttle::Throttle,
+    },
+    NetConfig,
 };
 
 /// struct virtio_net_ctrl up to its data: class and command.
@@ -11,6 +18,21 @@ const CLASS_MQ: u8 = 4;
 const MQ_VQ_PAIRS_SET: u8 = 0;
 const OK: u8 = 0;
 const ERR: u8 = 1;
+
+/// A driver commands once, when it starts. Each command may have the host attach and detach queues, under the one lock that
+/// its kernel has for all network configuration, so a guest gets no more of it than this.
+const COMMANDS_PER_SECOND: Option<NonZeroU64> = NonZeroU64::new(10);
+
+/// What holds the commands of such a card to their rate.
+///
+/// # Errors
+/// When the host grants no more timers.
+pub fn throttle(config: NetConfig) -> io::Result<Throttle> {
+    if config.pairs == 1 {
+        return Ok(Throttle::default());
+    }
+    Throttle::new(Rate { bytes: None, operations: COMMANDS_PER_SECOND })
+}
 
 /// The device's side of controlq.
 pub struct Control {
@@ -23,15 +45,19 @@ impl Control {
         Control { ring, chain: Chain::default() }
     }
 
-    /// Carries out at most a queue's size of commands; true when there may be more. `set_pairs` is given a number that the
+    /// Carries out at most a queue's size of commands; true when there may be more at once. `set_pairs` is given a number that the
     /// driver asks for, which may be any, and says whether it is used from now on.
     pub fn process(
         &mut self,
         memory: &Memory,
+        throttle: &mut Throttle,
         mut set_pairs: impl FnMut(u16) -> bool,
     ) -> Result<bool, RingError> {
         self.ring.disable_notification(memory)?;
         for _ in 0..self.ring.size() {
+            if !throttle.admits() {
+                return Ok(false);
+            }
             if !self.ring.pop(memory, &mut self.chain)? {
                 if self.ring.enable_notification(memory)? {
                     continue;
@@ -42,6 +68,7 @@ impl Control {
             let Some(ack_at) = total(self.chain.writable()).checked_sub(1) else {
                 return Err(RingError::TooShort { needed: 1 });
             };
+            throttle.charge(0);
             let done = self.wanted_pairs(memory)?.is_some_and(&mut set_pairs);
             self.chain.write(memory, ack_at, &[if done { OK } else { ERR }])?;
             self.ring.push(memory, self.chain.head(), u32::from(ack_at == 0))?;

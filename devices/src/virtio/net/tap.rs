@@ -44,8 +44,8 @@ impl Tap {
     /// Opens the interface of that name, which exists, for so many pairs of queues. Packets come to the first.
     ///
     /// # Errors
-    /// The host's: `ENODEV` where there is no such interface, `EBUSY` when another process has it open, `EPERM` when it
-    /// belongs to somebody else. And when it was made for one pair and more are wanted, or the other way round.
+    /// The host's: `ENODEV` where there is no such interface, `EBUSY` when another process has one of a single pair open,
+    /// `EPERM` when it belongs to somebody else. And when it was made for one pair and more are wanted, or the other way round.
     pub fn open(name: &str, pairs: u16) -> io::Result<Self> {
         // TUNSETIFF would make an interface that does not exist.
         if name.is_empty() || !std::path::Path::new("/sys/class/net").join(name).exists() {
@@ -67,6 +67,13 @@ impl Tap {
     /// The file of a pair of queues, for handing it to the kernel.
     pub fn as_file(&self, pair: usize) -> Option<&File> {
         self.files.get(pair)
+    }
+
+    fn set_queue(&self, pair: usize, what: libc::c_int) -> io::Result<()> {
+        let file = self.files.get(pair).ok_or(io::ErrorKind::InvalidInput)?;
+        let request = request("", what)?;
+        // SAFETY: TUNSETQUEUE reads one ifreq.
+        check(unsafe { libc::ioctl(file.as_raw_fd(), TUNSETQUEUE as _, &raw const request) })
     }
 }
 
@@ -100,15 +107,6 @@ impl Backend for Tap {
         let file = self.files.first().ok_or(io::ErrorKind::NotConnected)?;
         // SAFETY: TUNSETOFFLOAD takes its argument by value.
         check(unsafe { libc::ioctl(file.as_raw_fd(), TUNSETOFFLOAD as _, bits) })
-    }
-}
-
-impl Tap {
-    fn set_queue(&self, pair: usize, what: libc::c_int) -> io::Result<()> {
-        let file = self.files.get(pair).ok_or(io::ErrorKind::InvalidInput)?;
-        let request = request("", what)?;
-        // SAFETY: TUNSETQUEUE reads one ifreq.
-        check(unsafe { libc::ioctl(file.as_raw_fd(), TUNSETQUEUE as _, &raw const request) })
     }
 }
 

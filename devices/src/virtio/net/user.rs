@@ -7,7 +7,7 @@ use event_manager::{EventOps, EventSet, Events, MutEventSubscriber};
 use super::{
     Backend, NetConfig,
     config::{self, DEVICE_TYPE, F_MRG_RXBUF},
-    control::Control,
+    control::{self, Control},
     forget_pairs,
     queues::{Pair, Queues},
     receive::Receiver,
@@ -25,8 +25,10 @@ use crate::virtio::{
 /// Data of the rate limits' events, one for each direction; the queues' are their indexes.
 const RX_ALARM: u32 = 0x100;
 const TX_ALARM: u32 = 0x101;
+/// The same for commands.
+const COMMAND_ALARM: u32 = 0x102;
 /// Data of the control queue's events, whichever index it has.
-const CONTROL: u32 = 0x102;
+const CONTROL: u32 = 0x103;
 /// Data of the events of the backend's first file; the others' follow.
 const BACKEND: u32 = 0x200;
 
@@ -35,6 +37,7 @@ pub struct Net {
     backend: Box<dyn Backend>,
     config: NetConfig,
     mover: Mover,
+    commands: Throttle,
     events: QueueEvents,
     active: Option<Active>,
 }
@@ -80,9 +83,18 @@ impl Net {
     /// Makes a card whose cable is `backend`, which has a file for each of the card's pairs of queues.
     ///
     /// # Errors
-    /// When the host grants no more eventfds.
+    /// When the host grants no more eventfds or timers.
     pub fn new(backend: Box<dyn Backend>, config: NetConfig) -> io::Result<Self> {
-        Ok(Net { backend, config, mover: Mover::default(), events: QueueEvents::new()?, active: None })
+        let (commands, events) = (control::throttle(config)?, QueueEvents::new()?);
+        Ok(Net { backend, config, mover: Mover::default(), commands, events, active: None })
+    }
+
+    /// Has the driver's commands wait for this throttle instead of the card's own. Before the device is added to an event
+    /// loop.
+    #[must_use]
+    pub fn with_command_throttle(mut self, commands: Throttle) -> Self {
+        self.commands = commands;
+        self
     }
 
     /// Has the packets of each direction wait for its throttle. Before the device is added to an event loop.
@@ -101,7 +113,7 @@ impl Net {
     /// Carries out what the driver commands, and begins with the pairs that it uses then.
     fn obey(&mut self) {
         let Some(active) = &mut self.active else { return };
-        let more = active.obey(&mut *self.backend);
+        let more = active.obey(&mut *self.backend, &mut self.commands);
         self.go_on(more);
         self.move_packets(Which::All, Which::All);
     }
@@ -157,11 +169,12 @@ impl Active {
         Ok(more)
     }
 
-    /// True when there may be more commands.
-    fn obey(&mut self, backend: &mut dyn Backend) -> Result<bool, RingError> {
+    /// True when there may be more commands at once.
+    fn obey(&mut self, backend: &mut dyn Backend, commands: &mut Throttle) -> Result<bool, RingError> {
         let Some(control) = &mut self.control else { return Ok(false) };
         let (used, available) = (&mut self.used, self.pairs.len());
-        let more = control.process(&self.memory, |wanted| switch_pairs(backend, used, available, wanted))?;
+        let more = control
+            .process(&self.memory, commands, |wanted| switch_pairs(backend, used, available, wanted))?;
         if control.needs_interrupt(&self.memory)? {
             self.interrupt.raise(InterruptReason::UsedRing);
         }
@@ -174,6 +187,7 @@ impl MutEventSubscriber for Net {
         self.events.init(ops);
         self.mover.receive.init(RX_ALARM, ops);
         self.mover.transmit.init(TX_ALARM, ops);
+        self.commands.init(COMMAND_ALARM, ops);
         for pair in 0..self.config.pairs {
             let Some(file) = self.backend.file(pair.into()) else { return };
             // By edges: while the guest has no room, a waiting packet must not keep the loop busy.
@@ -194,6 +208,9 @@ impl MutEventSubscriber for Net {
         } else if data == TX_ALARM {
             self.mover.transmit.acknowledge();
             self.move_packets(Which::None, Which::All);
+        } else if data == COMMAND_ALARM {
+            self.commands.acknowledge();
+            self.obey();
         } else if self.events.control(events, ops) {
             self.obey();
         } else if self.events.acknowledge(events) {

@@ -18,7 +18,7 @@ use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 use super::{
     Backend, NetConfig, Tap,
     config::{self, DEVICE_TYPE, F_MRG_RXBUF},
-    control::Control,
+    control::{self, Control},
     forget_pairs,
     queues::{Pair, Queues},
     switch_pairs,
@@ -28,12 +28,15 @@ use crate::virtio::{
     events::QueueEvents,
     mmio::{F_EVENT_IDX, F_INDIRECT_DESC, F_VERSION_1},
     ring::{Ring, RingError},
+    throttle::Throttle,
 };
 
 /// Data of the event by which vhost tells of a broken ring.
 const FAILED: u32 = 0;
 /// Data of the control queue's events.
 const CONTROL: u32 = 1;
+/// Data of the events of the commands' rate limit.
+const COMMAND_ALARM: u32 = 2;
 
 type Handle = Kernel<Arc<Memory>>;
 
@@ -43,6 +46,7 @@ pub struct VhostNet {
     config: NetConfig,
     /// What this kernel's vhost can do, of what concerns it.
     features: u64,
+    commands: Throttle,
     events: QueueEvents,
     active: Option<Active>,
 }
@@ -64,19 +68,23 @@ impl VhostNet {
     /// /dev/vhost-net does not open or lacks what every kernel's has; `tap` is given back.
     pub fn new(tap: Tap, config: NetConfig) -> Result<Self, (Tap, io::Error)> {
         let opened = Handle::new(Arc::new(Memory::default())).and_then(|handle| handle.get_features());
-        let (features, events) = match (opened.map_err(io::Error::other), QueueEvents::new()) {
-            (Ok(features), Ok(events)) => (features, events),
-            (Err(error), _) | (_, Err(error)) => return Err((tap, error)),
-        };
-        if features & F_VERSION_1 == 0 {
-            return Err((tap, io::ErrorKind::Unsupported.into()));
+        let prepared = opened
+            .map_err(io::Error::other)
+            .and_then(|features| Ok((features, control::throttle(config)?, QueueEvents::new()?)));
+        match prepared {
+            Ok((features, ..)) if features & F_VERSION_1 == 0 => {
+                Err((tap, io::ErrorKind::Unsupported.into()))
+            }
+            Ok((features, commands, events)) => {
+                Ok(VhostNet { tap, config, features, commands, events, active: None })
+            }
+            Err(error) => Err((tap, error)),
         }
-        Ok(VhostNet { tap, config, features, events, active: None })
     }
 
     fn obey(&mut self) {
         let Some(active) = &mut self.active else { return };
-        match active.obey(&mut self.tap) {
+        match active.obey(&mut self.tap, &mut self.commands) {
             Ok(false) => {}
             Ok(true) => self.events.fire(),
             Err(error) => self.fail(&error.to_string()),
@@ -93,11 +101,12 @@ impl VhostNet {
 }
 
 impl Active {
-    /// Carries out the driver's commands; true when there may be more.
-    fn obey(&mut self, tap: &mut Tap) -> Result<bool, RingError> {
+    /// Carries out the driver's commands; true when there may be more at once.
+    fn obey(&mut self, tap: &mut Tap, commands: &mut Throttle) -> Result<bool, RingError> {
         let Some(control) = &mut self.control else { return Ok(false) };
         let (used, available) = (&mut self.used, self.handles.len());
-        let more = control.process(&self.memory, |wanted| switch_pairs(tap, used, available, wanted))?;
+        let more =
+            control.process(&self.memory, commands, |wanted| switch_pairs(tap, used, available, wanted))?;
         if control.needs_interrupt(&self.memory)? {
             self.interrupt.raise(InterruptReason::UsedRing);
         }
@@ -156,10 +165,14 @@ fn start(
 impl MutEventSubscriber for VhostNet {
     fn init(&mut self, ops: &mut EventOps) {
         self.events.init(ops);
+        self.commands.init(COMMAND_ALARM, ops);
     }
 
     fn process(&mut self, events: Events, ops: &mut EventOps) {
-        if self.events.control(events, ops) {
+        if events.data() == COMMAND_ALARM {
+            self.commands.acknowledge();
+            self.obey();
+        } else if self.events.control(events, ops) {
             self.obey();
         } else if self.events.acknowledge(events) {
             match events.data() {

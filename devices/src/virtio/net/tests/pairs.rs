@@ -1,6 +1,9 @@
 //! A card of several pairs of queues and a control queue, driven as a guest would.
 
+use std::num::NonZeroU64;
+
 use super::*;
+use crate::{testing::TestClock, virtio::rate::Rate};
 
 const PAIRS: u16 = 3;
 const CTRL_VQ: u64 = config::F_CTRL_VQ;
@@ -56,7 +59,8 @@ impl Card {
         let used = Arc::new(Mutex::new(1));
         let backend = Wires { sockets, used: Arc::clone(&used), most };
         let config = NetConfig { pairs: PAIRS, ..CONFIG };
-        let mut guest = Guest::new(Net::new(Box::new(backend), config).unwrap());
+        let net = Net::new(Box::new(backend), config).unwrap();
+        let mut guest = Guest::new(net.with_command_throttle(Throttle::default()));
         guest.start(features, 16);
         Card { guest, wires, used }
     }
@@ -208,10 +212,37 @@ fn a_command_without_room_for_its_answer_breaks_the_device() {
 }
 
 #[test]
-fn no_pair_starves_behind_a_rate_limit() {
-    use crate::{testing::TestClock, virtio::rate::Rate};
+fn commands_wait_for_their_turn_because_the_host_pays_for_them() {
     let clock = TestClock::new();
-    let rate = Rate { bytes: None, operations: std::num::NonZeroU64::new(20) };
+    let rate = Rate { bytes: None, operations: NonZeroU64::new(10) };
+    let (Wire { socket, .. }, ..) = wire();
+    let backend = Wires { sockets: vec![socket], used: Arc::default(), most: 1 };
+    let net = Net::new(Box::new(backend), NetConfig { pairs: 2, ..CONFIG }).unwrap();
+    let commands = Throttle::with_alarm(rate, Box::new(clock.clone()));
+    let mut guest = Guest::new(net.with_command_throttle(commands));
+    guest.start(MQ | CTRL_VQ, 16);
+    let at = guest.place(&[4, 0, 1, 0, 0xee]);
+    for _ in 0..3 {
+        guest.add(4, &[(at, 4, false), (at + 4, 1, true)]).unwrap();
+    }
+    guest.kick(4);
+    for _ in 0..3 {
+        assert!(guest.used(4).is_some() && guest.used(4).is_none());
+        clock.advance(clock.next_call_ns().unwrap());
+        guest.run();
+    }
+    // The card's own limit is in place where no other is set.
+    let config = NetConfig { pairs: 2, ..CONFIG };
+    let mut own = control::throttle(config).unwrap();
+    assert!(own.admits());
+    (0..10_000).for_each(|_| own.charge(0));
+    assert!(!own.admits());
+}
+
+#[test]
+fn no_pair_starves_behind_a_rate_limit() {
+    let clock = TestClock::new();
+    let rate = Rate { bytes: None, operations: NonZeroU64::new(20) };
     let (mut sockets, mut wires) = (Vec::new(), Vec::new());
     for _ in 0..2 {
         let (Wire { socket, .. }, there, _) = wire();
@@ -221,7 +252,9 @@ fn no_pair_starves_behind_a_rate_limit() {
     let backend = Wires { sockets, used: Arc::default(), most: 2 };
     let net = Net::new(Box::new(backend), NetConfig { pairs: 2, ..CONFIG }).unwrap();
     let transmit = Throttle::with_alarm(rate, Box::new(clock.clone()));
-    let mut guest = Guest::new(net.with_throttles(Throttle::default(), transmit));
+    let mut guest = Guest::new(
+        net.with_throttles(Throttle::default(), transmit).with_command_throttle(Throttle::default()),
+    );
     guest.start(MQ | CTRL_VQ, 64);
     let mut card = Card { guest, wires, used: Arc::default() };
     assert_eq!(card.command_on(4, &[4, 0, 2, 0]), (OK, 1));
