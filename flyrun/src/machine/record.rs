@@ -187,3 +187,15 @@ impl Record {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn limits_that_were_written_before_there_were_rates_are_read() {
+        let limits: Limits = serde_json::from_str(r#"{"cpu_milli": 500, "pids": 7}"#).unwrap();
+        assert_eq!(limits, Limits { cpu_milli: Some(500), pids: Some(7), ..Limits::default() });
+        assert_eq!((limits.disk_rate(), limits.net_rate()), (None, None));
+    }
+}
