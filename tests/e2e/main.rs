@@ -8,6 +8,7 @@ mod figures;
 mod host_directories;
 mod network;
 mod one_liners;
+mod rates;
 mod registries;
 mod run_config;
 mod run_errors;

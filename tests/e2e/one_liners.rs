@@ -7,7 +7,8 @@ use tests::{Flyrun, image, program};
 
 /// The scripts count interfaces and rules, so they are in a network where no other test has any. sysfs shows the network of
 /// whoever mounted it.
-const OWN_NETWORK: &str = "mount -t sysfs sysfs /sys; mount -t cgroup2 cgroup2 /sys/fs/cgroup; ip link set lo up; exec bash \"$@\"";
+const OWN_NETWORK: &str =
+    "mount -t sysfs sysfs /sys; mount -t cgroup2 cgroup2 /sys/fs/cgroup; ip link set lo up; exec bash \"$@\"";
 
 #[test]
 fn one_liners_do_what_users_of_docker_expect() {
