@@ -5,6 +5,7 @@ mod cp;
 mod doctor;
 mod exec;
 mod figures;
+mod iperf3_and_fio;
 mod network;
 mod one_liners;
 mod registries;
