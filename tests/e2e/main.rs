@@ -6,6 +6,7 @@ mod doctor;
 mod exec;
 mod figures;
 mod host_directories;
+mod iperf3_and_fio;
 mod network;
 mod one_liners;
 mod rates;
