@@ -118,7 +118,7 @@ lint: ## Check format, lints, shell scripts, licences and duplicates
 	cargo fmt --all --check
 	cargo clippy --workspace --all-targets -- -D warnings
 	shellcheck -x tests/e2e/{one_liners,bad_input,try}.sh tests/host/{run,prepare,stage2} tests/images/build tests/setup tests/initramfs tests/fuzz tests/deny .ci/run images/kernel/build benches/run devices/fuzz/run guest-init/fuzz/run
-	shellcheck -s sh tests/host/init
+	shellcheck -s sh tests/host/init benches/guest/io
 	tests/deny
 
 clean: ## Remove what was built here (caches in ~/.cache/flyrun stay)

@@ -2,7 +2,7 @@
 
 use std::{
     path::{Path, PathBuf},
-    process::{Command, Stdio},
+    process::Command,
 };
 
 use anyhow::{Context, Result};
@@ -10,6 +10,7 @@ use serde_json::json;
 
 use crate::{
     exits,
+    qemu::Qemu,
     report::Report,
     run::{Started, milliseconds},
     trace,
@@ -19,9 +20,6 @@ use crate::{
 const SIGN: &str = "FIRST-LINE";
 /// Memory of the guest in MiB.
 pub const MEMORY_MIB: u32 = 128;
-/// QEMU gets the words that flyrun-vmm gives its own guests.
-const QEMU_COMMAND_LINE: &str =
-    "console=ttyS0 loglevel=3 8250.nr_uarts=1 reboot=k panic=-1 tsc=reliable no_timer_check swiotlb=noforce";
 
 /// The files that a bare machine is made of, and a directory for its own.
 #[derive(Debug)]
@@ -85,39 +83,8 @@ impl Machine {
     }
 
     /// boot.bare.qemu.
-    pub fn boot_qemu(&self, qemu: &Path, runs: u32, report: &mut Report) -> Result<()> {
-        let mut command = Command::new(qemu.join("ld-linux-x86-64.so.2"));
-        command
-            .arg("--library-path")
-            .arg(qemu)
-            .arg(qemu.join("qemu-system-x86_64"))
-            .arg("-L")
-            .arg(qemu)
-            .args([
-                "-M",
-                "microvm,acpi=off,pit=off,pic=off,rtc=off",
-                "-accel",
-                "kvm",
-                "-cpu",
-                "host",
-                "-smp",
-                "1",
-            ])
-            .args([
-                "-m",
-                &MEMORY_MIB.to_string(),
-                "-nodefaults",
-                "-no-user-config",
-                "-display",
-                "none",
-                "-no-reboot",
-            ])
-            .args(["-serial", "stdio", "-append", QEMU_COMMAND_LINE])
-            .arg("-kernel")
-            .arg(&self.kernel)
-            .arg("-initrd")
-            .arg(&self.initrd)
-            .stderr(Stdio::inherit());
+    pub fn boot_qemu(&self, qemu: &Qemu, runs: u32, report: &mut Report) -> Result<()> {
+        let mut command = qemu.command(&self.kernel, &self.initrd, MEMORY_MIB, "");
         let mut times = Vec::new();
         for run in 0..=runs {
             let started = Started::new(&mut command, SIGN)?;

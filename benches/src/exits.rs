@@ -83,6 +83,11 @@ impl Exits {
         Ok(Self(counters))
     }
 
+    /// All exits.
+    pub fn all(&self) -> u64 {
+        self.0.get("exits").copied().unwrap_or_default()
+    }
+
     /// Waits until no VM lives. One that has just ended is counted until the kernel has taken it apart.
     fn wait_for_none() -> Result<()> {
         for _ in 0..500 {

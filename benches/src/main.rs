@@ -4,7 +4,9 @@
 mod bare;
 mod cached;
 mod exits;
+mod io;
 mod overhead;
+mod qemu;
 mod report;
 mod run;
 mod trace;
@@ -12,7 +14,8 @@ mod trace;
 use std::{path::PathBuf, process::ExitCode};
 
 use anyhow::{Context, Result};
-use clap::Parser;
+use clap::{Parser, ValueEnum};
+use qemu::Qemu;
 use report::Report;
 
 /// Measures flyrun beside QEMU's microvm and prints a table.
@@ -24,6 +27,12 @@ struct Arguments {
     /// The initramfs whose init writes FIRST-LINE.
     #[arg(long)]
     initrd: PathBuf,
+    /// The initramfs whose init is `guest/io`; without it no network or disk is measured.
+    #[arg(long, requires = "iperf3")]
+    io_initrd: Option<PathBuf>,
+    /// iperf3, the host's end of the network that is measured.
+    #[arg(long)]
+    iperf3: Option<PathBuf>,
     /// The program flyrun; without it no image is run.
     #[arg(long)]
     flyrun: Option<PathBuf>,
@@ -36,9 +45,34 @@ struct Arguments {
     /// How often to measure each time.
     #[arg(long, default_value_t = 7, value_parser = clap::value_parser!(u32).range(1..))]
     runs: u32,
+    /// How often to measure network and disk.
+    #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u32).range(1..))]
+    io_rounds: u32,
+    /// Measure this alone; repeatable.
+    #[arg(long, value_enum)]
+    only: Vec<Part>,
     /// A directory with qemu-system-x86_64, all its libraries and firmware; without it QEMU is not measured.
     #[arg(long)]
     qemu: Option<PathBuf>,
+}
+
+/// What can be measured alone.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum Part {
+    /// The boot of a machine without devices, and its memory.
+    Boot,
+    /// Running a cached image.
+    Image,
+    /// iperf3.
+    Net,
+    /// fio.
+    Disk,
+}
+
+impl Arguments {
+    fn wants(&self, part: Part) -> bool {
+        self.only.is_empty() || self.only.contains(&part)
+    }
 }
 
 fn main() -> ExitCode {
@@ -53,14 +87,29 @@ fn main() -> ExitCode {
 
 fn benchmarks(arguments: &Arguments) -> Result<()> {
     let mut report = Report::default();
-    let machine = bare::Machine::new(&arguments.library, &arguments.initrd)?;
-    machine.boot_flyrun(arguments.runs, &mut report).context("booting with flyrun-vmm")?;
-    if let Some(qemu) = &arguments.qemu {
-        machine.boot_qemu(qemu, arguments.runs, &mut report).context("booting with QEMU")?;
+    let qemu = arguments.qemu.as_deref().map(Qemu::new);
+    if arguments.wants(Part::Boot) {
+        let machine = bare::Machine::new(&arguments.library, &arguments.initrd)?;
+        machine.boot_flyrun(arguments.runs, &mut report).context("booting with flyrun-vmm")?;
+        if let Some(qemu) = &qemu {
+            machine.boot_qemu(qemu, arguments.runs, &mut report).context("booting with QEMU")?;
+        }
+        overhead::measure(&machine, &mut report).context("measuring the memory of flyrun-vmm")?;
     }
-    overhead::measure(&machine, &mut report).context("measuring the memory of flyrun-vmm")?;
-    if let (Some(flyrun), Some(image)) = (&arguments.flyrun, &arguments.image) {
+    if let (Some(flyrun), Some(image), true) =
+        (&arguments.flyrun, &arguments.image, arguments.wants(Part::Image))
+    {
         cached::run(flyrun, image, arguments.runs, &mut report).context("running a cached image")?;
+    }
+    if let (Some(initrd), Some(iperf3)) = (&arguments.io_initrd, &arguments.iperf3) {
+        let files = io::Files::new(&arguments.library, initrd, iperf3)?;
+        let comparison = io::Comparison { files: &files, qemu: qemu.as_ref(), rounds: arguments.io_rounds };
+        if arguments.wants(Part::Net) {
+            comparison.network(&mut report).context("measuring the network")?;
+        }
+        if arguments.wants(Part::Disk) {
+            comparison.disk(&mut report).context("measuring the disk")?;
+        }
     }
     print!("{}", report.table());
     report.write_json(&arguments.json)

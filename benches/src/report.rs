@@ -32,15 +32,46 @@ impl Report {
         }
     }
 
-    /// The figures as lines of text.
+    /// The figures as lines of text, and below them those that both flyrun and QEMU have, side by side.
     pub fn table(&self) -> String {
+        self.all() + &self.side_by_side()
+    }
+
+    fn all(&self) -> String {
         let width = self.figures.iter().map(|figure| figure.name.len()).max().unwrap_or(0);
         let mut text =
-            format!("{:width$} {:>10} {:10} {:>4} {:>8}\n", "benchmark", "median", "unit", "runs", "spread");
+            format!("{:width$} {:>10} {:20} {:>4} {:>8}\n", "benchmark", "median", "unit", "runs", "spread");
         for Figure { name, value, unit, runs, spread } in &self.figures {
-            let _infallible = writeln!(text, "{name:width$} {value:>10} {unit:10} {runs:>4} {spread:>8}");
+            let _infallible = writeln!(text, "{name:width$} {value:>10} {unit:20} {runs:>4} {spread:>8}");
         }
         text
+    }
+
+    fn side_by_side(&self) -> String {
+        let pairs: Vec<_> = self.figures.iter().filter_map(|figure| self.pair(figure)).collect();
+        let width = pairs.iter().map(|(name, ..)| name.len()).max().unwrap_or(0);
+        let mut text = String::new();
+        for (number, (name, flyrun, qemu)) in pairs.into_iter().enumerate() {
+            if number == 0 {
+                let _infallible = writeln!(
+                    text,
+                    "\n{:width$} {:>10} {:>10} {:>6} unit",
+                    "beside QEMU", "flyrun", "qemu", "ratio"
+                );
+            }
+            let (unit, ratio) = (flyrun.unit, flyrun.value / qemu.value);
+            let (flyrun, qemu) = (flyrun.value, qemu.value);
+            let _infallible = writeln!(text, "{name:width$} {flyrun:>10} {qemu:>10} {ratio:>6.3} {unit}");
+        }
+        text
+    }
+
+    /// The name without its VMM, flyrun's figure and QEMU's, if this is flyrun's and there is the other.
+    fn pair<'a>(&'a self, flyrun: &'a Figure) -> Option<(String, &'a Figure, &'a Figure)> {
+        let (before, after) = flyrun.name.split_once(".flyrun")?;
+        let twin = format!("{before}.qemu{after}");
+        let qemu = self.figures.iter().find(|figure| figure.name == twin && figure.value > 0.0)?;
+        Some((format!("{before}{after}"), flyrun, qemu))
     }
 
     /// Writes the figures as an array of objects.
@@ -75,6 +106,21 @@ mod tests {
         let figures: Vec<_> =
             report.figures.iter().map(|f| (f.name.as_str(), f.value, f.runs, f.spread)).collect();
         assert_eq!(figures, [("boot", 21.5, 3, 10.0), ("even", 2.5, 2, 3.0)]);
+    }
+
+    #[test]
+    fn what_both_vmms_were_measured_at_stands_side_by_side() {
+        let mut report = Report::default();
+        report.add("net.tx.flyrun", "instructions/byte", &[1.5]);
+        report.add("net.tx.flyrun.exits", "exits/MiB", &[10.0]);
+        report.add("net.tx.qemu", "instructions/byte", &[3.0]);
+        report.add("net.rx.qemu", "instructions/byte", &[3.0]);
+        let text = report.side_by_side();
+        let words: Vec<Vec<&str>> =
+            text.lines().map(|line| line.split_ascii_whitespace().collect()).collect();
+        assert_eq!(words.last().unwrap(), &["net.tx", "1.5", "3", "0.500", "instructions/byte"]);
+        assert_eq!(words.len(), 3);
+        assert_eq!(Report::default().side_by_side(), "");
     }
 
     #[test]

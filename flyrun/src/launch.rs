@@ -82,6 +82,7 @@ pub fn run_config(
         // These belong to each start.
         pids_limit: None,
         volumes: Vec::new(),
+        shares: Vec::new(),
         network: None,
         entropy: Vec::new(),
         init_log: false,

@@ -24,6 +24,7 @@ mod paths;
 mod progress;
 mod rootfs;
 mod session;
+mod share;
 mod signal;
 mod size;
 mod terminal;

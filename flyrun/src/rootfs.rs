@@ -57,12 +57,14 @@ fn unpack(
         cpus: 1,
         memory_mib: MEMORY_MIB,
         nets: vec![],
+        shares: vec![],
         disks: vec![
             DiskSpec {
                 files: image.layers.iter().map(|layer| layer.path.clone()).collect(),
                 read_only: true,
+                rate: None,
             },
-            DiskSpec { files: vec![draft.path().to_path_buf()], read_only: false },
+            DiskSpec { files: vec![draft.path().to_path_buf()], read_only: false, rate: None },
         ],
         boot: BootConfig::Unpack(config(image)),
         console: Some(run_dir.path().join("console.log")),

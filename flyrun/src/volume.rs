@@ -14,6 +14,7 @@ use serde::{Deserialize, Serialize};
 use crate::error::{Context, Error, Result, from_images};
 use crate::files::{self, Lasting};
 use crate::machine::{Record, is_name, now};
+use crate::mounts::Place;
 use crate::paths::make_private_dir;
 use crate::size::Size;
 
@@ -59,34 +60,17 @@ pub struct Volumes {
 }
 
 impl Use {
-    /// Reads `NAME:/PATH[:ro|rw]`.
+    /// A volume of this name at this place.
     ///
     /// # Errors
-    /// It is something else, and the error says what is possible.
-    pub fn parse(text: &str) -> Result<Use> {
-        let bad = |why: &str| {
-            Error::new(format!("--volume '{text}': {why}"))
-                .advice("Write NAME:/PATH, or NAME:/PATH:ro; `flyrun volume ls` lists the names.")
-        };
-        let mut parts = text.split(':');
-        let (name, path) = (parts.next().unwrap_or_default(), parts.next().unwrap_or_default());
-        let read_only = match (parts.next(), parts.next()) {
-            (None, _) | (Some("rw"), None) => false,
-            (Some("ro"), None) => true,
-            _ => return Err(bad("behind the path only 'ro' or 'rw' can stand")),
-        };
-        if name.starts_with(['/', '.', '~']) {
-            return Err(Error::new(format!("--volume '{text}': directories of the host cannot be attached"))
-                .advice("Give a volume's name in its place, and fill it with `flyrun cp`."));
-        }
+    /// No volume can be called so.
+    pub fn new(name: &str, place: Place) -> Result<Use> {
         if !is_name(name) {
-            return Err(bad("this cannot be a volume's name"));
+            return Err(Error::new(format!("{name:?} cannot be a volume's name")).advice(
+                "Use a name that `flyrun volume ls` lists, or the path of a directory of the host.",
+            ));
         }
-        let inside = path.starts_with('/') && !path.trim_matches('/').is_empty();
-        if !inside || path.split('/').any(|part| part == "..") {
-            return Err(bad("the path must be absolute, below the root and without '..'"));
-        }
-        Ok(Use { name: name.to_string(), path: path.to_string(), read_only })
+        Ok(Use { name: name.to_string(), path: place.path, read_only: place.read_only })
     }
 }
 
@@ -283,26 +267,8 @@ mod tests {
         (directory, store, volumes)
     }
 
-    #[test]
-    fn a_use_is_a_name_a_path_and_perhaps_a_right() {
-        let used = Use::parse("data:/var/lib/x:ro").unwrap();
-        assert_eq!(used, Use { name: "data".into(), path: "/var/lib/x".into(), read_only: true });
-        assert!(!Use::parse("data:/x:rw").unwrap().read_only);
-        for bad in [
-            "",
-            "data",
-            "data:",
-            "data:x",
-            "data:/",
-            "data:/a/../b",
-            ":/x",
-            "da ta:/x",
-            "data:/x:rx",
-            "d:/x:ro:z",
-        ] {
-            assert!(Use::parse(bad).unwrap_err().to_string().contains("NAME:/PATH"), "{bad}");
-        }
-        assert!(Use::parse("/home/me:/x").unwrap_err().to_string().contains("flyrun cp"));
+    fn used(name: &str, read_only: bool) -> Use {
+        Use::new(name, Place { path: "/x".into(), read_only }).unwrap()
     }
 
     #[test]
@@ -323,8 +289,8 @@ mod tests {
     fn one_writer_or_many_readers() {
         let (_directory, store, volumes) = volumes();
         volumes.create(&store, "data", MIN_SIZE).unwrap();
-        let writing = Use::parse("data:/x").unwrap();
-        let reading = Use::parse("data:/x:ro").unwrap();
+        let writing = used("data", false);
+        let reading = used("data", true);
         let readers = (volumes.attach(&reading).unwrap(), volumes.attach(&reading).unwrap());
         assert!(volumes.attach(&writing).unwrap_err().to_string().contains("in use"));
         assert!(volumes.remove("data", &[]).is_err() && volumes.extend("data", Size::gib(1)).is_err());
@@ -338,7 +304,7 @@ mod tests {
         let (_directory, store, volumes) = volumes();
         volumes.create(&store, "data", MIN_SIZE).unwrap();
         let mut machine = Record::example("web");
-        machine.config.volumes.push(Use::parse("data:/x").unwrap());
+        machine.config.volumes.push(used("data", false));
         let told = volumes.remove("data", &[machine]).unwrap_err().to_string();
         assert!(told.contains("web"), "{told}");
     }

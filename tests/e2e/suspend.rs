@@ -129,7 +129,10 @@ fn an_open_session_is_a_reason_not_to_unless_by_force() {
     let machine = Machine::start("visited", &["--network", "none"], COUNTER);
     let words = ["exec", "visited", "sleep", "100000"];
     let mut session = Flyrun::shared().command(&words).build(&[]);
-    session.stdin(std::process::Stdio::null()).stdout(std::process::Stdio::null()).stderr(std::process::Stdio::null());
+    session
+        .stdin(std::process::Stdio::null())
+        .stdout(std::process::Stdio::null())
+        .stderr(std::process::Stdio::null());
     let mut session = session.spawn().unwrap();
     for _ in 0..600 {
         if machine.exec("ps | grep -c '[s]leep 100000' || true") != "0" {
@@ -169,10 +172,18 @@ fn a_suspended_machine_keeps_its_volume() {
     let machine = Machine::start("keeper", &["--network", "none", "-v", "kept:/data"], COUNTER);
     machine.exec("echo before > /data/file");
     machine.call(&["suspend"]).code(0);
-    Flyrun::shared().run(&["-v", "kept:/data", &busybox(), "true"]).end().code(125).complains_about("suspended");
+    Flyrun::shared()
+        .run(&["-v", "kept:/data", &busybox(), "true"])
+        .end()
+        .code(125)
+        .complains_about("suspended");
     machine.call(&["resume"]).code(0);
     assert_eq!(machine.exec("cat /data/file"), "before");
     drop(machine);
-    Flyrun::shared().run(&["-v", "kept:/data", &busybox(), "cat", "/data/file"]).end().code(0).prints("before");
+    Flyrun::shared()
+        .run(&["-v", "kept:/data", &busybox(), "cat", "/data/file"])
+        .end()
+        .code(0)
+        .prints("before");
     flyrun(&["volume", "rm", "kept"]).code(0);
 }

@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use crate::spec::{ConsoleSpec, DiskSpec, NetBackend, NetSpec, VmSpec, VsockSpec, default_mtu};
+use crate::spec::{ConsoleSpec, DiskSpec, NetBackend, NetSpec, ShareSpec, VmSpec, VsockSpec, default_mtu};
 
 /// The text of `--help`.
 pub const HELP: &str = "\
@@ -23,6 +23,8 @@ Usage: flyrun-vmm --spec FILE|- [--trace FILE] [--owner PID] [--cgroup DIR] [--c
   --net TAP,MAC[,BACKEND]
                      a network card on this TAP interface; BACKEND: auto (default), vhost, user; repeatable
   --vsock SOCKET     a vsock device with guest CID 3, mapped to unix sockets at this path
+  --share TAG,SOCKET
+                     a directory of the host, served by the virtiofsd that listens on this socket; repeatable
   --trace FILE       add a line for each step of the start: CLOCK_MONOTONIC in µs, and the step
   --probe            say whether this host's KVM can run a guest kernel, by running a tiny one; --json: for programs
   --owner PID        end when this process, the parent of flyrun-vmm, ends
@@ -156,6 +158,7 @@ struct Options {
     append: String,
     nets: Vec<NetSpec>,
     vsock: Option<VsockSpec>,
+    shares: Vec<ShareSpec>,
 }
 
 impl Options {
@@ -179,6 +182,7 @@ impl Options {
             }
             "--net" => self.nets.push(net(&value()?)?),
             "--vsock" => self.vsock = Some(VsockSpec { guest_cid: 3, socket: value()?.into() }),
+            "--share" => self.shares.push(share(&value()?)?),
             _ => return Err(format!("unknown argument {name:?}; see --help")),
         }
         self.given = Some(name.to_owned());
@@ -195,6 +199,7 @@ impl Options {
             disks: self.disks,
             nets: self.nets,
             vsock: self.vsock,
+            shares: self.shares,
             console: self.console.unwrap_or(ConsoleSpec::Stdio),
         })
     }
@@ -202,8 +207,8 @@ impl Options {
 
 fn disk(value: &str) -> DiskSpec {
     match value.strip_suffix(",ro") {
-        Some(file) => DiskSpec { files: vec![file.into()], read_only: true },
-        None => DiskSpec { files: vec![value.into()], read_only: false },
+        Some(file) => DiskSpec { files: vec![file.into()], read_only: true, rate: None },
+        None => DiskSpec { files: vec![value.into()], read_only: false, rate: None },
     }
 }
 
@@ -215,7 +220,13 @@ fn net(value: &str) -> Result<NetSpec, String> {
     };
     let backend =
         backend.map_or(Ok(NetBackend::Auto), str::parse).map_err(|told| format!("--net: {told}"))?;
-    Ok(NetSpec { tap: tap.to_owned(), mac, mtu: default_mtu(), backend })
+    Ok(NetSpec { tap: tap.to_owned(), mac, mtu: default_mtu(), backend, queue_pairs: 1, rate: None })
+}
+
+fn share(value: &str) -> Result<ShareSpec, String> {
+    let (tag, socket) =
+        value.split_once(',').ok_or_else(|| format!("--share wants TAG,SOCKET, not {value:?}"))?;
+    Ok(ShareSpec { tag: tag.to_owned(), socket: socket.into() })
 }
 
 /// Six pairs of hexadecimal digits.
@@ -276,6 +287,13 @@ mod tests {
     }
 
     #[test]
+    fn a_share_has_a_tag_and_a_socket() {
+        let shares = spec("--kernel k --share fs0,/run/fs0 --share=fs1,a,b").shares;
+        assert_eq!((shares[0].tag.as_str(), shares[1].socket.to_str()), ("fs0", Some("a,b")));
+        assert!(parse_words("--kernel k --share fs0").is_err());
+    }
+
+    #[test]
     fn a_spec_file_is_taken_with_a_trace() {
         let run = parse_words("--trace t --owner 7 --control --spec -").unwrap();
         let process = Process { trace: Some("t".into()), owner: Some(7), cgroup: None, control: true };
@@ -318,6 +336,7 @@ mod tests {
             "--append",
             "--net",
             "--vsock",
+            "--share",
             "--trace",
         ] {
             assert!(HELP.contains(option), "{option}");

@@ -12,9 +12,11 @@ use devices::{
     virtio::{
         Memory, VirtioDevice,
         block::{Backend, Block},
+        fs::{ANSWER_LIMIT, Fs},
         mmio::{MMIO_SIZE, MmioTransport, QUEUE_NOTIFY},
         net::{Net, NetConfig, Tap, VhostNet},
         rng::Rng,
+        throttle::Throttle,
         vsock::Vsock,
     },
 };
@@ -31,7 +33,7 @@ use crate::{
     exit::VmExit,
     memory::LOW_END,
     mptable::IRQ_LINES,
-    spec::{ConsoleSpec, DiskSpec, NetBackend, NetSpec, VmSpec},
+    spec::{ConsoleSpec, DiskSpec, NetBackend, NetSpec, RateSpec, VmSpec},
     trace::Trace,
 };
 
@@ -114,7 +116,7 @@ impl Attach<'_> {
     /// All virtio devices, in the spec's order.
     ///
     /// # Errors
-    /// A disk's file or a TAP does not open, or the host refuses.
+    /// A disk's file or a TAP does not open, a virtiofsd does not answer, or the host refuses.
     pub fn virtio(&mut self, spec: &VmSpec) -> Result<(), SetupError> {
         for (index, disk) in spec.disks.iter().enumerate() {
             let block = self.block(disk, &format!("disk{index}"))?;
@@ -128,6 +130,11 @@ impl Attach<'_> {
             let device = Vsock::new(vsock.guest_cid, &vsock.socket).map_err(SetupError::io(what))?;
             self.mmio(device)?;
         }
+        for share in &spec.shares {
+            let what = format!("shared directory {}", share.tag);
+            let device = Fs::new(&share.tag, &share.socket, ANSWER_LIMIT).map_err(SetupError::io(what))?;
+            self.mmio(device)?;
+        }
         let rng = Rng::new().map_err(SetupError::io("rng"))?;
         self.mmio(rng)
     }
@@ -139,13 +146,16 @@ impl Attach<'_> {
         let on_fault = move |fault: devices::virtio::block::BackendFault| {
             ending.end(VmExit::HostIo, format!("the host's disk failed the guest: {fault}"));
         };
-        Block::new(backend, id, Box::new(on_fault)).map_err(SetupError::io("disk"))
+        let device = Block::new(backend, id, Box::new(on_fault)).map_err(SetupError::io("disk"))?;
+        Ok(device.with_throttle(throttle(disk.rate)?))
     }
 
     fn net(&mut self, net: &NetSpec) -> Result<(), SetupError> {
-        let mut tap = Tap::open(&net.tap).map_err(SetupError::io(format!("TAP interface {}", net.tap)))?;
-        let config = NetConfig { mac: net.mac, mtu: net.mtu };
-        if net.backend != NetBackend::User {
+        let mut tap = Tap::open(&net.tap, net.queue_pairs)
+            .map_err(SetupError::io(format!("TAP interface {}", net.tap)))?;
+        let config = NetConfig { mac: net.mac, mtu: net.mtu, pairs: net.queue_pairs };
+        // validate() refuses a rate with Vhost.
+        if net.backend != NetBackend::User && net.rate.is_none() {
             tap = match VhostNet::new(tap, config) {
                 Ok(device) => return self.mmio(device),
                 Err((_, error)) if net.backend == NetBackend::Vhost => {
@@ -155,7 +165,7 @@ impl Attach<'_> {
             };
         }
         let device = Net::new(Box::new(tap), config).map_err(SetupError::io("network device"))?;
-        self.mmio(device)
+        self.mmio(device.with_throttles(throttle(net.rate)?, throttle(net.rate)?))
     }
 
     fn mmio(&mut self, device: impl VirtioDevice + 'static) -> Result<(), SetupError> {
@@ -223,6 +233,11 @@ impl BusDevice for Reset {
             }
         }
     }
+}
+
+fn throttle(rate: Option<RateSpec>) -> Result<Throttle, SetupError> {
+    let new = |rate: RateSpec| Throttle::new(rate.into()).map_err(SetupError::io("timerfd"));
+    rate.map_or(Ok(Throttle::default()), new)
 }
 
 fn event() -> Result<EventFd, SetupError> {

@@ -6,18 +6,24 @@
 //! 0x1_0000_0000     the rest of RAM
 //! ```
 //!
-//! Host memory is anonymous and private, and starts on a boundary of 2 MiB, so that the host's huge pages can back
-//! the guest's. Nothing is touched before it is needed.
+//! Host memory is anonymous and private, unless another process serves a device: then it is a file in memory that both map.
+//! It starts on a boundary of 2 MiB, so that the host's huge pages can back the guest's. Nothing is touched before it is
+//! needed.
 
-use std::{fs::File, io, os::fd::AsRawFd};
+use std::{
+    fs::File,
+    io,
+    os::fd::{AsRawFd, RawFd},
+};
 
 use devices::virtio::Memory;
 use kvm_bindings::kvm_userspace_memory_region;
 use kvm_ioctls::VmFd;
+use rustix::fs::{MemfdFlags, SealFlags, fcntl_add_seals, memfd_create};
 use thiserror::Error;
 use vm_memory::{
-    GuestAddress, GuestMemoryBackend, GuestMemoryRegion, GuestRegionMmap, MmapRegion, bitmap::AtomicBitmap,
-    mmap::MmapRegionBuilder,
+    FileOffset, GuestAddress, GuestMemoryBackend, GuestMemoryRegion, GuestRegionMmap, MmapRegion,
+    bitmap::AtomicBitmap, mmap::MmapRegionBuilder,
 };
 
 /// First address of the gap for devices below 4 GiB.
@@ -65,16 +71,33 @@ pub fn layout(bytes: u64) -> Vec<(u64, u64)> {
     regions
 }
 
-/// Reserves guest memory of that many MiB.
+/// Reserves guest memory of that many MiB, for this process alone.
 ///
 /// # Errors
 /// The host refuses the reservation.
 pub fn reserve(mib: u32) -> Result<Memory, MemoryError> {
+    reserve_in(mib, None)
+}
+
+/// Reserves guest memory as a file that other processes can map too; the first touch of a page costs twice as much.
+///
+/// # Errors
+/// The host refuses the file or the reservation.
+pub fn reserve_shared(mib: u32) -> Result<Memory, MemoryError> {
+    let file = memory_file(u64::from(mib) << 20);
+    let file = file.map_err(|source| MemoryError::Reserve { mib: u64::from(mib), source })?;
+    reserve_in(mib, Some(&file))
+}
+
+fn reserve_in(mib: u32, file: Option<&File>) -> Result<Memory, MemoryError> {
     let bytes = u64::from(mib) << 20;
+    let refused = |source| MemoryError::Reserve { mib: u64::from(mib), source };
     let mut regions = Vec::with_capacity(2);
+    let mut offset = 0;
     for (start, length) in layout(bytes) {
-        let region = anonymous_region(length)
-            .map_err(|source| MemoryError::Reserve { mib: u64::from(mib), source })?;
+        let part = file.map(|file| Ok(FileOffset::new(file.try_clone()?, offset))).transpose();
+        let region = part.and_then(|part| host_region(length, part)).map_err(refused)?;
+        offset += length;
         let region = GuestRegionMmap::new(region, GuestAddress(start))
             .ok_or_else(|| MemoryError::Layout(format!("{length:#x} bytes at {start:#x} overflow")))?;
         regions.push(region);
@@ -82,7 +105,16 @@ pub fn reserve(mib: u32) -> Result<Memory, MemoryError> {
     Memory::from_regions(regions).map_err(|e| MemoryError::Layout(e.to_string()))
 }
 
-fn anonymous_region(length: u64) -> io::Result<MmapRegion<AtomicBitmap>> {
+/// A file in memory that nobody can shrink: a page that is gone would kill this process.
+fn memory_file(bytes: u64) -> io::Result<File> {
+    let file = File::from(memfd_create("guest memory", MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING)?);
+    file.set_len(bytes)?;
+    fcntl_add_seals(&file, SealFlags::SHRINK | SealFlags::GROW | SealFlags::SEAL)?;
+    Ok(file)
+}
+
+/// A mapping that begins at a huge page, of this part of a file or of nothing.
+fn host_region(length: u64, part: Option<FileOffset>) -> io::Result<MmapRegion<AtomicBitmap>> {
     let too_big = |_| io::Error::from_raw_os_error(libc::ENOMEM);
     let length = usize::try_from(length).map_err(too_big)?;
     let huge = HUGE_PAGE as usize;
@@ -100,8 +132,13 @@ fn anonymous_region(length: u64) -> io::Result<MmapRegion<AtomicBitmap>> {
         length,
         std::num::NonZeroUsize::new(PAGE as usize).unwrap_or(std::num::NonZeroUsize::MIN),
     );
-    let builder =
-        MmapRegionBuilder::new_with_bitmap(length, bitmap).with_mmap_prot(prot).with_mmap_flags(flags);
+    let mut builder = MmapRegionBuilder::new_with_bitmap(length, bitmap).with_mmap_prot(prot);
+    if let Some(part) = part {
+        map_over(start, length, part.file().as_raw_fd(), part.start())?;
+        builder = builder.with_file_offset(part).with_mmap_flags(libc::MAP_SHARED | libc::MAP_NORESERVE);
+    } else {
+        builder = builder.with_mmap_flags(flags);
+    }
     // Advice: where the host knows no huge pages the guest is slower, not wrong.
     // SAFETY: the range lies inside the mapping made above, and the advice changes no content.
     unsafe { libc::madvise(start.cast(), length, libc::MADV_HUGEPAGE) };
@@ -110,6 +147,16 @@ fn anonymous_region(length: u64) -> io::Result<MmapRegion<AtomicBitmap>> {
     // untouched.
     let region = unsafe { builder.with_raw_mmap_pointer(start) }.build();
     region.map_err(|e| io::Error::other(e.to_string()))
+}
+
+/// Puts a file in the place of a reservation that [`host_region`] has just made and nobody knows yet.
+fn map_over(start: *mut u8, length: usize, file: RawFd, offset: u64) -> io::Result<()> {
+    let offset = libc::off_t::try_from(offset).map_err(io::Error::other)?;
+    let (prot, flags) =
+        (libc::PROT_READ | libc::PROT_WRITE, libc::MAP_SHARED | libc::MAP_FIXED | libc::MAP_NORESERVE);
+    // SAFETY: the range is the caller's own anonymous mapping, to which no reference or pointer exists elsewhere.
+    let mapped = unsafe { libc::mmap(start.cast(), length, prot, flags, file, offset) };
+    if mapped == libc::MAP_FAILED { Err(io::Error::last_os_error()) } else { Ok(()) }
 }
 
 /// Tells KVM about guest memory, one slot for each region.
@@ -213,6 +260,24 @@ mod tests {
         assert_eq!(host as u64 % HUGE_PAGE, 0);
         assert_eq!(memory.read_obj::<u64>(GuestAddress((3 << 20) - 8)).unwrap(), 0);
         assert!(memory.read_obj::<u64>(GuestAddress(3 << 20)).is_err());
+    }
+
+    #[test]
+    fn shared_memory_is_one_file_that_cannot_shrink() {
+        let memory = reserve_shared((LOW_END >> 20) as u32 + 4).unwrap();
+        let (mut regions, mut expected) = (memory.iter(), [(0, 0), (HIGH_START, LOW_END)].into_iter());
+        let file = regions.next().unwrap().file_offset().unwrap().file();
+        assert_eq!(file.metadata().unwrap().len(), LOW_END + (4 << 20));
+        assert!(file.set_len(0).is_err());
+        for region in memory.iter() {
+            assert_eq!(region.as_ptr() as u64 % HUGE_PAGE, 0);
+            let at = (region.start_addr().0, region.file_offset().unwrap().start());
+            assert_eq!(Some(at), expected.next());
+        }
+        memory.write_obj(7u64, GuestAddress(HIGH_START + 8)).unwrap();
+        let mut got = [0; 8];
+        std::os::unix::fs::FileExt::read_exact_at(file, &mut got, LOW_END + 8).unwrap();
+        assert_eq!(u64::from_le_bytes(got), 7);
     }
 
     #[test]

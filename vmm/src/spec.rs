@@ -1,10 +1,11 @@
 //! What one virtual machine is made of, as the monitor hands it to `flyrun-vmm` in JSON.
 
-use std::path::PathBuf;
+use std::{num::NonZeroU64, path::PathBuf};
 
+use devices::virtio::{net::MAX_PAIRS, rate::Rate};
 use serde::{Deserialize, Serialize};
 
-/// A whole virtual machine. Devices appear to the guest in this order: disks, net, vsock, rng.
+/// A whole virtual machine. Devices appear to the guest in this order: disks, net, vsock, shares, rng.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct VmSpec {
@@ -29,6 +30,9 @@ pub struct VmSpec {
     /// The vsock device.
     #[serde(default)]
     pub vsock: Option<VsockSpec>,
+    /// Directories of the host.
+    #[serde(default)]
+    pub shares: Vec<ShareSpec>,
     /// Where the first serial port's output goes.
     #[serde(default)]
     pub console: ConsoleSpec,
@@ -44,6 +48,9 @@ pub struct DiskSpec {
     /// Whether the guest may only read.
     #[serde(default)]
     pub read_only: bool,
+    /// What reads and writes together may take.
+    #[serde(default)]
+    pub rate: Option<RateSpec>,
 }
 
 /// One network card, whose cable is a TAP interface of the host.
@@ -60,11 +67,44 @@ pub struct NetSpec {
     /// Who moves the packets.
     #[serde(default)]
     pub backend: NetBackend,
+    /// Pairs of queues, 1 to 8. The interface was made with multi_queue if there are several, and without if there is one.
+    #[serde(default = "one_pair")]
+    pub queue_pairs: u16,
+    /// What each direction may take; the host's kernel cannot keep to it, so [`NetBackend::Auto`] is this process then.
+    #[serde(default)]
+    pub rate: Option<RateSpec>,
+}
+
+/// What may pass in a second. At least one of the two is limited. A tenth of it may come at once.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct RateSpec {
+    /// Bytes per second.
+    #[serde(default)]
+    pub bytes: Option<NonZeroU64>,
+    /// Requests of a disk, or packets, per second.
+    #[serde(default)]
+    pub operations: Option<NonZeroU64>,
+}
+
+impl From<RateSpec> for Rate {
+    fn from(RateSpec { bytes, operations }: RateSpec) -> Self {
+        Rate { bytes, operations }
+    }
 }
 
 /// That of Ethernet.
 pub const fn default_mtu() -> u16 {
     1500
+}
+
+const fn one_pair() -> u16 {
+    1
+}
+
+/// The pairs of queues of a machine's network card: one for each vCPU, as far as a card has them.
+pub fn queue_pairs(cpus: u8) -> u16 {
+    u16::from(cpus).clamp(1, MAX_PAIRS)
 }
 
 /// Who moves the packets of a network card.
@@ -101,6 +141,16 @@ pub struct VsockSpec {
     pub guest_cid: u64,
     /// A guest's connection to port P of the host becomes one to the unix socket `<socket>_<P>`. The VMM listens on
     /// `<socket>` itself, where `CONNECT <port>\n` asks for a connection into the guest.
+    pub socket: PathBuf,
+}
+
+/// A directory of the host, served by a process of its own, virtiofsd. It gets the guest's whole memory.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ShareSpec {
+    /// The name that the guest mounts it by.
+    pub tag: String,
+    /// The unix socket on which virtiofsd listens.
     pub socket: PathBuf,
 }
 

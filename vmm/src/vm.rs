@@ -57,7 +57,7 @@ impl Vm {
         let fd = create_vm(&kvm)?;
         trace.step("vm created");
 
-        let guest = memory::reserve(spec.memory_mib)?;
+        let guest = reserve_memory(spec)?;
         memory::register(&fd, &guest)?;
         trace.step("memory ready");
 
@@ -136,6 +136,12 @@ fn create_vm(kvm: &Kvm) -> Result<VmFd, SetupError> {
     fd.set_tss_address(memory::KVM_TSS as usize).map_err(SetupError::kvm("KVM_SET_TSS_ADDR"))?;
     fd.create_irq_chip().map_err(SetupError::kvm("KVM_CREATE_IRQCHIP"))?;
     Ok(fd)
+}
+
+/// Another process that serves a device must be able to map the guest's memory.
+fn reserve_memory(spec: &VmSpec) -> Result<Memory, SetupError> {
+    let reserve = if spec.shares.is_empty() { memory::reserve } else { memory::reserve_shared };
+    Ok(reserve(spec.memory_mib)?)
 }
 
 fn load_guest(

@@ -82,6 +82,7 @@ fn spec(dir: &Path, code: &[&[u8]], cpus: u8) -> VmSpec {
         disks: Vec::new(),
         nets: Vec::new(),
         vsock: None,
+        shares: vec![],
         console: ConsoleSpec::File(dir.join("console")),
     }
 }

@@ -16,11 +16,14 @@
 
 pub mod block;
 pub mod events;
+pub mod fs;
 pub mod irq;
 pub mod mmio;
 pub mod net;
+pub mod rate;
 pub mod ring;
 pub mod rng;
+pub mod throttle;
 #[allow(unsafe_code, reason = "vectored I/O on guest memory")]
 pub mod transfer;
 pub mod vsock;

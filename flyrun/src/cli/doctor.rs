@@ -9,6 +9,7 @@ use super::{Context, print_json, print_line};
 use crate::error::Result;
 use crate::exit_code::ExitCode;
 use crate::paths::{Library, Part, Paths, make_private_dir};
+use crate::share::Daemon;
 use crate::size::Size;
 use crate::{cgroup, host, network};
 
@@ -95,7 +96,7 @@ fn all(paths: &Paths) -> Vec<Check> {
         directory("root", &paths.root),
         directory("run", &paths.run),
     ]);
-    checks.extend([disk(&paths.root), mke2fs(), cgroup()]);
+    checks.extend([disk(&paths.root), mke2fs(), cgroup(), virtiofsd()]);
     checks.extend(network::diagnose::diagnose().into_iter().map(|finding| match finding.remedy {
         None => Check::ok(finding.name, finding.message),
         Some(remedy) => Check::warning(finding.name, finding.message, remedy),
@@ -109,6 +110,17 @@ fn cgroup() -> Check {
     }
     let told = "there is no cgroup v2 with the cpu controller: machines cannot be held to a share of the CPU";
     Check::warning("cgroup", told, "Boot the host with systemd.unified_cgroup_hierarchy=1.")
+}
+
+fn virtiofsd() -> Check {
+    match Daemon::find() {
+        Ok(daemon) => Check::ok("virtiofs", daemon.program.display().to_string()),
+        Err(error) => {
+            let told = error.to_string();
+            let (message, remedy) = told.split_once("\n  ").unwrap_or((&told, ""));
+            Check::warning("virtiofs", message, remedy)
+        }
+    }
 }
 
 fn kvm(library: &Library) -> Check {

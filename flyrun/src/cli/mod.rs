@@ -32,6 +32,7 @@ mod restart;
 mod rm;
 mod rmi;
 mod run;
+mod share;
 mod start;
 mod stats;
 mod stop;
@@ -126,6 +127,8 @@ enum Command {
     Man(man::Arguments),
     #[command(hide = true)]
     Monitor(monitor::Arguments),
+    #[command(hide = true)]
+    Share(share::Arguments),
 }
 
 impl Cli {
@@ -167,6 +170,7 @@ impl Cli {
             Command::Completions(arguments) => completions::execute(&arguments),
             Command::Man(arguments) => man::execute(&arguments),
             Command::Monitor(arguments) => monitor::execute(&context, &arguments),
+            Command::Share(arguments) => share::execute(&arguments),
         }
     }
 }

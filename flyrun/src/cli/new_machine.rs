@@ -8,7 +8,7 @@ use clap::Args;
 use images::{Image, PullOptions, Reference, Store};
 
 use super::Context;
-use super::limits::{PidsLimit, cpu_shares};
+use super::limits::{PidsLimit, RateArguments, cpu_shares};
 use crate::cpus::Cpus;
 use crate::error::{Context as _, Error, Result, from_images};
 use crate::launch::{self, ImageDefaults, Wishes};
@@ -19,7 +19,7 @@ use crate::paths::Library;
 use crate::progress::Bars;
 use crate::signal::Signal;
 use crate::size::Size;
-use crate::{host, rootfs, terminal, trace, volume};
+use crate::{host, rootfs, share, terminal, trace, volume};
 
 /// The least memory, in MiB, that the kernel, guest-init and a small process fit into.
 const MIN_MEMORY_MIB: u64 = 48;
@@ -75,6 +75,8 @@ pub struct Flags {
     /// Most processes and threads of the workload; -1 for no limit
     #[arg(long, value_name = "N", default_value = "-1", allow_hyphen_values = true)]
     pids_limit: PidsLimit,
+    #[command(flatten)]
+    rates: RateArguments,
     /// Memory of the machine
     #[arg(short, long, value_name = "SIZE", default_value = "256m")]
     memory: Size,
@@ -98,10 +100,11 @@ pub struct Flags {
     /// Allow a registry without TLS (one on loopback is always allowed)
     #[arg(long)]
     plain_http: bool,
-    /// Mount a volume, made if there is none of this name
-    #[arg(short, long, value_name = "NAME:/PATH[:ro]")]
+    /// Mount a volume, made if there is none of this name, or a directory of the host (/DIR or ./DIR, by virtiofsd)
+    #[arg(short, long, value_name = "NAME|/DIR:/PATH[:ro]")]
     volume: Vec<String>,
-    /// Mount something: type=tmpfs,target=/PATH[,size=SIZE] or type=volume,source=NAME,target=/PATH[,readonly]
+    /// Mount something: type=tmpfs,target=/PATH[,size=SIZE], type=volume,source=NAME,target=/PATH[,readonly] or
+    /// type=bind,source=/DIR,target=/PATH[,readonly]
     #[arg(long, value_name = "KEY=VALUE,…")]
     mount: Vec<String>,
     /// Start the machine again when it ends: no, on-failure[:N], always or unless-stopped
@@ -154,6 +157,7 @@ pub struct Made {
 /// A flag cannot be followed, the image is not to be had, or this host cannot run machines.
 pub fn make(context: &Context, flags: &Flags, state: State) -> Result<Made> {
     check(flags)?;
+    share::prepare(&mounts(flags)?.shares)?;
     let library = Library::find()?;
     host::ensure_kvm(&library)?;
     trace::step("host checked");
@@ -178,6 +182,7 @@ fn check(flags: &Flags) -> Result<()> {
     if let Some(name) = &flags.name {
         check_name(name)?;
     }
+    limits(flags).check_network(&flags.network.wishes(&[])?).map_err(Error::new)?;
     if flags.rm && flags.restart != RestartPolicy::No {
         return Err(Error::new("--rm and --restart exclude each other")
             .advice("A machine that goes when it ends is not started again."));
@@ -234,9 +239,9 @@ fn run_config(image: &Image, flags: &Flags, id: &str) -> Result<protocol::RunCon
 /// What was asked for, and where the image keeps data but cannot have its disk written.
 fn tmpfs(image: &Image, flags: &Flags) -> Result<Vec<String>> {
     let mounts = mounts(flags)?;
-    let mut tmpfs: Vec<String> = flags.tmpfs.iter().cloned().chain(mounts.tmpfs).collect();
+    let mut tmpfs: Vec<String> = flags.tmpfs.iter().chain(&mounts.tmpfs).cloned().collect();
     let taken = |path: &str| {
-        mounts.volumes.iter().any(|used| used.path.trim_end_matches('/') == path)
+        mounts.paths().any(|used| used == path)
             || tmpfs
                 .iter()
                 .any(|text| text.split(':').next().is_some_and(|own| own.trim_end_matches('/') == path))
@@ -261,6 +266,7 @@ pub fn variables(files: &[PathBuf], own: &[String]) -> Result<Vec<String>> {
 }
 
 fn record(image: &Image, flags: &Flags, id: &str) -> Result<Record> {
+    let Mounts { volumes, shares, .. } = mounts(flags)?;
     Ok(Record {
         version: VERSION,
         id: id.to_string(),
@@ -280,16 +286,13 @@ fn record(image: &Image, flags: &Flags, id: &str) -> Result<Record> {
             stop_timeout_s: flags.stop_timeout,
             log: log_limits(flags)?,
             labels: labels(image, flags)?,
-            volumes: mounts(flags)?.volumes,
+            volumes,
+            shares,
             network: flags.network.wishes(&image.config.exposed_ports)?,
             health: flags
                 .health
                 .healthcheck(image.config.healthcheck.as_ref(), flags.network.has_network())?,
-            limits: Limits {
-                cpu_milli: flags.cpus.quota_milli(),
-                cpu_shares: flags.cpu_shares,
-                pids: flags.pids_limit.0,
-            },
+            limits: limits(flags),
         },
         created_at: now(),
         state: State::Created,
@@ -301,21 +304,32 @@ fn record(image: &Image, flags: &Flags, id: &str) -> Result<Record> {
     })
 }
 
+fn limits(flags: &Flags) -> Limits {
+    let mut limits = Limits {
+        cpu_milli: flags.cpus.quota_milli(),
+        cpu_shares: flags.cpu_shares,
+        pids: flags.pids_limit.0,
+        ..Limits::default()
+    };
+    flags.rates.rates().apply(&mut limits);
+    limits
+}
+
 /// What `--volume` and `--mount` ask for.
 fn mounts(flags: &Flags) -> Result<Mounts> {
     let mut mounts = Mounts::default();
+    let current = std::env::current_dir().context("there is no current directory")?;
     for text in &flags.volume {
-        mounts.volumes.push(volume::Use::parse(text)?);
+        mounts.add_volume(text, &current)?;
     }
     for text in &flags.mount {
-        mounts.add(text)?;
+        mounts.add(text, &current)?;
     }
-    let mut paths: Vec<_> = mounts.volumes.iter().map(|used| used.path.trim_end_matches('/')).collect();
+    let mut paths: Vec<_> = mounts.paths().collect();
     paths.sort_unstable();
     if let Some(twice) = paths.windows(2).find(|two| two.first() == two.last()).and_then(|two| two.first()) {
-        return Err(
-            Error::new(format!("two volumes are to be mounted at {twice}")).advice("Choose another path.")
-        );
+        return Err(Error::new(format!("two volumes or directories are to be mounted at {twice}"))
+            .advice("Choose another path."));
     }
     let mut names: Vec<_> = mounts.volumes.iter().map(|used| used.name.as_str()).collect();
     names.sort_unstable();

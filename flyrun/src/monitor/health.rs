@@ -186,10 +186,11 @@ fn get(address: IpAddr, test: &HttpTest, deadline: Instant) -> io::Result<Answer
     let HttpTest { port, path } = test;
     let host = address.ip();
     let version = env!("CARGO_PKG_VERSION");
-    write!(
-        stream,
+    // In one piece: a server that reads once must have all of it.
+    let request = format!(
         "GET {path} HTTP/1.1\r\nHost: {host}:{port}\r\nUser-Agent: flyrun/{version}\r\nAccept: */*\r\nConnection: close\r\n\r\n"
-    )?;
+    );
+    stream.write_all(request.as_bytes())?;
     let mut head = Vec::new();
     let mut chunk = [0; 2048];
     while head.len() < MAX_HEAD {

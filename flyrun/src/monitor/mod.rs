@@ -20,6 +20,7 @@ use std::time::{Duration, Instant};
 
 use images::Store;
 use protocol::{ExitStatus, TtySize};
+use vmm::spec::queue_pairs;
 
 pub use control::{Conversation, Reply, Request, ask};
 pub use front::Front;
@@ -36,6 +37,7 @@ use crate::interrupt::Interrupts;
 use crate::machine::restart::{self, Restarts};
 use crate::machine::{LastStart, Outcome, Owned, State, now};
 use crate::paths::{Library, Paths, RunDir};
+use crate::share::Served;
 use crate::vm::{Event, Mailbox, Streams, Vm, spawn as spawn_thread};
 use crate::{network, terminal, trace};
 
@@ -239,16 +241,21 @@ impl<'a> Monitor<'a> {
         };
         let attached = self.attach_volumes()?;
         self.limit(None)?;
+        // Before the machine, so that they end after it.
+        let served = self.serve_shares()?;
         let record = self.machine.record();
         let wishes = &record.config.network;
-        let number = record.snapshot.as_ref().and_then(|snapshot| snapshot.network_number);
-        let mut network = network::set_up(self.host.paths, &record.id, &record.name, wishes, number)?;
+        let card = network::Card {
+            queue_pairs: queue_pairs(record.config.cpus),
+            number: record.snapshot.as_ref().and_then(|snapshot| snapshot.network_number),
+        };
+        let mut network = network::set_up(self.host.paths, &record.id, &record.name, wishes, card)?;
         trace::step("network made");
         if let Some(network) = &network {
             let told = "cannot write down the machine's network";
             network.facts().write(self.run_dir.path()).context(told)?;
         }
-        let plan = self.plan(lease.path(), &attached, network.as_ref())?;
+        let plan = self.plan(lease.path(), &attached, &served, network.as_ref())?;
         let post = self.mailbox.begin_life();
         let vm = Vm::start(&plan, self.run_dir.clone(), &post)?;
         // The host's rules are made while the guest boots.
@@ -262,7 +269,8 @@ impl<'a> Monitor<'a> {
         }
         // A trace is written when the VMM ends by itself, so that is waited for too.
         let keeps_own = !config.auto_remove && config.disk.is_some();
-        let keeps_volume = config.volumes.iter().any(|used| !used.read_only);
+        let keeps_volume = config.volumes.iter().any(|used| !used.read_only)
+            || config.shares.iter().any(|share| !share.read_only);
         let keeps_disk = keeps_own || keeps_volume || trace::vmm_file().is_some();
         let streams = plan.streams.as_ref().map_or(0, Streams::count);
         // Before the life, so that it is taken away after it.
@@ -273,7 +281,11 @@ impl<'a> Monitor<'a> {
             false => Life::new(vm, streams, keeps_disk),
         };
         let mut company = Company::default();
-        let result = self.follow(&mut life, &mut company, &mut place, started);
+        let mut started = || {
+            served.iter().for_each(Served::begin);
+            started();
+        };
+        let result = self.follow(&mut life, &mut company, &mut place, &mut started);
         if let Some(meter) = company.meter {
             meter.end();
         }
@@ -289,7 +301,7 @@ impl<'a> Monitor<'a> {
             // The next life writes to the same disk.
             life.vm.end();
         }
-        result
+        result.map_err(|error| blame(&served, error))
     }
 
     fn follow(
@@ -421,6 +433,12 @@ fn entropy() -> Result<Vec<u8>> {
     let mut entropy = vec![0; ENTROPY_BYTES];
     getrandom::fill(&mut entropy).context("the host has no random numbers")?;
     Ok(entropy)
+}
+
+/// A VMM that gets no answer from a virtiofsd knows less of the reason than is written down here.
+fn blame(served: &[Served], error: Error) -> Error {
+    let told = error.to_string();
+    served.iter().find_map(|served| served.blame(&told)).unwrap_or(error)
 }
 
 /// What is kept of a life.

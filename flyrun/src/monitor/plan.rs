@@ -3,15 +3,17 @@
 use std::path::Path;
 
 use protocol::{BootConfig, VolumeConfig};
-use vmm::spec::DiskSpec;
+use vmm::spec::{DiskSpec, NetSpec};
 
 use super::Monitor;
+use crate::cgroup::Cgroup;
 use crate::error::{Context, Error, Result, from_images};
 use crate::machine::{Machines, State};
 use crate::paths::Part;
+use crate::share::Served;
 use crate::vm::{Streams, VmPlan};
 use crate::volume::{Attached, Volumes};
-use crate::{network, trace, volume};
+use crate::{network, share, trace, volume};
 
 const DISK: &str = "disk.ext4";
 
@@ -49,20 +51,33 @@ impl Monitor<'_> {
         Ok(())
     }
 
+    /// Starts a virtiofsd for each directory of the host that the machine has.
+    pub(super) fn serve_shares(&self) -> Result<Vec<Served>> {
+        let shares = &self.machine.record().config.shares;
+        let Some(daemon) = share::prepare(shares)? else { return Ok(vec![]) };
+        let cgroup = self.cgroup.as_ref().map(Cgroup::path);
+        let start = |(number, share)| Served::start(&daemon, share, number, &self.run_dir, cgroup);
+        shares.iter().enumerate().map(start).collect()
+    }
+
     pub(super) fn plan(
         &self,
         rootfs: &Path,
         attached: &[Attached],
+        served: &[Served],
         network: Option<&network::Attached>,
     ) -> Result<VmPlan> {
         let config = &self.machine.record().config;
-        let mut disks = vec![DiskSpec { files: vec![rootfs.to_path_buf()], read_only: true }];
+        let (disk_rate, net_rate) = (config.limits.disk_rate(), config.limits.net_rate());
+        let disk_of =
+            |file: &Path, read_only| DiskSpec { files: vec![file.to_path_buf()], read_only, rate: disk_rate };
+        let mut disks = vec![disk_of(rootfs, true)];
         if let Some(size) = config.disk {
             let disk = self.machine.directory().join(DISK);
             if !disk.exists() {
                 self.make_disk(size.0, &disk)?;
             }
-            disks.push(DiskSpec { files: vec![disk], read_only: false });
+            disks.push(disk_of(&disk, false));
         }
         trace::step("disk made");
         let kernel = if config.cpus == 1 { Part::Kernel } else { Part::KernelSmp };
@@ -79,8 +94,9 @@ impl Monitor<'_> {
                 path: used.path.clone(),
                 read_only: used.read_only,
             });
-            disks.push(DiskSpec { files: vec![attached.data.clone()], read_only: used.read_only });
+            disks.push(disk_of(&attached.data, used.read_only));
         }
+        run.shares = served.iter().map(Served::config).collect();
         Ok(VmPlan {
             vmm: library.path(Part::Vmm),
             kernel: config.kernel.clone().unwrap_or_else(|| library.path(kernel)),
@@ -88,7 +104,8 @@ impl Monitor<'_> {
             cpus: config.cpus,
             memory_mib: u32::try_from(config.memory.to_mib()).unwrap_or(u32::MAX),
             disks,
-            nets: network.iter().map(|network| network.card.clone()).collect(),
+            nets: network.iter().map(|network| NetSpec { rate: net_rate, ..network.card.clone() }).collect(),
+            shares: served.iter().map(Served::spec).collect(),
             boot: BootConfig::Run(Box::new(run)),
             console: (!self.view.show_console).then(|| self.machine.directory().join("console.log")),
             cgroup: self.cgroup.as_ref().map(|cgroup| cgroup.path().to_path_buf()),

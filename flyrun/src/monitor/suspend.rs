@@ -76,6 +76,10 @@ impl Monitor<'_> {
         if decide(self.machine.record(), Action::Suspend)? == Verdict::Already {
             return Ok(false);
         }
+        if !self.machine.record().config.shares.is_empty() {
+            return Err(Error::new("it has directories of the host, which cannot be brought to disk")
+                .advice("Give it volumes instead, or let it stand still with `flyrun pause`."));
+        }
         self.machine.become_state(State::Suspending, |_| {})?;
         life.freeze(force);
         if let Some(input) = &self.input {

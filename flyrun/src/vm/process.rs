@@ -13,7 +13,7 @@ use protocol::BootConfig;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 use vmm::exit::VmExit;
-use vmm::spec::{ConsoleSpec, DiskSpec, NetSpec, VmSpec, VsockSpec};
+use vmm::spec::{ConsoleSpec, DiskSpec, NetSpec, ShareSpec, VmSpec, VsockSpec};
 
 use super::events::{Event, Post, spawn as spawn_thread, watch_control, watch_process};
 use super::streams::{Serving, Streams, listen};
@@ -43,6 +43,7 @@ pub struct VmPlan {
     pub memory_mib: u32,
     pub disks: Vec<DiskSpec>,
     pub nets: Vec<NetSpec>,
+    pub shares: Vec<ShareSpec>,
     pub boot: BootConfig,
     /// The file that keeps what the kernel says; `None` shows it on standard error while it comes.
     pub console: Option<PathBuf>,
@@ -239,6 +240,7 @@ fn write_start_files(plan: &VmPlan, run_dir: &RunDir) -> Result<PathBuf> {
         disks: plan.disks.clone(),
         nets: plan.nets.clone(),
         vsock: Some(VsockSpec { guest_cid: GUEST_CID, socket: run_dir.vsock() }),
+        shares: plan.shares.clone(),
         console: match &plan.console {
             Some(file) => ConsoleSpec::File(file.clone()),
             None => ConsoleSpec::Stdio,

@@ -26,7 +26,7 @@ pub mod session;
 pub use config_file::{ConfigError, MAGIC, decode_config, encode_config};
 
 /// The version of everything in this crate. Raised by every change that an older peer would read wrongly.
-pub const PROTOCOL_VERSION: u32 = 5;
+pub const PROTOCOL_VERSION: u32 = 6;
 
 /// Where guest-init finds its encoded [`BootConfig`] in the initramfs.
 pub const CONFIG_PATH: &str = "/flyrun.config";
@@ -79,6 +79,9 @@ pub struct RunConfig {
     pub tmpfs: Vec<Tmpfs>,
     /// Filesystems to mount over the root, on block devices of their own.
     pub volumes: Vec<VolumeConfig>,
+    /// Directories of the host to mount over the root.
+    #[serde(default)]
+    pub shares: Vec<ShareConfig>,
     /// The network card and what it is to be; without it the machine has its loopback.
     pub network: Option<NetworkConfig>,
     /// Fresh random bytes of the host, credited to the kernel's random generator before the workload starts.
@@ -119,6 +122,17 @@ pub struct VolumeConfig {
     /// Absolute path in the root filesystem, created when it does not exist.
     pub path: String,
     /// Whether it is only read.
+    pub read_only: bool,
+}
+
+/// A directory of the host.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ShareConfig {
+    /// The tag of its virtio-fs device.
+    pub tag: String,
+    /// Absolute path in the root filesystem, created when it does not exist.
+    pub path: String,
+    /// Whether it is only read. The host holds to it too, whatever the guest does.
     pub read_only: bool,
 }
 

@@ -23,6 +23,7 @@ pub mod filesystems;
 pub mod network;
 pub mod relay;
 pub mod root;
+pub mod shares;
 pub mod spawn;
 pub mod stdio;
 pub mod supervise;
@@ -68,7 +69,7 @@ fn start_and_supervise(config: &RunConfig, control: &mut Control, log: &mut Step
     let root = root::enter(config, log)?;
     log.step("root entered");
     filesystems::mount_all(config, &root.dev)?;
-    let mut disks = volumes::mount_all(&config.volumes)?;
+    let mut disks = volumes::mount_all(&config.volumes, &config.shares)?;
     disks.extend(root.disk);
     etc.mount()?;
     suspend::write_generation();

@@ -70,7 +70,8 @@ pub fn enter(config: &RunConfig, log: &mut StepLog) -> Result<Root, Failure> {
 /// Whether the image lacks a directory that the user's flags or the image's configuration name.
 fn must_make_directories(config: &RunConfig) -> bool {
     let volumes = config.volumes.iter().map(|volume| &volume.path);
-    let wanted = config.tmpfs.iter().map(|tmpfs| &tmpfs.path).chain(volumes).chain([&config.workdir]);
+    let mounts = volumes.chain(config.shares.iter().map(|share| &share.path));
+    let wanted = config.tmpfs.iter().map(|tmpfs| &tmpfs.path).chain(mounts).chain([&config.workdir]);
     wanted.into_iter().any(|path| rustix::fs::lstat(format!("{LOWER}/{path}")).is_err())
 }
 

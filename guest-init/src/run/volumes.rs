@@ -8,7 +8,7 @@ use std::{
     os::fd::{AsFd, OwnedFd},
 };
 
-use protocol::{FailureKind, VolumeConfig};
+use protocol::{FailureKind, ShareConfig, VolumeConfig};
 use rustix::{
     fs::{
         AtFlags, CWD, FileType, Gid, Mode, OFlags, RawDir, Stat, Timespec, Timestamps, Uid, XattrFlags,
@@ -19,7 +19,7 @@ use rustix::{
     mount::MountFlags,
 };
 
-use super::root::wait_for_device;
+use super::{root::wait_for_device, shares};
 use crate::{
     failure::{Failure, OrSetup},
     pid1::mount_at,
@@ -33,22 +33,44 @@ const MAX_DEPTH: usize = 256;
 /// The kernel's bound of a list of names and of a value (XATTR_LIST_MAX, XATTR_SIZE_MAX).
 const MAX_XATTR: usize = 64 * 1024;
 
-/// Mounts all volumes, and gives their roots, to be synced at the end.
+/// Mounts all volumes and directories of the host, those first that others lie in, and gives the volumes' roots, to be synced
+/// at the end.
 ///
 /// # Errors
 /// [`FailureKind::BadConfig`] for a path that is none, [`FailureKind::Setup`] naming the mount, [`FailureKind::NoSpace`]
 /// when the image's content does not fit.
-pub fn mount_all(volumes: &[VolumeConfig]) -> Result<Vec<OwnedFd>, Failure> {
-    volumes.iter().map(mount_volume).collect()
+pub fn mount_all(volumes: &[VolumeConfig], shares: &[ShareConfig]) -> Result<Vec<OwnedFd>, Failure> {
+    let depth = |path: &str| path.split('/').filter(|part| !part.is_empty()).count();
+    let volumes = volumes.iter().map(|volume| (depth(&volume.path), Ok(volume)));
+    let shares = shares.iter().map(|share| (depth(&share.path), Err(share)));
+    let mut mounts: Vec<_> = volumes.chain(shares).collect();
+    mounts.sort_by_key(|(depth, _)| *depth);
+    let mut roots = Vec::new();
+    for (_, mount) in mounts {
+        match mount {
+            Ok(volume) => roots.push(mount_volume(volume)?),
+            Err(share) => shares::mount_share(share)?,
+        }
+    }
+    Ok(roots)
 }
 
-fn mount_volume(volume: &VolumeConfig) -> Result<OwnedFd, Failure> {
-    let path = &volume.path;
+/// Whether something can be mounted there.
+///
+/// # Errors
+/// [`FailureKind::BadConfig`] for a path that is none.
+pub fn check_path(path: &str) -> Result<(), Failure> {
     if !path.starts_with('/') || path.split('/').any(|part| part == "..") || path.trim_matches('/').is_empty()
     {
         let message = format!("volume path {path:?} is not an absolute path without \"..\"");
         return Err(Failure::new(FailureKind::BadConfig, message));
     }
+    Ok(())
+}
+
+fn mount_volume(volume: &VolumeConfig) -> Result<OwnedFd, Failure> {
+    let path = &volume.path;
+    check_path(path)?;
     let image = open_directory(CWD.as_fd(), path.as_str()).ok();
     wait_for_device(&volume.device);
     if volume.read_only {
