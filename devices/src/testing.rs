@@ -14,6 +14,7 @@ use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 use crate::virtio::{
     Memory, VirtioDevice,
     mmio::{F_VERSION_1, MmioTransport},
+    state::{RestoreError, TransportState},
 };
 
 /// Size of the guest's memory in bytes. It is two regions that touch in the middle, so that buffers can cross.
@@ -44,7 +45,7 @@ pub struct Descriptor {
 }
 
 /// The driver's view of one queue.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct DriverQueue {
     /// Number of descriptors.
     pub size: u16,
@@ -81,12 +82,32 @@ impl Guest {
         let memory =
             GuestMemoryMmap::from_ranges(&[(GuestAddress(0), half), (GuestAddress(half as u64), half)])
                 .unwrap();
+        Self::with_memory(memory, device)
+    }
+
+    fn with_memory(memory: Memory, device: Arc<Mutex<dyn VirtioDevice>>) -> Self {
         let irq = EventFd::new(EFD_NONBLOCK).unwrap();
         let transport =
             MmioTransport::new(Memory::clone(&memory), device.clone(), irq.try_clone().unwrap()).unwrap();
         let mut manager = EventManager::new().unwrap();
         manager.add_subscriber(device);
         Guest { memory, transport, irq, queues: Vec::new(), heap: HEAP, manager }
+    }
+
+    /// This guest with another device, which continues the saved one. The memory is the same.
+    ///
+    /// # Errors
+    /// The device does not take the state.
+    pub fn continued(
+        &self,
+        device: Arc<Mutex<dyn VirtioDevice>>,
+        state: &TransportState,
+    ) -> Result<Self, RestoreError> {
+        let mut guest = Self::with_memory(self.memory.clone(), device);
+        guest.transport.restore(state)?;
+        guest.queues = self.queues.clone();
+        guest.heap = self.heap;
+        Ok(guest)
     }
 
     /// Reads a register.

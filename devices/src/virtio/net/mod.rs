@@ -5,6 +5,7 @@
 
 mod config;
 mod receive;
+mod state;
 #[allow(unsafe_code, reason = "ioctls of /dev/net/tun")]
 mod tap;
 mod transmit;
@@ -26,6 +27,7 @@ use super::{
     ActivateError, Activation, ActiveQueue, Interrupt, InterruptReason, Memory, VirtioDevice,
     events::QueueEvents,
     ring::{Ring, RingError},
+    state::{DeviceState, SaveError},
     transfer::Transfer,
 };
 
@@ -182,6 +184,10 @@ impl VirtioDevice for Net {
     fn reset(&mut self) {
         self.active = None;
         self.events.forget();
+    }
+
+    fn save(&mut self) -> Result<DeviceState, SaveError> {
+        Ok(self.saved())
     }
 }
 

@@ -22,24 +22,25 @@ use crate::virtio::{
     ActivateError, Activation, ActiveQueue, Interrupt, InterruptReason, Memory, VirtioDevice,
     events::QueueEvents,
     mmio::{F_EVENT_IDX, F_INDIRECT_DESC, F_VERSION_1},
+    state::{DeviceState, SaveError},
 };
 
 type Handle = Kernel<Arc<Memory>>;
 
 /// A network card for the guest, served by the host's kernel.
 pub struct VhostNet {
-    tap: Tap,
+    pub(super) tap: Tap,
     config: NetConfig,
     /// What this kernel's vhost can do, of what concerns it.
     features: u64,
     events: QueueEvents,
-    active: Option<Active>,
+    pub(super) active: Option<Active>,
 }
 
-struct Active {
+pub(super) struct Active {
     interrupt: Arc<dyn Interrupt>,
-    _handle: Handle,
-    _notify: [EventFd; 2],
+    pub(super) handle: Handle,
+    pub(super) queues: [ActiveQueue; 2],
 }
 
 impl VhostNet {
@@ -155,17 +156,20 @@ impl VirtioDevice for VhostNet {
         let handle = start(activation.memory, &queues, features, &self.tap, &call, &failed);
         let handle = handle.map_err(|error| io::Error::other(format!("vhost-net: {error}")))?;
         self.events.watch(vec![(0, failed)]);
-        let [rx, tx] = queues;
-        self.active = Some(Active {
-            interrupt: activation.interrupt,
-            _handle: handle,
-            _notify: [rx.notify, tx.notify],
-        });
+        self.active = Some(Active { interrupt: activation.interrupt, handle, queues });
         Ok(())
     }
 
     fn reset(&mut self) {
         self.active = None;
         self.events.forget();
+    }
+
+    fn save(&mut self) -> Result<DeviceState, SaveError> {
+        self.stop_and_save()
+    }
+
+    fn go_on(&mut self) {
+        self.start_again();
     }
 }
