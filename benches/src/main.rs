@@ -7,6 +7,7 @@ mod exits;
 mod overhead;
 mod report;
 mod run;
+mod suspend;
 mod trace;
 
 use std::{path::PathBuf, process::ExitCode};
@@ -58,6 +59,7 @@ fn benchmarks(arguments: &Arguments) -> Result<()> {
     if let Some(qemu) = &arguments.qemu {
         machine.boot_qemu(qemu, arguments.runs, &mut report).context("booting with QEMU")?;
     }
+    suspend::measure(&machine, arguments.runs, &mut report).context("suspending and resuming")?;
     overhead::measure(&machine, &mut report).context("measuring the memory of flyrun-vmm")?;
     if let (Some(flyrun), Some(image)) = (&arguments.flyrun, &arguments.image) {
         cached::run(flyrun, image, arguments.runs, &mut report).context("running a cached image")?;

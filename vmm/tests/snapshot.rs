@@ -15,7 +15,7 @@ use std::{
 
 use linux::Machine;
 
-use tiny::{RESET, WAIT, kvm, say, spec};
+use tiny::{RESET, SPIN, WAIT, kvm, say, spec};
 use vmm::{
     exit::VmExit,
     snapshot::{restore::Snapshot, save},
@@ -54,6 +54,22 @@ fn a_guest_goes_on_where_it_was() {
             assert_eq!((end.exit, end.reason.as_str(), text.as_str()), (VmExit::Reset, "", "a\nb"));
         }
     }
+}
+
+/// The stored snapshot of this version of the format, by which later ones are tested. To be run once for a version:
+/// `tests/host/run --share vmm/tests/fixtures -- target/debug/deps/snapshot-… --ignored --exact writes_the_fixture`.
+#[test]
+#[ignore = "it writes tests/fixtures/state-1"]
+fn writes_the_fixture() {
+    let dir = Path::new("/tmp/flyrun-fixture");
+    std::fs::create_dir_all(dir).unwrap();
+    let mut vm = Vm::new(&spec(dir, &[&say("fixture\n"), &SPIN], 1), Arc::new(Trace::off())).unwrap();
+    vm.start().unwrap();
+    std::thread::sleep(std::time::Duration::from_secs(1));
+    vm.machine().pause().unwrap();
+    save_to(&vm, dir).unwrap();
+    let fixtures = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures");
+    std::fs::copy(dir.join("state"), fixtures.join("state-1")).unwrap();
 }
 
 /// A machine of the kernel for that many CPUs, where it can be run.

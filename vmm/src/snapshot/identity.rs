@@ -267,7 +267,7 @@ mod tests {
         assert_eq!(id.check(&path), Ok(()));
         assert_eq!(id.check(&at(&dir, "copy", b"one")), Ok(()));
         assert_eq!(id.check(Path::new("/no/such/kernel")), Ok(()));
-        assert_eq!(id.check(&at(&dir, "other", b"two")).unwrap_err().name(), "other-kernel");
+        assert_eq!(id.check(&at(&dir, "other", b"another")).unwrap_err().name(), "other-kernel");
     }
 
     #[test]

@@ -19,7 +19,7 @@ const DEVICE: u32 = 3;
 const CONSOLE: u32 = 4;
 const MEMORY: u32 = 5;
 /// The newest version of every kind of section. They are counted one by one.
-const KNOWN: [(u32, &str, u32); 5] = [
+pub(super) const KNOWN: [(u32, &str, u32); 5] = [
     (MACHINE, "machine", 1),
     (VCPU, "vCPU", 1),
     (DEVICE, "device", 1),
