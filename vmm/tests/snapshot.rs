@@ -2,7 +2,7 @@
 //!
 //! Where KVM cannot run guests each test says so and is skipped, unless FLYRUN_REQUIRE_KVM=1 makes that a failure.
 //! `make test` runs them through tests/host/run.
-#![allow(clippy::unwrap_used, reason = "a test that cannot go on panics")]
+#![allow(clippy::unwrap_used, clippy::panic, reason = "a test that cannot go on panics")]
 
 mod linux;
 mod tiny;
@@ -336,12 +336,12 @@ fn network_cards_of_both_kinds_go_on() {
         machine.spec.nets = vec![NetSpec { tap: "snap0".into(), mac, mtu: 1500, backend }];
         let mut life = machine.boot();
         assert_eq!(life.ask("ping first"), "first");
-        for round in 0..3 {
+        for round in 0..2 {
             life.suspend_to(&machine.snapshot());
             life.kill();
             life = machine.resume();
             // More than the card's rings have, so that all buffers come round.
-            for n in 0..300 {
+            for n in 0..270 {
                 let text = format!("{round}-{n}");
                 assert_eq!(life.ask(&format!("ping {text}")), text, "{backend:?}");
             }
@@ -354,6 +354,47 @@ fn network_cards_of_both_kinds_go_on() {
         std::fs::write(machine.dir.path().join("console"), b"").unwrap();
     }
     run("ip", &["link", "delete", "snap0"]);
+}
+
+#[test]
+fn an_owner_that_ends_while_its_machine_is_saved_is_outlived() {
+    let Some(machine) = machine(1) else { return };
+    let vmm = machine.vmm(&[]);
+    let (mut owner, stdin) = std::os::unix::net::UnixStream::pair().unwrap();
+    // A shell is the owner, in between.
+    let mut shell = std::process::Command::new("sh")
+        .args(["-c", r#"exec 3<&0; "$@" --control --owner $$ <&3 & echo $!; exec >&-; wait"#, "owner"])
+        .arg(vmm.get_program())
+        .args(vmm.get_args())
+        .stdin(std::os::fd::OwnedFd::from(stdin))
+        .stdout(std::process::Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut pid = String::new();
+    std::io::BufRead::read_line(&mut std::io::BufReader::new(shell.stdout.take().unwrap()), &mut pid)
+        .unwrap();
+    let alive = || Path::new("/proc").join(pid.trim()).exists();
+    wait_until(|| {
+        std::fs::read_to_string(machine.dir.path().join("console")).is_ok_and(|it| it.contains("ready"))
+    });
+    owner.write_all(format!("pause\nsnapshot {}\n", machine.snapshot().display()).as_bytes()).unwrap();
+    wait_until(|| {
+        machine.snapshot().join("memory.new").exists() || machine.snapshot().join("state").exists()
+    });
+    shell.kill().unwrap();
+    shell.wait().unwrap();
+    wait_until(|| !alive());
+    let mut life = machine.resume();
+    assert_eq!(life.ask("questions"), "1");
+    life.end();
+}
+
+fn wait_until(mut done: impl FnMut() -> bool) {
+    let since = std::time::Instant::now();
+    while !done() {
+        assert!(since.elapsed().as_secs() < 120, "what was waited for does not happen");
+        std::thread::sleep(std::time::Duration::from_millis(1));
+    }
 }
 
 #[test]

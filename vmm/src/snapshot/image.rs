@@ -233,7 +233,7 @@ fn runs(bytes: &[u8]) -> impl Iterator<Item = Run<'_>> {
 
 fn is_zero(page: &[u8]) -> bool {
     let (words, rest) = page.as_chunks::<64>();
-    words.iter().all(|bytes| u512_is_zero(bytes)) && rest.iter().all(|byte| *byte == 0)
+    words.iter().all(u512_is_zero) && rest.iter().all(|byte| *byte == 0)
 }
 
 /// Without a branch for each word: the compiler makes vector instructions of it.
