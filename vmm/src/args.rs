@@ -33,7 +33,8 @@ Usage: flyrun-vmm --spec FILE|- [--trace FILE] [--owner PID] [--cgroup DIR] [--c
                      answered by `ok` or `error REASON`. A snapshot, of a paused machine, is answered by `ok` and JSON;
                      a `resume` that comes meanwhile gives it up
   --restore DIR      go on with the machine whose snapshot is in DIR; --spec gives the files and interfaces of this life,
-                     the number and kind of everything is as it was
+                     the number and kind of everything is as it was. Without --spec the snapshot says which files of the
+                     host are opened: only for one of your own
   --paused           with --restore: no instruction runs before a `resume`
   --inspect DIR      print what a snapshot is of, as JSON
   --help, --version

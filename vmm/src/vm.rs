@@ -25,7 +25,7 @@ use crate::{
     owner::Owner,
     snapshot::{
         clock, cpu,
-        identity::FileId,
+        identity::{self, FileId},
         image::Backing,
         refusal::Refusal,
         restore::Snapshot,
@@ -115,6 +115,8 @@ impl Vm {
         trace.step("memory ready");
 
         let (console, devices) = frame.attach(spec, &guest, state.console.as_ref(), &trace)?;
+        // Again, now that nobody else can write to them.
+        identity::check_disks(&header.disks, spec)?;
         let cpuid = Template::saved(state.machine.cpuid.clone());
         let buses = Arc::new(std::mem::take(&mut frame.buses));
         let mut saved = state.vcpus.iter();

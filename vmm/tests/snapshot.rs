@@ -259,6 +259,25 @@ fn two_vcpus_go_on_busy_and_idle() {
 }
 
 #[test]
+fn memory_above_the_gap_comes_back() {
+    let Some(mut machine) = machine(1) else { return };
+    machine.spec.memory_mib = 3584;
+    let mut life = machine.boot();
+    life.ask("fill 7");
+    let first = life.suspend_to(&machine.snapshot());
+    life.kill();
+    assert_eq!(first["memory_bytes"], 3584u64 << 20);
+    let mut life = machine.resume();
+    life.ask("touch 64 8");
+    let second = life.suspend_to(&machine.snapshot());
+    life.kill();
+    assert!(written(&second) < 8 << 20, "{second}");
+    let mut life = machine.resume();
+    assert_eq!(life.ask("sum"), format!("7:{} 8:{}", (8192 - 64) * 4096, 64 * 4096));
+    life.end();
+}
+
+#[test]
 fn what_cannot_be_resumed_is_refused_by_name() {
     let Some(mut machine) = machine(1).map(Machine::with_disk) else { return };
     let mut life = machine.boot();

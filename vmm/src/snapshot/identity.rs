@@ -3,7 +3,7 @@
 
 use std::{
     fs::{File, Metadata},
-    io::{self, Read, Seek, SeekFrom},
+    io::{self, Read},
     os::unix::fs::{FileExt, FileTypeExt, MetadataExt},
     path::Path,
 };
@@ -47,11 +47,18 @@ impl FileId {
     pub fn of(path: &Path) -> io::Result<Self> {
         let found = path.metadata()?;
         if found.file_type().is_block_device() {
-            let bytes = File::open(path)?.seek(SeekFrom::End(0))?;
-            return Ok(Self { bytes, modified_ns: None });
+            return Ok(Self { bytes: block_device_bytes(found.rdev())?, modified_ns: None });
         }
         Ok(Self { bytes: found.len(), modified_ns: Some(modified_ns(&found)) })
     }
+}
+
+/// Not by opening it: closing it again would let go of the lock that this process has on its disk (fcntl(2)).
+fn block_device_bytes(number: u64) -> io::Result<u64> {
+    let (major, minor) = (rustix::fs::major(number), rustix::fs::minor(number));
+    let sectors = std::fs::read_to_string(format!("/sys/dev/block/{major}:{minor}/size"))?;
+    let sectors: u64 = sectors.trim().parse().map_err(io::Error::other)?;
+    Ok(sectors.saturating_mul(512))
 }
 
 fn modified_ns(found: &Metadata) -> i64 {
