@@ -56,6 +56,36 @@ fn a_guest_goes_on_where_it_was() {
     }
 }
 
+#[test]
+fn an_access_to_a_device_is_neither_lost_nor_made_twice() {
+    if kvm() {
+        let text: String = (0..20_000u32)
+            .map(|n| if n % 80 == 79 { '\n' } else { char::from(b'a' + (n % 23) as u8) })
+            .collect();
+        let dir = tempfile::tempdir().unwrap();
+        let spec = spec(dir.path(), &[&say(&text), &RESET], 1);
+        let mut vm = Vm::new(&spec, Arc::new(Trace::off())).unwrap();
+        let console = || std::fs::read_to_string(dir.path().join("console")).unwrap();
+        let saved = dir.path().join("snapshot");
+        let mut snapshots = 0;
+        loop {
+            vm.start().unwrap();
+            std::thread::sleep(std::time::Duration::from_micros(500 + 137 * snapshots));
+            vm.machine().pause().unwrap();
+            if console().len() > 19_000 || snapshots == 60 {
+                break;
+            }
+            save_to(&vm, &saved).unwrap();
+            snapshots += 1;
+            vm = Vm::restore(Snapshot::open(&saved).unwrap(), &spec, Arc::new(Trace::off())).unwrap();
+        }
+        assert!(snapshots > 3, "{snapshots}");
+        vm.machine().resume().unwrap();
+        assert_eq!(vm.serve().exit, VmExit::Reset);
+        assert!(console() == text, "after {snapshots} snapshots the console has:\n{}", console());
+    }
+}
+
 /// The stored snapshot of this version of the format, by which later ones are tested. To be run once for a version:
 /// `tests/host/run --share vmm/tests/fixtures -- target/debug/deps/snapshot-… --ignored --exact writes_the_fixture`.
 #[test]
