@@ -10,8 +10,8 @@ flyrun-vmm: runs one KVM microVM and is that machine until it ends.
 
 Usage: flyrun-vmm --spec FILE|- [--trace FILE] [--owner PID] [--cgroup DIR] [--control]
        flyrun-vmm --kernel FILE [OPTIONS] [--trace FILE] [--owner PID] [--cgroup DIR] [--control]
-       flyrun-vmm --restore DIR [--spec FILE|-] [--paused] [--trace FILE] [--owner PID] [--cgroup DIR] [--control]
-       flyrun-vmm --inspect DIR
+       flyrun-vmm --restore DIR [--spec FILE|-] [--paused] [--verify] [--trace FILE] [--owner PID] [--cgroup DIR] [--control]
+       flyrun-vmm --inspect DIR [--verify]
        flyrun-vmm --probe [--json]
 
   --spec FILE        the whole machine as JSON (`VmSpec`), `-` for standard input
@@ -29,14 +29,16 @@ Usage: flyrun-vmm --spec FILE|- [--trace FILE] [--owner PID] [--cgroup DIR] [--c
   --probe            say whether this host's KVM can run a guest kernel, by running a tiny one; --json: for programs
   --owner PID        end when this process, the parent of flyrun-vmm, ends
   --cgroup DIR       move into this cgroup first, so that all that is done for the machine counts there
-  --control          take requests on standard input, a stream socket: `pause`, `resume`, `snapshot DIR`, a line each,
-                     answered by `ok` or `error REASON`. A snapshot, of a paused machine, is answered by `ok` and JSON;
-                     a `resume` that comes meanwhile gives it up
+  --control          take requests on standard input, a stream socket: `pause`, `resume`, `snapshot DIR`,
+                     `checked-snapshot DIR`, a line each, answered by `ok` or `error REASON`. A snapshot, of a paused
+                     machine, is answered by `ok` and JSON; a `resume` that comes meanwhile gives it up
   --restore DIR      go on with the machine whose snapshot is in DIR; --spec gives the files and interfaces of this life,
                      the number and kind of everything is as it was. Without --spec the snapshot says which files of the
                      host are opened: only for one of your own
   --paused           with --restore: no instruction runs before a `resume`
   --inspect DIR      print what a snapshot is of, as JSON
+  --verify           with --restore or --inspect: read all of the snapshot, and compare its memory with the checksum that a
+                     `checked-snapshot` has made
   --help, --version
 
 Exit code: 0 the guest reset its machine, 1 the machine could not be set up, 2 wrong usage, 3 no usable KVM,
@@ -57,7 +59,12 @@ pub enum Command {
         json: bool,
     },
     /// Say what a snapshot is of.
-    Inspect(PathBuf),
+    Inspect {
+        /// Its directory.
+        dir: PathBuf,
+        /// Whether all of it is read.
+        verify: bool,
+    },
     /// Run a machine.
     Run(Box<Run>),
 }
@@ -99,6 +106,8 @@ pub enum Machine {
         spec: Option<PathBuf>,
         /// Whether it waits for a `resume`.
         paused: bool,
+        /// Whether its memory is compared with the checksum first.
+        verify: bool,
     },
 }
 
@@ -111,7 +120,7 @@ pub fn parse(arguments: impl IntoIterator<Item = String>) -> Result<Command, Str
     let mut spec_file = None;
     let mut process = Process::default();
     let mut options = Options::default();
-    let (mut probe, mut json, mut paused) = (false, false, false);
+    let (mut probe, mut json, mut paused, mut verify) = (false, false, false, false);
     let (mut restore, mut inspect) = (None, None);
     while let Some(name) = arguments.next() {
         match name.as_str() {
@@ -131,6 +140,10 @@ pub fn parse(arguments: impl IntoIterator<Item = String>) -> Result<Command, Str
             }
             "--paused" => {
                 paused = true;
+                continue;
+            }
+            "--verify" => {
+                verify = true;
                 continue;
             }
             _ => {}
@@ -159,8 +172,8 @@ pub fn parse(arguments: impl IntoIterator<Item = String>) -> Result<Command, Str
     let for_run = for_run || spec_file.is_some() || options.given.is_some();
     if let Some(dir) = inspect {
         return match probe || json || for_run {
-            true => Err("--inspect takes no other option; see --help".to_owned()),
-            false => Ok(Command::Inspect(dir)),
+            true => Err("--inspect takes no other option than --verify; see --help".to_owned()),
+            false => Ok(Command::Inspect { dir, verify }),
         };
     }
     match (probe, json, for_run) {
@@ -173,8 +186,10 @@ pub fn parse(arguments: impl IntoIterator<Item = String>) -> Result<Command, Str
         (Some(_), _, Some(option)) => {
             return Err(format!("{option} and --restore exclude each other; see --help"));
         }
-        (Some(dir), spec, None) => Machine::Snapshot { dir, spec, paused },
-        (None, ..) if paused => return Err("--paused belongs to --restore; see --help".to_owned()),
+        (Some(dir), spec, None) => Machine::Snapshot { dir, spec, paused, verify },
+        (None, ..) if paused || verify => {
+            return Err("--paused and --verify belong to --restore; see --help".to_owned());
+        }
         (None, Some(_), Some(option)) => {
             return Err(format!("{option} and --spec exclude each other; see --help"));
         }
@@ -330,15 +345,22 @@ mod tests {
             other => panic!("{other:?}"),
         };
         let dir = PathBuf::from("d");
-        assert_eq!(machine("--restore d"), Machine::Snapshot { dir: dir.clone(), spec: None, paused: false });
         assert_eq!(
-            machine("--restore=d --paused --spec s --control"),
-            Machine::Snapshot { dir: dir.clone(), spec: Some("s".into()), paused: true }
+            machine("--restore d"),
+            Machine::Snapshot { dir: dir.clone(), spec: None, paused: false, verify: false }
         );
-        assert_eq!(parse_words("--inspect d"), Ok(Command::Inspect(dir)));
-        for line in
-            ["--restore d --cpus 1", "--paused --spec s", "--inspect d --paused", "--inspect d --restore d"]
-        {
+        assert_eq!(
+            machine("--restore=d --paused --spec s --control --verify"),
+            Machine::Snapshot { dir: dir.clone(), spec: Some("s".into()), paused: true, verify: true }
+        );
+        assert_eq!(parse_words("--inspect d --verify"), Ok(Command::Inspect { dir, verify: true }));
+        for line in [
+            "--restore d --cpus 1",
+            "--paused --spec s",
+            "--verify --kernel k",
+            "--inspect d --paused",
+            "--inspect d --restore d",
+        ] {
             assert!(parse_words(line).is_err(), "{line}");
         }
     }
@@ -383,6 +405,7 @@ mod tests {
             "--restore",
             "--paused",
             "--inspect",
+            "--verify",
         ] {
             assert!(HELP.contains(option), "{option}");
         }

@@ -4,6 +4,8 @@
 //! pause          ok, when all vCPUs stand
 //! resume         ok
 //! snapshot DIR   ok and a JSON object of figures, when the machine, which is paused, is in that directory
+//! checked-snapshot DIR
+//!                the same, with a checksum of memory, all of which is read for it
 //! ```
 //!
 //! A `resume` that comes while a snapshot is being written gives the snapshot up: that is answered by `error`, then the
@@ -30,7 +32,10 @@ use crate::{
     event_loop::signal_waits,
     machine::Machine,
     owner::Owner,
-    snapshot::{save::save, subject::Subject},
+    snapshot::{
+        save::{Order, save},
+        subject::Subject,
+    },
 };
 
 /// The most bytes of one request.
@@ -115,10 +120,8 @@ impl Channel {
             b"resume" => {
                 self.machine().resume().map(|()| String::new()).map_err(|refusal| refusal.to_string())
             }
-            _ => match request.strip_prefix(b"snapshot ") {
-                Some(dir) => {
-                    self.snapshot(Path::new(OsStr::from_bytes(dir))).map(|figures| format!(" {figures}"))
-                }
+            _ => match order(request) {
+                Some(order) => self.snapshot(order).map(|figures| format!(" {figures}")),
                 None => Err(format!("{:?} is not a request", String::from_utf8_lossy(request))),
             },
         };
@@ -132,8 +135,8 @@ impl Channel {
         self.machine.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Writes the paused machine to the directory; returns the figures.
-    fn snapshot(&mut self, dir: &Path) -> Result<String, String> {
+    /// Writes the paused machine to a directory; returns the figures.
+    fn snapshot(&mut self, order: Order<'_>) -> Result<String, String> {
         let subject = self.owned.subject.clone().ok_or("this machine cannot be saved")?;
         let machine = Arc::clone(&self.machine);
         let mut machine = machine.lock().unwrap_or_else(PoisonError::into_inner);
@@ -141,7 +144,7 @@ impl Channel {
         let ending = Arc::clone(&self.owned.ending);
         let owner = self.owned.owner;
         let saved = Owner::outlive(owner, &ending, || {
-            save(&subject, &standing, dir, &mut || {
+            save(&subject, &standing, order, &mut || {
                 self.resume_waits() || ending.get().is_some() || signal_waits()
             })
         });
@@ -158,6 +161,15 @@ impl Channel {
         let mut lines = self.pending.split_inclusive(|byte| *byte == b'\n');
         lines.any(|line| line.ends_with(b"\n") && line.trim_ascii() == b"resume")
     }
+}
+
+/// A snapshot that is asked for.
+fn order(request: &[u8]) -> Option<Order<'_>> {
+    let (dir, checksum) = match request.strip_prefix(b"checked-") {
+        Some(rest) => (rest.strip_prefix(b"snapshot ")?, true),
+        None => (request.strip_prefix(b"snapshot ")?, false),
+    };
+    Some(Order { dir: Path::new(OsStr::from_bytes(dir)), checksum })
 }
 
 /// What a look into the stream has brought.

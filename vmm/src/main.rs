@@ -29,7 +29,7 @@ fn main() -> ExitCode {
         Ok(Command::Help) => print(args::HELP),
         Ok(Command::Version) => print(concat!("flyrun-vmm ", env!("CARGO_PKG_VERSION"), "\n")),
         Ok(Command::Probe { json }) => probe(json),
-        Ok(Command::Inspect(dir)) => inspect(&dir),
+        Ok(Command::Inspect { dir, verify }) => inspect(&dir, verify),
         Ok(Command::Run(run)) => match prepare(&run.process) {
             Ok(owner) => self::run(*run, owner, started_us),
             Err(reason) => End { exit: VmExit::Setup, reason },
@@ -88,8 +88,13 @@ fn prepare(process: &Process) -> Result<Ownership, String> {
     Ok((owner, stream.map_err(|e| format!("--control: standard input: {e}"))?))
 }
 
-fn inspect(dir: &Path) -> End {
-    match snapshot::restore::header(dir).map(|header| header.to_json()) {
+fn inspect(dir: &Path, verify: bool) -> End {
+    let verified = match verify {
+        false => Ok(()),
+        true => Snapshot::open(dir).and_then(|it| it.memory(it.header.spec.memory_mib, true)).map(|_| ()),
+    };
+    let header = verified.and_then(|()| snapshot::restore::header(dir));
+    match header.map(|header| header.to_json()) {
         Ok(Ok(json)) => print(&format!("{}\n", String::from_utf8_lossy(&json))),
         Ok(Err(error)) => End { exit: VmExit::Setup, reason: error.to_string() },
         Err(refusal) => refused(refusal),
@@ -108,7 +113,7 @@ fn run(run: Run, (owner, stream): Ownership, started_us: u64) -> End {
     };
     trace.step_at("start", started_us);
     let made = match run.machine {
-        Machine::Snapshot { dir, spec, paused } => {
+        Machine::Snapshot { dir, spec, paused, verify } => {
             let snapshot = match Snapshot::open(&dir) {
                 Ok(snapshot) => snapshot,
                 Err(refusal) => return refused(refusal),
@@ -118,7 +123,7 @@ fn run(run: Run, (owner, stream): Ownership, started_us: u64) -> End {
                 Err(reason) => return End { exit: VmExit::Usage, reason },
             };
             trace.step("snapshot read");
-            Vm::restore(snapshot, &spec, Arc::clone(&trace)).map(|vm| (vm, paused))
+            Vm::restore(snapshot, &spec, verify, Arc::clone(&trace)).map(|vm| (vm, paused))
         }
         Machine::Options(spec) => Vm::new(&spec, Arc::clone(&trace)).map(|vm| (vm, false)),
         Machine::File(path) => {

@@ -99,19 +99,23 @@ impl Vm {
         frame.finish(spec, guest, console, devices, vcpus, origin, trace)
     }
 
-    /// Makes the machine of a snapshot, with the host's files and interfaces of this spec; no guest instruction runs yet.
+    /// Makes the machine of a snapshot, whose memory is read and compared with its checksum first if that is asked for, with the host's files and interfaces of this spec; no guest instruction runs yet.
     ///
     /// # Errors
     /// As [`Vm::new`], and the snapshot is refused.
-    pub fn restore(snapshot: Snapshot, spec: &VmSpec, trace: Arc<Trace>) -> Result<Self, SetupError> {
+    pub fn restore(
+        snapshot: Snapshot,
+        spec: &VmSpec,
+        verify: bool,
+        trace: Arc<Trace>,
+    ) -> Result<Self, SetupError> {
         validate(spec)?;
         snapshot.check(spec)?;
-        let Snapshot { dir, header, state } = snapshot;
         let mut frame = Frame::new(&trace)?;
-        cpu::check(&state.machine.cpuid, frame.template(spec.cpus)?.entries())?;
-        let guest = memory::reserve(spec.memory_mib)?;
+        cpu::check(&snapshot.state.machine.cpuid, frame.template(spec.cpus)?.entries())?;
+        let (guest, backing) = snapshot.memory(spec.memory_mib, verify)?;
         memory::register(&frame.fd, &guest)?;
-        let backing = Backing::restore(&dir, &guest, &state.memory)?;
+        let Snapshot { header, state, .. } = snapshot;
         trace.step("memory ready");
 
         let (console, devices) = frame.attach(spec, &guest, state.console.as_ref(), &trace)?;

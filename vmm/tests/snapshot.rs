@@ -27,7 +27,7 @@ use vmm::{
 fn save_to(vm: &Vm, dir: &Path) -> Result<save::Report, save::NotSaved> {
     let mut machine = vm.machine();
     let standing = machine.standing().unwrap();
-    save::save(vm.subject(), &standing, dir, &mut || false)
+    save::save(vm.subject(), &standing, save::Order { dir, checksum: false }, &mut || false)
 }
 
 #[test]
@@ -47,7 +47,7 @@ fn a_guest_goes_on_where_it_was() {
             assert!(report.full && report.written.written_bytes > 4096, "{report:?}");
             drop(vm);
             let snapshot = Snapshot::open(&saved).unwrap();
-            let mut vm = Vm::restore(snapshot, &spec, Arc::new(Trace::off())).unwrap();
+            let mut vm = Vm::restore(snapshot, &spec, false, Arc::new(Trace::off())).unwrap();
             vm.start().unwrap();
             let end = vm.serve();
             let text = std::fs::read_to_string(dir.path().join("console")).unwrap();
@@ -77,7 +77,7 @@ fn an_access_to_a_device_is_neither_lost_nor_made_twice() {
             }
             save_to(&vm, &saved).unwrap();
             snapshots += 1;
-            vm = Vm::restore(Snapshot::open(&saved).unwrap(), &spec, Arc::new(Trace::off())).unwrap();
+            vm = Vm::restore(Snapshot::open(&saved).unwrap(), &spec, false, Arc::new(Trace::off())).unwrap();
         }
         assert!(snapshots > 3, "{snapshots}");
         vm.machine().resume().unwrap();
@@ -436,6 +436,32 @@ fn an_owner_that_ends_while_its_machine_is_saved_is_outlived() {
     let mut life = machine.resume();
     assert_eq!(life.ask("questions"), "1");
     life.end();
+}
+
+#[test]
+fn a_checksum_of_memory_is_made_and_verified_where_it_is_asked_for() {
+    let Some(machine) = machine(1) else { return };
+    let inspect = || {
+        let mut command = std::process::Command::new(env!("CARGO_BIN_EXE_flyrun-vmm"));
+        let output = command.args(["--verify", "--inspect"]).arg(machine.snapshot()).output().unwrap();
+        (output.status.code(), String::from_utf8(output.stderr).unwrap())
+    };
+    let mut life = machine.boot();
+    life.suspend_to(&machine.snapshot());
+    life.kill();
+    assert!(inspect().0 == Some(9) && inspect().1.contains("has no checksum"), "{:?}", inspect());
+    let mut life = machine.resume();
+    life.ask("fill 7");
+    assert_eq!(life.request("pause"), "ok");
+    let answer = life.request(&format!("checked-snapshot {}", machine.snapshot().display()));
+    assert!(answer.starts_with(r#"ok {"full":false"#), "{answer}");
+    life.kill();
+    assert_eq!(inspect(), (Some(0), String::new()));
+    machine.resume_verified().end();
+    let memory = std::fs::File::options().write(true).open(machine.snapshot().join("memory")).unwrap();
+    std::os::unix::fs::FileExt::write_all_at(&memory, b"x", 77 << 20).unwrap();
+    let (code, told) = inspect();
+    assert!(code == Some(9) && told.contains("(corrupted): the checksum of memory is wrong"), "{told}");
 }
 
 fn wait_until(mut done: impl FnMut() -> bool) {

@@ -49,6 +49,9 @@ pub struct MemorySummary {
     pub bytes: u64,
     /// Whether `memory` holds only what differs from `base`.
     pub base: bool,
+    /// CRC-32 of all pages that are not zero, each behind its number, if its writer was asked for one.
+    #[serde(default)]
+    pub checksum: Option<u32>,
 }
 
 impl Header {

@@ -115,10 +115,7 @@ impl Backing {
                 Plan { in_place: true, promote: false, since_resume: true, ranges: changed, extents: None }
             }
             None if is(own, &own_here) || is(own, &base_here) => Plan::differing(changed, is(own, &own_here)),
-            None => {
-                let all = union(changed, data(own, pages::image_bytes(memory.memory()))?);
-                Plan::full(all)
-            }
+            None => Plan::full(self.everything(memory)?),
             Some((base, extents)) if is(base, &base_here) => {
                 let all = union(changed.clone(), extents.clone());
                 if is(own, &own_here) && alone {
@@ -133,13 +130,53 @@ impl Backing {
                     Plan::differing(all, false)
                 }
             }
-            Some((base, extents)) => {
-                let below = data(base, pages::image_bytes(memory.memory()))?;
-                Plan::full(union(union(changed, extents.clone()), below))
-            }
+            Some(_) => Plan::full(self.everything(memory)?),
         };
         Ok(plan)
     }
+
+    /// All parts of memory that may not be zero.
+    fn everything(&self, memory: &Still<'_>) -> io::Result<Vec<Range<u64>>> {
+        let bytes = pages::image_bytes(memory.memory());
+        let mut all = memory.anonymous()?;
+        if let Some((base, extents)) = &self.base {
+            all = union(union(all, extents.clone()), data(base, bytes)?);
+        } else if let Some(own) = &self.own {
+            all = union(all, data(own, bytes)?);
+        }
+        Ok(all)
+    }
+}
+
+/// CRC-32 of the image's pages that are not zero, each behind its number as eight bytes. `None` when `given_up` says so.
+///
+/// # Errors
+/// The host's.
+pub fn checksum(
+    backing: &Backing,
+    memory: &Still<'_>,
+    given_up: &mut dyn FnMut() -> bool,
+) -> io::Result<Option<u32>> {
+    let mut hash = crc32fast::Hasher::new();
+    for range in backing.everything(memory)? {
+        let mut at = range.start;
+        while at < range.end {
+            let end = range.end.min(at + CHUNK_BYTES);
+            for (offset, bytes) in memory.bytes(at..end) {
+                for (page, number) in bytes.chunks(PAGE as usize).zip(offset / PAGE..) {
+                    if !is_zero(page) {
+                        hash.update(&number.to_le_bytes());
+                        hash.update(page);
+                    }
+                }
+            }
+            if given_up() {
+                return Ok(None);
+            }
+            at = end;
+        }
+    }
+    Ok(Some(hash.finalize()))
 }
 
 impl Plan {

@@ -6,15 +6,23 @@ use std::{
     path::{Path, PathBuf},
 };
 
+use devices::virtio::Memory;
+
 use super::{
     STATE,
     format::{self, MAX_FILE_BYTES, PRELUDE_BYTES},
     header::Header,
     identity,
+    image::{Backing, checksum},
+    pages::Still,
     refusal::Refusal,
     sections::State,
 };
-use crate::spec::{ConsoleSpec, VmSpec};
+use crate::{
+    memory::reserve,
+    spec::{ConsoleSpec, VmSpec},
+    validate::MAX_MEMORY_MIB,
+};
 
 /// A snapshot that was read and is whole.
 #[derive(Debug)]
@@ -70,6 +78,31 @@ impl Snapshot {
         let (header, sections) = format::decode(&bytes)?;
         let state = State::decode(&sections)?;
         Ok(Self { dir: dir.to_path_buf(), header, state })
+    }
+
+    /// Guest memory of that size with the snapshot's content, mapped, and where it comes from. `verify`: all of it is read
+    /// and compared with the checksum.
+    ///
+    /// # Errors
+    /// A file of the snapshot is not what was written, or nobody has asked for a checksum then.
+    pub fn memory(&self, mib: u32, verify: bool) -> Result<(Memory, Backing), Refusal> {
+        if mib > MAX_MEMORY_MIB {
+            return Err(Refusal::Corrupted(format!("no machine has {mib} MiB of memory")));
+        }
+        let memory = reserve(mib).map_err(|error| Refusal::Host(error.to_string()))?;
+        let backing = Backing::restore(&self.dir, &memory, &self.state.memory)?;
+        if verify {
+            // SAFETY: nobody else knows this memory yet.
+            let still = unsafe { Still::new(&memory) };
+            let Some(written) = self.header.memory.checksum else {
+                return Err(Refusal::Missing("the snapshot has no checksum of its memory".into()));
+            };
+            let read = checksum(&backing, &still, &mut || false);
+            if read.map_err(|error| Refusal::Host(format!("checksum of memory: {error}")))? != Some(written) {
+                return Err(Refusal::Corrupted("the checksum of memory is wrong".into()));
+            }
+        }
+        Ok((memory, backing))
     }
 
     /// Refuses to go on as the machine of that spec: with other parts, another kernel, or disks that have changed.

@@ -18,7 +18,7 @@ use thiserror::Error;
 use super::{
     BASE, MEMORY, STATE, format,
     format::Section,
-    image::{Plan, Written},
+    image::{self, Plan, Written},
     pages::Still,
     sections::State,
     subject::Subject,
@@ -59,7 +59,16 @@ fn failed(what: impl std::fmt::Display) -> impl FnOnce(io::Error) -> NotSaved {
     move |error| NotSaved::Failed(format!("{what}: {error}"))
 }
 
-/// Writes the machine to the directory, which is made if it is missing. On the thread of the event loop. The machine is
+/// What is asked of a snapshot.
+#[derive(Clone, Copy, Debug)]
+pub struct Order<'a> {
+    /// Where it goes; the directory is made if it is missing.
+    pub dir: &'a Path,
+    /// Whether the header is to have a checksum of memory, which takes reading all of it.
+    pub checksum: bool,
+}
+
+/// Writes the machine to a directory. On the thread of the event loop. The machine is
 /// afterwards as it was before, also if this fails or is given up.
 ///
 /// # Errors
@@ -67,15 +76,15 @@ fn failed(what: impl std::fmt::Display) -> impl FnOnce(io::Error) -> NotSaved {
 pub fn save(
     subject: &Subject,
     standing: &Standing<'_>,
-    dir: &Path,
+    order: Order<'_>,
     given_up: &mut dyn FnMut() -> bool,
 ) -> Result<Report, NotSaved> {
-    let saved = attempt(subject, standing, dir, given_up);
+    let saved = attempt(subject, standing, order, given_up);
     subject.go_on();
     if saved.is_err() {
         for name in [NEW_MEMORY, NEW_STATE] {
             // Most often it was not there.
-            let _ = fs::remove_file(dir.join(name));
+            let _ = fs::remove_file(order.dir.join(name));
         }
     }
     saved
@@ -84,7 +93,7 @@ pub fn save(
 fn attempt(
     subject: &Subject,
     _standing: &Standing<'_>,
-    dir: &Path,
+    Order { dir, checksum }: Order<'_>,
     given_up: &mut dyn FnMut() -> bool,
 ) -> Result<Report, NotSaved> {
     let devices = subject.stop_devices().map_err(NotSaved::Failed)?;
@@ -95,7 +104,11 @@ fn attempt(
     let plan = subject.backing.plan(dir, &still).map_err(failed("/proc/self/pagemap"))?;
     let state = subject.state(devices, &plan).map_err(NotSaved::Failed)?;
     let written = write_memory(&plan, &still, dir, given_up)?;
-    let state_bytes = write_state(subject, &plan, &state, dir)?;
+    let checksum = match checksum {
+        true => Some(sum(subject, &still, given_up)?),
+        false => None,
+    };
+    let state_bytes = write_state(subject, &plan, &state, checksum, dir)?;
     if given_up() {
         return Err(NotSaved::GivenUp);
     }
@@ -145,9 +158,20 @@ fn sync(file: File, given_up: &mut dyn FnMut() -> bool) -> io::Result<bool> {
     }
 }
 
-fn write_state(subject: &Subject, plan: &Plan, state: &State, dir: &Path) -> Result<u64, NotSaved> {
+fn sum(subject: &Subject, still: &Still<'_>, given_up: &mut dyn FnMut() -> bool) -> Result<u32, NotSaved> {
+    let sum = image::checksum(&subject.backing, still, given_up).map_err(failed("checksum of memory"))?;
+    sum.ok_or(NotSaved::GivenUp)
+}
+
+fn write_state(
+    subject: &Subject,
+    plan: &Plan,
+    state: &State,
+    checksum: Option<u32>,
+    dir: &Path,
+) -> Result<u64, NotSaved> {
     let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-    let header = subject.header(now.as_millis() as u64, plan).map_err(NotSaved::Failed)?;
+    let header = subject.header(now.as_millis() as u64, plan, checksum).map_err(NotSaved::Failed)?;
     let bytes = encode(&header, state).map_err(NotSaved::Failed)?;
     if bytes.len() as u64 > format::MAX_FILE_BYTES {
         return Err(NotSaved::Failed(format!(

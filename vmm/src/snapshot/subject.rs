@@ -100,7 +100,7 @@ impl Subject {
     ///
     /// # Errors
     /// A disk's file is gone.
-    pub fn header(&self, taken_unix_ms: u64, plan: &Plan) -> Result<Header, String> {
+    pub fn header(&self, taken_unix_ms: u64, plan: &Plan, checksum: Option<u32>) -> Result<Header, String> {
         let kernel = match &self.kernel {
             Kernel::Booted(file) => Some(KernelId::of(&self.spec.kernel, file.clone())),
             Kernel::Resumed(id) => Some(id.clone()),
@@ -116,6 +116,7 @@ impl Subject {
             memory: MemorySummary {
                 bytes: super::pages::image_bytes(&self.memory),
                 base: plan.state().extents.is_some(),
+                checksum,
             },
         })
     }

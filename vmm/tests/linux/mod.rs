@@ -167,6 +167,11 @@ impl Machine {
         self.live(&["--restore", self.snapshot().to_str().unwrap()])
     }
 
+    /// The same, if its memory is what was written.
+    pub fn resume_verified(&self) -> Life {
+        self.live(&["--restore", self.snapshot().to_str().unwrap(), "--verify"])
+    }
+
     /// The same, without letting it run.
     pub fn resume_paused(&self) -> Life {
         self.live(&["--restore", self.snapshot().to_str().unwrap(), "--paused"])

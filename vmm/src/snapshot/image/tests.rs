@@ -185,6 +185,37 @@ fn in_another_directory_everything_is_written() {
 }
 
 #[test]
+fn a_checksum_is_that_of_the_pages_wherever_they_lie() {
+    let of = |machine: &Machine| {
+        // SAFETY: nobody else knows this memory.
+        let still = unsafe { Still::new(&machine.memory) };
+        checksum(&machine.backing, &still, &mut || false).unwrap().unwrap()
+    };
+    let dir = tempfile::tempdir().unwrap();
+    let machine = Machine::booted(dir.path());
+    (0..50).for_each(|page| machine.set(page, 7));
+    machine.set(20, 0);
+    let first = of(&machine);
+    let (state, ..) = machine.suspend();
+    let other = clone(dir.path());
+    let machine = Machine::resumed(other.path(), &state);
+    assert_eq!(of(&machine), first);
+    machine.set(1000, 1);
+    let second = of(&machine);
+    let (state, ..) = machine.suspend();
+    assert_eq!(of(&Machine::resumed(other.path(), &state)), second);
+    assert_ne!(first, second);
+    let file = File::options().write(true).open(other.path().join(MEMORY)).unwrap();
+    file.write_all_at(&[9], 1000 * PAGE + 5).unwrap();
+    assert_ne!(of(&Machine::resumed(other.path(), &state)), second);
+    // The same bytes on another page are other memory.
+    let moved = Machine::booted(dir.path());
+    (1..51).for_each(|page| moved.set(page, 7));
+    moved.set(21, 0);
+    assert_ne!(of(&moved), first);
+}
+
+#[test]
 fn a_snapshot_that_is_given_up_stops_soon() {
     let dir = tempfile::tempdir().unwrap();
     let machine = Machine::booted(dir.path());
