@@ -125,7 +125,7 @@ impl Machine {
     pub fn with_disk(mut self) -> Self {
         let path = self.disk();
         File::create(&path).unwrap().set_len(4 << 20).unwrap();
-        self.spec.disks.push(vmm::spec::DiskSpec { files: vec![path], read_only: false });
+        self.spec.disks.push(serde_json::from_value(serde_json::json!({"files": [path]})).unwrap());
         self
     }
 
