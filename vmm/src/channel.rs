@@ -8,6 +8,10 @@
 //!                the same, with a checksum of memory, all of which is read for it
 //! ```
 //!
+//! The figures: `full`, whether all of memory was looked at or what was written since the machine was resumed;
+//! `memory_bytes`, its size; `seen_bytes` and `written_bytes`, of pages looked at and of those that were not zero;
+//! `state_bytes`, the length of the file `state`.
+//!
 //! A `resume` that comes while a snapshot is being written gives the snapshot up: that is answered by `error`, then the
 //! `resume` by `ok`. No device is served meanwhile, and an owner that ends is outlived.
 //!

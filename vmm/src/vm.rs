@@ -99,7 +99,8 @@ impl Vm {
         frame.finish(spec, guest, console, devices, vcpus, origin, trace)
     }
 
-    /// Makes the machine of a snapshot, whose memory is read and compared with its checksum first if that is asked for, with the host's files and interfaces of this spec; no guest instruction runs yet.
+    /// Makes the machine of a snapshot, with the host's files and interfaces of this spec; no guest instruction runs yet.
+    /// `verify`: its memory is read and compared with its checksum first.
     ///
     /// # Errors
     /// As [`Vm::new`], and the snapshot is refused.
