@@ -311,6 +311,20 @@ mod tests {
     }
 
     #[test]
+    fn more_ranges_than_the_kernel_tells_at_once_are_all_found() {
+        let memory = reserve(64).unwrap();
+        crate::memory::allow_huge_pages(&memory, 0, 64 << 20, false);
+        let pages = 3 * SCAN_REGIONS as u64;
+        for page in 0..pages {
+            memory.write_obj(1u8, GuestAddress(2 * page * PAGE)).unwrap();
+        }
+        let found = anonymous(&memory);
+        assert_eq!(found.len() as u64, pages);
+        let last = 2 * (pages - 1) * PAGE;
+        assert_eq!(found.last(), Some(&(last..last + PAGE)));
+    }
+
+    #[test]
     fn a_range_over_the_gap_is_two_pieces() {
         let halves = [(GuestAddress(0), 1 << 20), (GuestAddress(1 << 32), 1 << 20)];
         let memory = Memory::from_ranges(&halves).unwrap();
