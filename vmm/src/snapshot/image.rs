@@ -257,24 +257,34 @@ struct Run<'a> {
 }
 
 fn runs(bytes: &[u8]) -> impl Iterator<Item = Run<'_>> {
+    let page = PAGE as usize;
     let mut rest = bytes;
+    // Of the first page of the rest, so that no page is looked at twice.
+    let mut first_is_zero = rest.chunks(page).next().map(is_zero);
     std::iter::from_fn(move || {
-        let page = PAGE as usize;
-        let zero = is_zero(rest.chunks(page).next()?);
-        let same = rest.chunks(page).take_while(|page| is_zero(page) == zero).count();
-        let (bytes, behind) = rest.split_at(rest.len().min(same * page));
+        let zero = first_is_zero.take()?;
+        let mut length = 0;
+        for page in rest.chunks(page) {
+            let same = length == 0 || is_zero(page) == zero;
+            if !same {
+                first_is_zero = Some(!zero);
+                break;
+            }
+            length += page.len();
+        }
+        let (bytes, behind) = rest.split_at_checked(length)?;
         rest = behind;
         Some(Run { zero, bytes })
     })
 }
 
 fn is_zero(page: &[u8]) -> bool {
-    let (words, rest) = page.as_chunks::<64>();
-    words.iter().all(u512_is_zero) && rest.iter().all(|byte| *byte == 0)
+    let (blocks, rest) = page.as_chunks::<512>();
+    blocks.iter().all(block_is_zero) && rest.iter().all(|byte| *byte == 0)
 }
 
 /// Without a branch for each word: the compiler makes vector instructions of it.
-fn u512_is_zero(bytes: &[u8; 64]) -> bool {
+fn block_is_zero(bytes: &[u8; 512]) -> bool {
     bytes.as_chunks::<8>().0.iter().fold(0, |bits, word| bits | u64::from_ne_bytes(*word)) == 0
 }
 
