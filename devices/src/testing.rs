@@ -4,10 +4,15 @@
 
 use std::{
     collections::VecDeque,
-    sync::{Arc, Mutex},
+    os::fd::{AsFd, BorrowedFd, OwnedFd},
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicU64, Ordering},
+    },
 };
 
 use event_manager::{EventManager, SubscriberOps};
+use rustix::event::{EventfdFlags, eventfd};
 use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
@@ -15,6 +20,7 @@ use crate::virtio::{
     Memory, VirtioDevice,
     mmio::{F_VERSION_1, MmioTransport},
     state::{RestoreError, TransportState},
+    throttle::Alarm,
 };
 
 /// Size of the guest's memory in bytes. It is two regions that touch in the middle, so that buffers can cross.
@@ -353,6 +359,63 @@ impl DriverQueue {
     /// Sets the `used_event` field (section 2.7.7).
     pub fn set_used_event(&self, memory: &Memory, idx: u16) {
         memory.write_obj(idx, GuestAddress(self.avail() + 4 + 2 * u64::from(self.size))).unwrap();
+    }
+}
+
+/// The time as a test wants it, for the rate limits of the devices that share it.
+#[derive(Clone, Debug)]
+pub struct TestClock {
+    now_ns: Arc<AtomicU64>,
+    /// Readable when the time has come that was last waited for.
+    event: Arc<OwnedFd>,
+    due_ns: Arc<AtomicU64>,
+}
+
+impl TestClock {
+    /// It stands at one second.
+    pub fn new() -> Self {
+        let event = Arc::new(eventfd(0, EventfdFlags::NONBLOCK).unwrap());
+        let due_ns = Arc::new(AtomicU64::new(u64::MAX));
+        TestClock { now_ns: Arc::new(AtomicU64::new(1_000_000_000)), event, due_ns }
+    }
+
+    /// Lets time pass, and calls whoever waits for it.
+    pub fn advance(&self, ns: u64) {
+        let now = self.now_ns.fetch_add(ns, Ordering::Relaxed).saturating_add(ns);
+        if now >= self.due_ns.load(Ordering::Relaxed) {
+            self.due_ns.store(u64::MAX, Ordering::Relaxed);
+            rustix::io::write(&*self.event, &1u64.to_ne_bytes()).unwrap();
+        }
+    }
+
+    /// Nanoseconds until the next call, if somebody waits for one.
+    pub fn next_call_ns(&self) -> Option<u64> {
+        let due = self.due_ns.load(Ordering::Relaxed);
+        (due != u64::MAX).then(|| due.saturating_sub(self.now_ns()))
+    }
+}
+
+impl Default for TestClock {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl Alarm for TestClock {
+    fn now_ns(&self) -> u64 {
+        self.now_ns.load(Ordering::Relaxed)
+    }
+
+    fn set(&mut self, after_ns: u64) {
+        self.due_ns.store(self.now_ns().saturating_add(after_ns), Ordering::Relaxed);
+    }
+
+    fn file(&self) -> BorrowedFd<'_> {
+        self.event.as_fd()
+    }
+
+    fn acknowledge(&mut self) {
+        let _ = rustix::io::read(&*self.event, &mut [0; 8]);
     }
 }
 

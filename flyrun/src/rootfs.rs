@@ -61,8 +61,9 @@ fn unpack(
             DiskSpec {
                 files: image.layers.iter().map(|layer| layer.path.clone()).collect(),
                 read_only: true,
+                rate: None,
             },
-            DiskSpec { files: vec![draft.path().to_path_buf()], read_only: false },
+            DiskSpec { files: vec![draft.path().to_path_buf()], read_only: false, rate: None },
         ],
         boot: BootConfig::Unpack(config(image)),
         console: Some(run_dir.path().join("console.log")),

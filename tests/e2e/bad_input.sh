@@ -28,7 +28,9 @@ for flag in --cpus=0 --cpus=33 --cpus=many --memory=1m --memory=x --memory=99999
     --log-driver=syslog --network=a/b --network= --net-backend=magic --dns=here --add-host=x --publish=70000:80 --publish=80:0 \
     --publish=80/icmp --publish=1-9:1-2 --publish=nohost:1:2 --tmpfs=relative --mount=type=tape --mount=nonsense \
     --mount=type=volume,target=/x --volume=a:relative --volume=a/b:/x --workdir=relative --hostname='a b' --env== --env-file=/none \
-    --label==x --user=nobody-knows --entrypoint=/none --kernel=/none --health-interval=fast --health-http=x --health-retries=0; do
+    --label==x --user=nobody-knows --entrypoint=/none --kernel=/none --disk-bandwidth=fast --disk-bandwidth=1k \
+    --disk-bandwidth=2t --disk-iops=-1 --disk-iops=1.5 --net-bandwidth=-1m --net-bandwidth=100 --net-packets=2000000000 --net-packets=1k \
+    --health-interval=fast --health-http=x --health-retries=0; do
     if [[ $flag == --entrypoint=* ]]; then
         try 127 '*none*' "flyrun run --rm '$flag' \$busybox true"
     else
@@ -39,6 +41,8 @@ refuse '*exclude*' 'flyrun run --rm --restart always $busybox true'
 refuse '*two volumes*' 'flyrun run --rm -v a:/x -v b:/x $busybox true'
 refuse '*mounted twice*' 'flyrun run --rm -v a:/x -v a:/y $busybox true'
 refuse '*cannot publish*' 'flyrun run --rm --network none -p 80 $busybox true'
+refuse '*vhost*user or auto*' 'flyrun run --rm --net-backend vhost --net-bandwidth 1m $busybox true'
+refuse '*without a network*' 'flyrun create --network none --net-packets 100 $busybox true'
 refuse '*' 'flyrun run --rm -v "a:/x:rw:ro" $busybox true'
 refuse '*unexpected argument*' 'flyrun run --no-such-flag $busybox true'
 refuse '*' 'flyrun run'

@@ -7,6 +7,7 @@ mod exec;
 mod figures;
 mod network;
 mod one_liners;
+mod rates;
 mod registries;
 mod run_config;
 mod run_errors;

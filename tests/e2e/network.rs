@@ -127,6 +127,40 @@ fn both_backends_move_packets_of_all_sizes_both_ways() {
 }
 
 #[test]
+fn a_card_has_a_pair_of_queues_for_each_vcpu_and_all_of_them_carry_packets() {
+    let lab = Lab::new("");
+    let directory = scratch();
+    let file = directory.path().join("data");
+    let script =
+        format!("dd if=/dev/urandom of={0} bs=1M count=2 status=none; sha256sum < {0}", file.display());
+    let sum = lab.host(&script);
+    let served = directory.path().display().to_string();
+    let _server = lab.on_outside(&["busybox", "httpd", "-f", "-p", "8000", "-h", &served]);
+    lab.wait_for(&format!("curl -s -m 20 -o /dev/null -w %{{http_code}} http://{OUTSIDE}:8000/data"));
+    // The guest's driver sends by the queue of the processor that the sender is on.
+    let fetch = format!(
+        "ls /sys/class/net/eth0/queues | tr \"\\n\" \" \"; nproc
+         for i in 1 2 3 4; do taskset $((1 + i % 2)) wget -q -O /tmp/$i http://{OUTSIDE}:8000/data & done; wait
+         sha256sum < /tmp/1; cd /tmp; cmp 1 2 && cmp 1 3 && cmp 1 4 && mv 1 data; exec httpd -f -p 80 -h /tmp"
+    );
+    for backend in ["user", "vhost"] {
+        let flags = ["--name", "pairs-net", "--cpus", "2", "--net-backend", backend, "-p", "8084:80"];
+        let machine = lab.machine(&[&flags[..], &[&busybox(), "sh", "-c", &fetch]].concat());
+        lab.wait_for("curl -sf -m 5 -o /dev/null -r 0-0 -w %{http_code} http://127.0.0.1:8084/data");
+        let told = lab.command(&["logs", "pairs-net"]).code(0).text();
+        assert_eq!(told, format!("rx-0 rx-1 tx-0 tx-1 2\n{sum}"), "{backend}");
+        assert_eq!(lab.host("ls /sys/class/net/fly1/queues | xargs"), "rx-0 rx-1 tx-0 tx-1", "{backend}");
+        for _ in 0..4 {
+            let back = "curl -sf -m 60 http://127.0.0.1:8084/data | sha256sum";
+            assert_eq!(lab.host(back), sum, "{backend}");
+        }
+        machine.end(Signal::TERM);
+    }
+    let told = lab.run(&[&busybox(), "ls", "/sys/class/net/eth0/queues"]).code(0);
+    assert_eq!(told.text(), "rx-0\ntx-0");
+}
+
+#[test]
 fn machines_of_one_network_find_each_other_and_others_do_not() {
     let lab = Lab::new("");
     let image = busybox();

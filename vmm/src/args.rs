@@ -258,8 +258,8 @@ impl Options {
 
 fn disk(value: &str) -> DiskSpec {
     match value.strip_suffix(",ro") {
-        Some(file) => DiskSpec { files: vec![file.into()], read_only: true },
-        None => DiskSpec { files: vec![value.into()], read_only: false },
+        Some(file) => DiskSpec { files: vec![file.into()], read_only: true, rate: None },
+        None => DiskSpec { files: vec![value.into()], read_only: false, rate: None },
     }
 }
 
@@ -271,7 +271,7 @@ fn net(value: &str) -> Result<NetSpec, String> {
     };
     let backend =
         backend.map_or(Ok(NetBackend::Auto), str::parse).map_err(|told| format!("--net: {told}"))?;
-    Ok(NetSpec { tap: tap.to_owned(), mac, mtu: default_mtu(), backend })
+    Ok(NetSpec { tap: tap.to_owned(), mac, mtu: default_mtu(), backend, queue_pairs: 1, rate: None })
 }
 
 /// Six pairs of hexadecimal digits.

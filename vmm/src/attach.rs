@@ -15,6 +15,7 @@ use devices::{
         mmio::{MMIO_SIZE, MmioTransport, QUEUE_NOTIFY},
         net::{Net, NetConfig, Tap, VhostNet},
         rng::Rng,
+        throttle::Throttle,
         vsock::Vsock,
     },
 };
@@ -31,7 +32,7 @@ use crate::{
     exit::VmExit,
     memory::LOW_END,
     mptable::IRQ_LINES,
-    spec::{ConsoleSpec, DiskSpec, NetBackend, NetSpec, VmSpec},
+    spec::{ConsoleSpec, DiskSpec, NetBackend, NetSpec, RateSpec, VmSpec},
     trace::Trace,
 };
 
@@ -149,13 +150,16 @@ impl Attach<'_> {
         let on_fault = move |fault: devices::virtio::block::BackendFault| {
             ending.end(VmExit::HostIo, format!("the host's disk failed the guest: {fault}"));
         };
-        Block::new(backend, id, Box::new(on_fault)).map_err(SetupError::io("disk"))
+        let device = Block::new(backend, id, Box::new(on_fault)).map_err(SetupError::io("disk"))?;
+        Ok(device.with_throttle(throttle(disk.rate)?))
     }
 
     fn net(&mut self, net: &NetSpec) -> Result<(), SetupError> {
-        let mut tap = Tap::open(&net.tap).map_err(SetupError::io(format!("TAP interface {}", net.tap)))?;
-        let config = NetConfig { mac: net.mac, mtu: net.mtu };
-        if net.backend != NetBackend::User {
+        let mut tap = Tap::open(&net.tap, net.queue_pairs)
+            .map_err(SetupError::io(format!("TAP interface {}", net.tap)))?;
+        let config = NetConfig { mac: net.mac, mtu: net.mtu, pairs: net.queue_pairs };
+        // validate() refuses a rate with Vhost.
+        if net.backend != NetBackend::User && net.rate.is_none() {
             tap = match VhostNet::new(tap, config) {
                 Ok(device) => return self.mmio(device),
                 Err((_, error)) if net.backend == NetBackend::Vhost => {
@@ -165,7 +169,7 @@ impl Attach<'_> {
             };
         }
         let device = Net::new(Box::new(tap), config).map_err(SetupError::io("network device"))?;
-        self.mmio(device)
+        self.mmio(device.with_throttles(throttle(net.rate)?, throttle(net.rate)?))
     }
 
     fn mmio(&mut self, device: impl VirtioDevice + 'static) -> Result<(), SetupError> {
@@ -241,6 +245,11 @@ impl BusDevice for Reset {
             }
         }
     }
+}
+
+fn throttle(rate: Option<RateSpec>) -> Result<Throttle, SetupError> {
+    let new = |rate: RateSpec| Throttle::new(rate.into()).map_err(SetupError::io("timerfd"));
+    rate.map_or(Ok(Throttle::default()), new)
 }
 
 fn event() -> Result<EventFd, SetupError> {

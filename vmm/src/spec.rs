@@ -1,7 +1,8 @@
 //! What one virtual machine is made of, as the monitor hands it to `flyrun-vmm` in JSON.
 
-use std::path::PathBuf;
+use std::{num::NonZeroU64, path::PathBuf};
 
+use devices::virtio::{net::MAX_PAIRS, rate::Rate};
 use serde::{Deserialize, Serialize};
 
 /// A whole virtual machine. Devices appear to the guest in this order: disks, net, vsock, rng.
@@ -44,6 +45,9 @@ pub struct DiskSpec {
     /// Whether the guest may only read.
     #[serde(default)]
     pub read_only: bool,
+    /// What reads and writes together may take.
+    #[serde(default)]
+    pub rate: Option<RateSpec>,
 }
 
 /// One network card, whose cable is a TAP interface of the host.
@@ -60,11 +64,44 @@ pub struct NetSpec {
     /// Who moves the packets.
     #[serde(default)]
     pub backend: NetBackend,
+    /// Pairs of queues, 1 to 8. The interface was made with multi_queue if there are several, and without if there is one.
+    #[serde(default = "one_pair")]
+    pub queue_pairs: u16,
+    /// What each direction may take; the host's kernel cannot keep to it, so [`NetBackend::Auto`] is this process then.
+    #[serde(default)]
+    pub rate: Option<RateSpec>,
+}
+
+/// What may pass in a second. At least one of the two is limited. A tenth of it may come at once.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct RateSpec {
+    /// Bytes per second.
+    #[serde(default)]
+    pub bytes: Option<NonZeroU64>,
+    /// Requests of a disk, or packets, per second.
+    #[serde(default)]
+    pub operations: Option<NonZeroU64>,
+}
+
+impl From<RateSpec> for Rate {
+    fn from(RateSpec { bytes, operations }: RateSpec) -> Self {
+        Rate { bytes, operations }
+    }
 }
 
 /// That of Ethernet.
 pub const fn default_mtu() -> u16 {
     1500
+}
+
+const fn one_pair() -> u16 {
+    1
+}
+
+/// The pairs of queues of a machine's network card: one for each vCPU, as far as a card has them.
+pub fn queue_pairs(cpus: u8) -> u16 {
+    u16::from(cpus).clamp(1, MAX_PAIRS)
 }
 
 /// Who moves the packets of a network card.

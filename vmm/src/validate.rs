@@ -1,8 +1,12 @@
 //! Whether a [`VmSpec`] describes a machine that can be.
 
+use devices::virtio::net::MAX_PAIRS;
 use thiserror::Error;
 
-use crate::{mptable, spec::VmSpec};
+use crate::{
+    mptable,
+    spec::{NetBackend, RateSpec, VmSpec},
+};
 
 /// Linux does not reach its init with less.
 pub const MIN_MEMORY_MIB: u32 = 16;
@@ -39,6 +43,9 @@ pub enum SpecError {
     /// A writable disk of several files.
     #[error("disk {0} is writable and has {1} files: only a read-only disk can have more than one")]
     WritableDiskOfManyFiles(usize, usize),
+    /// A limit that is none.
+    #[error("disks[{0}].rate limits neither bytes nor operations")]
+    DiskRate(usize),
     /// More network cards than are possible.
     #[error("{0} network cards, at most {MAX_NETS} are possible")]
     Nets(usize),
@@ -51,6 +58,15 @@ pub enum SpecError {
     /// Too small for IPv6.
     #[error("nets[{0}].mtu is {1}, at least {MIN_MTU} is needed")]
     Mtu(usize, u16),
+    /// More pairs of queues than a card has, or none.
+    #[error("nets[{0}].queue_pairs is {1}, possible are 1 to {MAX_PAIRS}")]
+    QueuePairs(usize, u16),
+    /// A limit that is none.
+    #[error("nets[{0}].rate limits neither bytes nor operations")]
+    NetRate(usize),
+    /// vhost-net has no limits.
+    #[error("nets[{0}] has a rate, which the backend \"vhost\" cannot keep to: choose \"user\" or \"auto\"")]
+    VhostRate(usize),
     /// A reserved context id.
     #[error("vsock.guest_cid is {0}, possible are {MIN_GUEST_CID} to {MAX_GUEST_CID}")]
     GuestCid(u64),
@@ -79,6 +95,7 @@ pub fn validate(spec: &VmSpec) -> Result<(), SpecError> {
             files if files > 1 && !disk.read_only => {
                 return Err(SpecError::WritableDiskOfManyFiles(index, files));
             }
+            _ if disk.rate.is_some_and(limits_nothing) => return Err(SpecError::DiskRate(index)),
             _ => {}
         }
     }
@@ -110,14 +127,26 @@ fn validate_nets(spec: &VmSpec) -> Result<(), SpecError> {
         if net.mtu < MIN_MTU {
             return Err(SpecError::Mtu(index, net.mtu));
         }
+        if !(1..=MAX_PAIRS).contains(&net.queue_pairs) {
+            return Err(SpecError::QueuePairs(index, net.queue_pairs));
+        }
+        match net.rate {
+            Some(rate) if limits_nothing(rate) => return Err(SpecError::NetRate(index)),
+            Some(_) if net.backend == NetBackend::Vhost => return Err(SpecError::VhostRate(index)),
+            _ => {}
+        }
     }
     Ok(())
+}
+
+fn limits_nothing(rate: RateSpec) -> bool {
+    rate.bytes.is_none() && rate.operations.is_none()
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::spec::{DiskSpec, NetBackend, NetSpec, VsockSpec};
+    use crate::spec::{DiskSpec, NetSpec, VsockSpec};
 
     fn spec() -> VmSpec {
         serde_json::from_str(r#"{"cpus": 1, "memory_mib": 128, "kernel": "/k"}"#).unwrap()
@@ -130,7 +159,18 @@ mod tests {
     }
 
     fn disk(files: usize, read_only: bool) -> DiskSpec {
-        DiskSpec { files: vec!["/d".into(); files], read_only }
+        DiskSpec { files: vec!["/d".into(); files], read_only, rate: None }
+    }
+
+    fn card() -> NetSpec {
+        NetSpec {
+            tap: "fly1".into(),
+            mac: [2, 0, 0, 0, 0, 1],
+            mtu: 1500,
+            backend: NetBackend::Auto,
+            queue_pairs: 1,
+            rate: None,
+        }
     }
 
     #[test]
@@ -160,8 +200,7 @@ mod tests {
 
     #[test]
     fn a_network_card_is_checked_before_the_host_is_asked() {
-        let good =
-            NetSpec { tap: "fly1".into(), mac: [2, 0, 0, 0, 0, 1], mtu: 1500, backend: NetBackend::Auto };
+        let good = card();
         let with = |net: &NetSpec| check(|s| s.nets = vec![net.clone()]);
         assert_eq!(with(&good), Ok(()));
         for tap in ["", "a/b", "x y", "tap%d", "sixteen-letters-"] {
@@ -171,7 +210,32 @@ mod tests {
             assert_eq!(with(&NetSpec { mac, ..good.clone() }), Err(SpecError::Mac(0)));
         }
         assert_eq!(with(&NetSpec { mtu: 1279, ..good.clone() }), Err(SpecError::Mtu(0, 1279)));
+        for pairs in [0, 9] {
+            let wrong = NetSpec { queue_pairs: pairs, ..good.clone() };
+            assert_eq!(with(&wrong), Err(SpecError::QueuePairs(0, pairs)));
+        }
         assert_eq!(check(|s| s.nets = vec![good; 9]), Err(SpecError::Nets(9)));
+    }
+
+    #[test]
+    fn a_rate_limits_something_and_is_not_for_vhost() {
+        let rate = |bytes, operations| {
+            Some(RateSpec {
+                bytes: std::num::NonZeroU64::new(bytes),
+                operations: std::num::NonZeroU64::new(operations),
+            })
+        };
+        let with_disk = |rate| check(|s| s.disks = vec![DiskSpec { rate, ..disk(1, false) }]);
+        assert_eq!(with_disk(rate(1, 0)), Ok(()));
+        assert_eq!(with_disk(rate(0, 0)), Err(SpecError::DiskRate(0)));
+        let with_net = |rate, backend| check(|s| s.nets = vec![NetSpec { rate, backend, ..card() }]);
+        assert_eq!(with_net(rate(0, 1), NetBackend::Auto), Ok(()));
+        assert_eq!(with_net(rate(1, 1), NetBackend::User), Ok(()));
+        assert_eq!(with_net(rate(0, 0), NetBackend::User), Err(SpecError::NetRate(0)));
+        assert_eq!(with_net(rate(1, 0), NetBackend::Vhost), Err(SpecError::VhostRate(0)));
+        for bad in [r#"{"bytes": 0}"#, r#"{"bytes": -1}"#, r#"{"byte": 1}"#] {
+            assert!(serde_json::from_str::<RateSpec>(bad).is_err(), "{bad}");
+        }
     }
 
     #[test]

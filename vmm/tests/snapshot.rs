@@ -364,23 +364,36 @@ fn run(program: &str, arguments: &[&str]) {
 
 #[test]
 fn network_cards_of_both_kinds_go_on() {
-    let Some(mut machine) = machine(1) else { return };
+    network_cards_go_on(1, 1);
+}
+
+#[test]
+fn network_cards_of_both_kinds_go_on_with_several_pairs_of_queues() {
+    network_cards_go_on(2, 2);
+}
+
+fn network_cards_go_on(cpus: u8, queue_pairs: u16) {
+    let Some(mut machine) = machine(cpus) else { return };
+    static ONE_AT_A_TIME: std::sync::Mutex<()> = std::sync::Mutex::new(());
+    let _alone = ONE_AT_A_TIME.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
     let backends: &[&str] = match Path::new("/dev/vhost-net").exists() {
         true => &["user", "vhost"],
         false => &["user"],
     };
-    vmm::PersistentTap::create("snap0").unwrap();
+    vmm::PersistentTap::create("snap0", queue_pairs > 1).unwrap();
     run("ip", &["address", "add", "10.99.0.1/24", "dev", "snap0"]);
     run("ip", &["link", "set", "snap0", "up"]);
     let echo = std::net::UdpSocket::bind("10.99.0.1:7").unwrap();
-    std::thread::spawn(move || {
+    let echo = std::thread::spawn(move || {
         let mut bytes = [0; 100];
-        while let Ok((count, from)) = echo.recv_from(&mut bytes) {
+        while let Ok((count @ 1.., from)) = echo.recv_from(&mut bytes) {
             let _ = echo.send_to(&bytes[..count], from);
         }
     });
     for backend in backends {
-        let card = serde_json::json!([{"tap": "snap0", "mac": [2, 0, 0, 0, 0, 1], "backend": backend}]);
+        let card = serde_json::json!([{
+            "tap": "snap0", "mac": [2, 0, 0, 0, 0, 1], "backend": backend, "queue_pairs": queue_pairs,
+        }]);
         machine.spec.nets = serde_json::from_value(card).unwrap();
         let mut life = machine.boot();
         assert_eq!(life.ask("ping first"), "first");
@@ -401,6 +414,9 @@ fn network_cards_of_both_kinds_go_on() {
         life.end();
         std::fs::write(machine.dir.path().join("console"), b"").unwrap();
     }
+    let stop = std::net::UdpSocket::bind("10.99.0.1:0").unwrap();
+    stop.send_to(&[], "10.99.0.1:7").unwrap();
+    echo.join().unwrap();
     run("ip", &["link", "delete", "snap0"]);
 }
 

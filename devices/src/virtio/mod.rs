@@ -22,9 +22,11 @@ pub mod events;
 pub mod irq;
 pub mod mmio;
 pub mod net;
+pub mod rate;
 pub mod ring;
 pub mod rng;
 pub mod state;
+pub mod throttle;
 #[allow(unsafe_code, reason = "vectored I/O on guest memory")]
 pub mod transfer;
 pub mod vsock;

@@ -28,6 +28,11 @@ pub enum Detail {
     /// Nothing.
     #[default]
     None,
+    /// A network card.
+    Net {
+        /// Pairs of queues that the driver uses.
+        pairs: u16,
+    },
     /// The socket device.
     Vsock {
         /// The port that the host's next connection gets.

@@ -8,7 +8,7 @@ use clap::Args;
 use images::{Image, PullOptions, Reference, Store};
 
 use super::Context;
-use super::limits::{PidsLimit, cpu_shares};
+use super::limits::{PidsLimit, RateArguments, cpu_shares};
 use crate::cpus::Cpus;
 use crate::error::{Context as _, Error, Result, from_images};
 use crate::launch::{self, ImageDefaults, Wishes};
@@ -75,6 +75,8 @@ pub struct Flags {
     /// Most processes and threads of the workload; -1 for no limit
     #[arg(long, value_name = "N", default_value = "-1", allow_hyphen_values = true)]
     pids_limit: PidsLimit,
+    #[command(flatten)]
+    rates: RateArguments,
     /// Memory of the machine
     #[arg(short, long, value_name = "SIZE", default_value = "256m")]
     memory: Size,
@@ -178,6 +180,7 @@ fn check(flags: &Flags) -> Result<()> {
     if let Some(name) = &flags.name {
         check_name(name)?;
     }
+    limits(flags).check_network(&flags.network.wishes(&[])?).map_err(Error::new)?;
     if flags.rm && flags.restart != RestartPolicy::No {
         return Err(Error::new("--rm and --restart exclude each other")
             .advice("A machine that goes when it ends is not started again."));
@@ -285,11 +288,7 @@ fn record(image: &Image, flags: &Flags, id: &str) -> Result<Record> {
             health: flags
                 .health
                 .healthcheck(image.config.healthcheck.as_ref(), flags.network.has_network())?,
-            limits: Limits {
-                cpu_milli: flags.cpus.quota_milli(),
-                cpu_shares: flags.cpu_shares,
-                pids: flags.pids_limit.0,
-            },
+            limits: limits(flags),
         },
         created_at: now(),
         state: State::Created,
@@ -297,6 +296,17 @@ fn record(image: &Image, flags: &Flags, id: &str) -> Result<Record> {
         restarts: 0,
         outcome: None,
     })
+}
+
+fn limits(flags: &Flags) -> Limits {
+    let mut limits = Limits {
+        cpu_milli: flags.cpus.quota_milli(),
+        cpu_shares: flags.cpu_shares,
+        pids: flags.pids_limit.0,
+        ..Limits::default()
+    };
+    flags.rates.rates().apply(&mut limits);
+    limits
 }
 
 /// What `--volume` and `--mount` ask for.

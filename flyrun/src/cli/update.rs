@@ -2,7 +2,7 @@
 
 use clap::Args;
 
-use super::limits::{PidsLimit, cpu_shares};
+use super::limits::{PidsLimit, RateArguments, cpu_shares};
 use super::{Context, each::each, lifecycle, new_machine};
 use crate::cpus::Cpus;
 use crate::error::{Error, Result};
@@ -21,7 +21,7 @@ use crate::size::Size;
   flyrun update --memory 1g web && flyrun restart web
   flyrun update --label tier=front --label-rm test web
 
-What a running machine cannot have at once (memory, another number of vCPUs, the limit of processes) it gets when it
+What a running machine cannot have at once (memory, another number of vCPUs, the limit of processes, rates) it gets when it
 starts next; that is told on standard error.")]
 pub struct Arguments {
     /// CPUs, 0.01 to 32
@@ -36,6 +36,8 @@ pub struct Arguments {
     /// Most processes and threads of the workload; -1 for no limit
     #[arg(long, value_name = "N", allow_hyphen_values = true)]
     pids_limit: Option<PidsLimit>,
+    #[command(flatten)]
+    rates: RateArguments,
     /// Start the machine again when it ends: no, on-failure[:N], always or unless-stopped
     #[arg(long, value_name = "POLICY")]
     restart: Option<RestartPolicy>,
@@ -74,7 +76,8 @@ fn changes(arguments: &Arguments) -> Result<Changes> {
         cpus: arguments.cpus.map(|cpus| (cpus.count(), cpus.quota_milli())),
         cpu_shares: arguments.cpu_shares,
         memory: arguments.memory,
-        pids: arguments.pids_limit.map(|PidsLimit(limit)| limit),
+        pids: arguments.pids_limit.map(|PidsLimit(limit)| limit.unwrap_or(0)),
+        rates: arguments.rates.rates(),
         restart: arguments.restart,
         stop_signal: arguments.stop_signal.map(|signal| signal.0),
         stop_timeout_s: arguments.stop_timeout,

@@ -10,7 +10,7 @@ pub mod restart;
 mod state;
 mod store;
 
-pub use changes::Changes;
+pub use changes::{Changes, Rates};
 pub use id::{is_name, new_id};
 pub use record::{Config, Limits, LogLimits, Outcome, Record, VERSION};
 pub use state::{Action, State, Verdict};

@@ -1,10 +1,12 @@
 //! machine.json: what a machine is, how it is started, and what became of it.
 
 use std::collections::BTreeMap;
+use std::num::NonZeroU64;
 use std::path::PathBuf;
 
 use protocol::RunConfig;
 use serde::{Deserialize, Serialize};
+use vmm::spec::{NetBackend, RateSpec};
 
 use super::health::Healthcheck;
 use super::restart::RestartPolicy;
@@ -77,6 +79,14 @@ pub struct Limits {
     pub cpu_shares: Option<u32>,
     /// Processes and threads of its workload.
     pub pids: Option<u32>,
+    /// Bytes per second of each of its disks, reads and writes together.
+    pub disk_bandwidth: Option<NonZeroU64>,
+    /// Requests per second of each of its disks.
+    pub disk_iops: Option<NonZeroU64>,
+    /// Bytes per second of its network, each way.
+    pub net_bandwidth: Option<NonZeroU64>,
+    /// Packets per second, each way.
+    pub net_packets: Option<NonZeroU64>,
 }
 
 /// How much of a machine's output is kept.
@@ -91,6 +101,36 @@ impl Limits {
     pub fn needs_cgroup(self) -> bool {
         self.cpu_milli.is_some() || self.cpu_shares.is_some()
     }
+
+    /// What each disk is held to.
+    pub fn disk_rate(self) -> Option<RateSpec> {
+        rate(self.disk_bandwidth, self.disk_iops)
+    }
+
+    /// What each direction of the network is held to.
+    pub fn net_rate(self) -> Option<RateSpec> {
+        rate(self.net_bandwidth, self.net_packets)
+    }
+
+    /// Whether a machine in such a network can be held to its limits.
+    ///
+    /// # Errors
+    /// Why it cannot.
+    pub fn check_network(self, network: &network::Wishes) -> Result<(), &'static str> {
+        match (self.net_rate(), &network.mode, network.backend) {
+            (Some(_), network::Mode::None, _) => {
+                Err("--net-bandwidth and --net-packets limit nothing without a network")
+            }
+            (Some(_), _, NetBackend::Vhost) => Err(
+                "--net-bandwidth and --net-packets cannot be kept to by --net-backend vhost: choose user or auto",
+            ),
+            _ => Ok(()),
+        }
+    }
+}
+
+fn rate(bytes: Option<NonZeroU64>, operations: Option<NonZeroU64>) -> Option<RateSpec> {
+    (bytes.is_some() || operations.is_some()).then_some(RateSpec { bytes, operations })
 }
 
 impl Default for LogLimits {
@@ -145,5 +185,17 @@ impl Record {
             restarts: 0,
             outcome: None,
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn limits_that_were_written_before_there_were_rates_are_read() {
+        let limits: Limits = serde_json::from_str(r#"{"cpu_milli": 500, "pids": 7}"#).unwrap();
+        assert_eq!(limits, Limits { cpu_milli: Some(500), pids: Some(7), ..Limits::default() });
+        assert_eq!((limits.disk_rate(), limits.net_rate()), (None, None));
     }
 }

@@ -19,6 +19,7 @@ use std::time::{Duration, Instant};
 
 use images::Store;
 use protocol::{ExitStatus, TtySize};
+use vmm::spec::queue_pairs;
 
 pub use control::{Conversation, Reply, Request, ask};
 pub use front::Front;
@@ -217,8 +218,8 @@ impl<'a> Monitor<'a> {
         let attached = self.attach_volumes()?;
         self.limit(None)?;
         let record = self.machine.record();
-        let wishes = &record.config.network;
-        let mut network = network::set_up(self.host.paths, &record.id, &record.name, wishes)?;
+        let (wishes, pairs) = (&record.config.network, queue_pairs(record.config.cpus));
+        let mut network = network::set_up(self.host.paths, &record.id, &record.name, wishes, pairs)?;
         trace::step("network made");
         if let Some(network) = &network {
             let told = "cannot write down the machine's network";

@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use protocol::{BootConfig, VolumeConfig};
-use vmm::spec::DiskSpec;
+use vmm::spec::{DiskSpec, NetSpec};
 
 use super::Monitor;
 use crate::error::{Context, Result, from_images};
@@ -30,13 +30,16 @@ impl Monitor<'_> {
         network: Option<&network::Attached>,
     ) -> Result<VmPlan> {
         let config = &self.machine.record().config;
-        let mut disks = vec![DiskSpec { files: vec![rootfs.to_path_buf()], read_only: true }];
+        let (disk_rate, net_rate) = (config.limits.disk_rate(), config.limits.net_rate());
+        let disk_of =
+            |file: &Path, read_only| DiskSpec { files: vec![file.to_path_buf()], read_only, rate: disk_rate };
+        let mut disks = vec![disk_of(rootfs, true)];
         if let Some(size) = config.disk {
             let disk = self.machine.directory().join(DISK);
             if !disk.exists() {
                 self.make_disk(size.0, &disk)?;
             }
-            disks.push(DiskSpec { files: vec![disk], read_only: false });
+            disks.push(disk_of(&disk, false));
         }
         trace::step("disk made");
         let kernel = if config.cpus == 1 { Part::Kernel } else { Part::KernelSmp };
@@ -55,7 +58,7 @@ impl Monitor<'_> {
                 path: used.path.clone(),
                 read_only: used.read_only,
             });
-            disks.push(DiskSpec { files: vec![attached.data.clone()], read_only: used.read_only });
+            disks.push(disk_of(&attached.data, used.read_only));
         }
         Ok(VmPlan {
             vmm: library.path(Part::Vmm),
@@ -64,7 +67,7 @@ impl Monitor<'_> {
             cpus: config.cpus,
             memory_mib: u32::try_from(config.memory.to_mib()).unwrap_or(u32::MAX),
             disks,
-            nets: network.iter().map(|network| network.card.clone()).collect(),
+            nets: network.iter().map(|network| NetSpec { rate: net_rate, ..network.card.clone() }).collect(),
             boot: BootConfig::Run(Box::new(run)),
             console: (!self.view.show_console).then(|| self.machine.directory().join("console.log")),
             cgroup: self.cgroup.as_ref().map(|cgroup| cgroup.path().to_path_buf()),

@@ -81,14 +81,14 @@ pub fn list() -> Vec<(Number, Option<Owner>)> {
     all
 }
 
-/// Makes the first interface whose name is free.
+/// Makes the first interface whose name is free, for so many pairs of queues.
 ///
 /// # Errors
 /// What /dev/net/tun says.
-pub fn create() -> io::Result<Number> {
+pub fn create(queue_pairs: u16) -> io::Result<Number> {
     let taken: Vec<_> = list().into_iter().map(|(number, _)| number).collect();
     for number in Number::all().filter(|number| taken.binary_search(number).is_err()) {
-        match vmm::PersistentTap::create(&number.tap()) {
+        match vmm::PersistentTap::create(&number.tap(), queue_pairs > 1) {
             // Somebody who does not take flyrun's lock was faster.
             Err(error) if error.kind() == io::ErrorKind::ResourceBusy => {}
             made => return made.map(|()| number),

@@ -123,12 +123,18 @@ impl Facts {
     }
 }
 
-/// Gives a machine its network; `None` for `--network none`. The host's rules are still being made when this returns:
+/// Gives a machine its network, with a card of so many pairs of queues; `None` for `--network none`. The host's rules are still being made when this returns:
 /// see [`Attached::wait_ready`].
 ///
 /// # Errors
 /// A published port is taken, a right or a program is missing, or the kernel refuses. Nothing is left then.
-pub fn set_up(paths: &Paths, machine: &str, name: &str, wishes: &Wishes) -> Result<Option<Attached>> {
+pub fn set_up(
+    paths: &Paths,
+    machine: &str,
+    name: &str,
+    wishes: &Wishes,
+    queue_pairs: u16,
+) -> Result<Option<Attached>> {
     let network = match &wishes.mode {
         Mode::None if wishes.publish.is_empty() => return Ok(None),
         Mode::None => {
@@ -141,7 +147,7 @@ pub fn set_up(paths: &Paths, machine: &str, name: &str, wishes: &Wishes) -> Resu
     let (ports, published) = reserve::reserve(&wishes.publish)?;
     let owner = Owner { host: host(paths), machine: machine.into(), name: name.into(), network };
     let lock = lock()?;
-    let number = link::create().map_err(|error| no_tap(&error))?;
+    let number = link::create(queue_pairs).map_err(|error| no_tap(&error))?;
     let attached = attach(number, &owner, wishes, &published, &lock);
     match attached {
         Ok((rules, names, has_peers)) => Ok(Some(Attached {
@@ -150,6 +156,8 @@ pub fn set_up(paths: &Paths, machine: &str, name: &str, wishes: &Wishes) -> Resu
                 mac: number.mac(),
                 mtu: default_mtu(),
                 backend: wishes.backend,
+                queue_pairs,
+                rate: None,
             },
             config: guest_config(number, wishes),
             published,

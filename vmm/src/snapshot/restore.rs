@@ -142,6 +142,8 @@ fn same_parts(then: &VmSpec, now: &VmSpec) -> Result<(), String> {
     }
     for (index, (then, now)) in then.nets.iter().zip(&now.nets).enumerate() {
         same(&format!("bytes of MTU on network card {index}"), then.mtu.into(), now.mtu.into())?;
+        let pairs = format!("pairs of queues on network card {index}");
+        same(&pairs, then.queue_pairs.into(), now.queue_pairs.into())?;
     }
     Ok(())
 }
@@ -184,6 +186,7 @@ mod tests {
         assert!(refused(|s| s.disks[0].read_only = false).contains("disk 0 is writable"));
         assert!(refused(|s| s.nets.clear()).contains("0 network cards"));
         assert!(refused(|s| s.nets[0].mtu = 9000).contains("9000"));
+        assert!(refused(|s| s.nets[0].queue_pairs = 2).contains("2 pairs of queues"));
         assert!(refused(|s| s.vsock = None).contains("vsock"));
         assert!(refused(|s| s.console = ConsoleSpec::Off).contains("consoles"));
     }

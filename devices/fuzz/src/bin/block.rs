@@ -2,11 +2,15 @@
 #![no_main]
 #![allow(clippy::panic, reason = "only fuzzers run this")]
 
-use std::{fs, path::PathBuf, sync::LazyLock};
+use std::{fs, num::NonZeroU64, path::PathBuf, sync::LazyLock};
 
 use devices::{
-    testing::Guest,
-    virtio::block::{Backend, Block},
+    testing::{Guest, TestClock},
+    virtio::{
+        block::{Backend, Block},
+        rate::Rate,
+        throttle::Throttle,
+    },
 };
 use devices_fuzz::{Input, directory, driver_step, start};
 use libfuzzer_sys::fuzz_target;
@@ -31,13 +35,19 @@ fuzz_target!(|data: &[u8]| {
     let Ok(backend) = Backend::open(files, read_only) else { return };
     let fault = Box::new(|fault| panic!("the host did not fail: {fault}"));
     let Ok(device) = Block::new(backend, "fuzz", fault) else { return };
-    let mut guest = Guest::new(device);
+    let clock = TestClock::new();
+    let rate =
+        Rate { bytes: NonZeroU64::new(input.u32().into()), operations: NonZeroU64::new(input.u8().into()) };
+    let mut guest = Guest::new(device.with_throttle(Throttle::with_alarm(rate, Box::new(clock.clone()))));
     start(&mut guest, &mut input);
     while !input.is_empty() {
-        if input.u8() < 64 {
-            driver_step(&mut guest, &mut input);
-        } else {
-            request(&mut guest, &mut input);
+        match input.u8() {
+            0..64 => driver_step(&mut guest, &mut input),
+            64..80 => {
+                clock.advance(u64::from(input.u32()) << 4);
+                guest.run();
+            }
+            _ => request(&mut guest, &mut input),
         }
     }
     drop(guest);

@@ -21,12 +21,15 @@ use super::{
     events::QueueEvents,
     ring::{Chain, Ring, RingError},
     state::{DeviceState, SaveError},
+    throttle::Throttle,
     transfer::Transfer,
 };
 
 const DEVICE_TYPE: u32 = 2;
 const QUEUE_SIZES: [u16; 1] = [256];
 const QUEUE: usize = 0;
+/// Data of the rate limit's events; the queue's is its index.
+const ALARM: u32 = 1;
 
 const F_SIZE_MAX: u64 = 1 << 1;
 const F_SEG_MAX: u64 = 1 << 2;
@@ -59,6 +62,7 @@ struct Disk {
     backend: Backend,
     id: [u8; ID_BYTES],
     transfer: Transfer,
+    throttle: Throttle,
     on_fault: FaultHandler,
 }
 
@@ -82,11 +86,24 @@ impl Block {
         features |= if backend.read_only() { F_RO } else { F_DISCARD | F_WRITE_ZEROES };
         Ok(Block {
             config: config_space(&backend),
-            disk: Disk { backend, id: name, transfer: Transfer::default(), on_fault },
+            disk: Disk {
+                backend,
+                id: name,
+                transfer: Transfer::default(),
+                throttle: Throttle::default(),
+                on_fault,
+            },
             features,
             events: QueueEvents::new()?,
             active: None,
         })
+    }
+
+    /// Has all requests wait for `throttle`. Before the device is added to an event loop.
+    #[must_use]
+    pub fn with_throttle(mut self, throttle: Throttle) -> Self {
+        self.disk.throttle = throttle;
+        self
     }
 
     fn process_queue(&mut self) {
@@ -106,13 +123,18 @@ impl Block {
 }
 
 impl Active {
-    /// Serves at most a queue's size of requests; true when there may be more.
+    /// Serves at most a queue's size of requests; true when there may be more at once.
     fn process(&mut self, disk: &mut Disk) -> Result<bool, RingError> {
         let mut chain = Chain::default();
         let mut unannounced = 0;
         let mut more = true;
         self.ring.disable_notification(&self.memory)?;
         for _ in 0..self.ring.size() {
+            // Without notifications until the alarm: what the driver adds must wait too.
+            if !disk.throttle.admits() {
+                more = false;
+                break;
+            }
             if !self.ring.pop(&self.memory, &mut chain)? {
                 if self.ring.enable_notification(&self.memory)? {
                     continue;
@@ -120,8 +142,9 @@ impl Active {
                 more = false;
                 break;
             }
-            let Disk { backend, id, transfer, on_fault } = disk;
+            let Disk { backend, id, transfer, throttle, on_fault } = disk;
             let served = Server { backend, id, memory: &self.memory, transfer }.serve(&chain)?;
+            throttle.charge(served.moved);
             if let Some(fault) = served.fault {
                 log::error!("block: {fault}");
                 on_fault(fault);
@@ -174,10 +197,14 @@ fn config_space(backend: &Backend) -> [u8; CONFIG_BYTES] {
 impl MutEventSubscriber for Block {
     fn init(&mut self, ops: &mut EventOps) {
         self.events.init(ops);
+        self.disk.throttle.init(ALARM, ops);
     }
 
     fn process(&mut self, events: Events, ops: &mut EventOps) {
-        if self.events.control(events, ops) || self.events.acknowledge(events) {
+        if events.data() == ALARM {
+            self.disk.throttle.acknowledge();
+            self.process_queue();
+        } else if self.events.control(events, ops) || self.events.acknowledge(events) {
             self.process_queue();
         }
     }

@@ -75,10 +75,21 @@ pub struct Server<'a> {
     pub transfer: &'a mut Transfer,
 }
 
+/// What a request that ended well did, in bytes.
+#[derive(Default)]
+struct Done {
+    /// Written to the chain, without the status.
+    written: u64,
+    /// As in [`Served`].
+    moved: u64,
+}
+
 /// What became of a request.
 pub struct Served {
     /// Bytes written to the chain, with the status byte.
     pub written: u32,
+    /// Bytes of the disk that were read, written or zeroed, as far as a rate limit is concerned.
+    pub moved: u64,
     /// What the host did not do, if it did not.
     pub fault: Option<BackendFault>,
 }
@@ -93,24 +104,23 @@ impl Server<'_> {
         // Section 5.2.6: the status is the last writable byte, wherever the buffers begin and end (section 2.7.4.3).
         let Some(status_at) = writable.checked_sub(1) else { return Err(RingError::TooShort { needed: 1 }) };
         let mut fault = None;
-        let (status, written) = match self.carry_out(chain, status_at) {
-            Ok(written) => (S_OK, written),
-            Err(Failure::Refused) => (S_IOERR, 0),
-            Err(Failure::Unsupported) => (S_UNSUPP, 0),
+        let (status, Done { written, moved }) = match self.carry_out(chain, status_at) {
+            Ok(done) => (S_OK, done),
+            Err(Failure::Refused) => (S_IOERR, Done::default()),
+            Err(Failure::Unsupported) => (S_UNSUPP, Done::default()),
             Err(Failure::Host(host)) => {
                 fault = Some(host);
-                (S_IOERR, 0)
+                (S_IOERR, Done::default())
             }
             Err(Failure::Ring(error)) => return Err(error),
         };
         chain.write(self.memory, status_at, &[status])?;
         // Section 2.7.8.2: the length says how much, from the beginning on, the driver may rely on.
         let written = if written == status_at { written + 1 } else { written };
-        Ok(Served { written: u32::try_from(written).unwrap_or(u32::MAX), fault })
+        Ok(Served { written: u32::try_from(written).unwrap_or(u32::MAX), moved, fault })
     }
 
-    /// Returns the number of bytes written, without the status.
-    fn carry_out(&mut self, chain: &Chain, writable: u64) -> Result<u64, Failure> {
+    fn carry_out(&mut self, chain: &Chain, writable: u64) -> Result<Done, Failure> {
         let mut header = [0; HEADER_BYTES as usize];
         chain.read(self.memory, 0, &mut header)?;
         let kind = le_u32(&header, 0);
@@ -121,28 +131,28 @@ impl Server<'_> {
                 let offset = self.range(sector, writable)?;
                 let span = Span { buffers: chain.writable(), offset: 0, length: writable };
                 self.backend.read(self.transfer, self.memory, span, offset)?;
-                Ok(writable)
+                Ok(Done { written: writable, moved: writable })
             }
             T_OUT => {
                 self.writable_disk()?;
                 let offset = self.range(sector, readable)?;
                 let span = Span { buffers: chain.readable(), offset: HEADER_BYTES, length: readable };
                 self.backend.write(self.transfer, self.memory, span, offset)?;
-                Ok(0)
+                Ok(Done { written: 0, moved: readable })
             }
             T_FLUSH => {
                 self.backend.flush()?;
-                Ok(0)
+                Ok(Done::default())
             }
             T_GET_ID => {
                 let length = self.id.len().min(usize::try_from(writable).unwrap_or(usize::MAX));
                 chain.write(self.memory, 0, self.id.get(..length).unwrap_or_default())?;
-                Ok(length as u64)
+                Ok(Done { written: length as u64, moved: 0 })
             }
             T_DISCARD | T_WRITE_ZEROES => {
                 self.writable_disk()?;
-                self.ranges(chain, readable, kind)?;
-                Ok(0)
+                let moved = self.ranges(chain, readable, kind)?;
+                Ok(Done { written: 0, moved })
             }
             _ => Err(Failure::Unsupported),
         }
@@ -167,8 +177,9 @@ impl Server<'_> {
         if end <= self.backend.size() { Ok(offset) } else { Err(Failure::Refused) }
     }
 
-    /// DISCARD and WRITE_ZEROES: all ranges are checked before the first is carried out.
-    fn ranges(&mut self, chain: &Chain, length: u64, kind: u32) -> Result<(), Failure> {
+    /// DISCARD and WRITE_ZEROES: all ranges are checked before the first is carried out. Returns the bytes zeroed, which
+    /// may have to be written out.
+    fn ranges(&mut self, chain: &Chain, length: u64, kind: u32) -> Result<u64, Failure> {
         let count = length / RANGE_BYTES;
         if !length.is_multiple_of(RANGE_BYTES) || count > u64::from(MAX_RANGES) {
             return Err(Failure::Refused);
@@ -193,14 +204,16 @@ impl Server<'_> {
                 ranges.push((offset, length, flag_bits & FLAG_UNMAP != 0));
             }
         }
+        let mut zeroed = 0;
         for (offset, length, unmap) in ranges {
             if kind == T_DISCARD {
                 self.backend.discard(offset, length)?;
             } else {
                 self.backend.write_zeroes(offset, length, unmap)?;
+                zeroed += length;
             }
         }
-        Ok(())
+        Ok(zeroed)
     }
 }
 

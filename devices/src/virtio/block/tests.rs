@@ -16,6 +16,8 @@ use crate::{
     virtio::mmio::{F_EVENT_IDX, F_INDIRECT_DESC},
 };
 
+mod throttle;
+
 const IN: u32 = 0;
 const OUT: u32 = 1;
 const FLUSH: u32 = 4;

@@ -13,6 +13,7 @@ use super::{
         Memory,
         ring::{Buffer, Chain, Ring, RingError, section, total},
         state::RingState,
+        throttle::Throttle,
         transfer::{Span, Transfer},
     },
     HEADER_BYTES,
@@ -46,9 +47,9 @@ pub struct Receiver {
 }
 
 /// What became of an attempt to receive.
-#[derive(PartialEq, Eq)]
 enum Attempt {
-    Received,
+    /// A packet of so many bytes with its header, or lost it for want of room.
+    Received(u64),
     /// The host has no packet.
     Nothing,
     /// The guest has no room.
@@ -69,18 +70,22 @@ impl Receiver {
         }
     }
 
-    /// Receives at most a queue's size of packets; true when there may be more.
+    /// Receives at most a queue's size of packets; true when there may be more at once.
     pub fn process(
         &mut self,
         memory: &Memory,
         file: BorrowedFd<'_>,
         transfer: &mut Transfer,
+        throttle: &mut Throttle,
     ) -> Result<bool, RingError> {
         for _ in 0..self.ring.size() {
-            self.gather(memory)?;
-            if self.attempt(memory, file, transfer)? != Attempt::Received {
+            // Packets wait in the host's queue, which drops what it has no room for.
+            if !throttle.admits() {
                 return Ok(false);
             }
+            self.gather(memory)?;
+            let Attempt::Received(bytes) = self.attempt(memory, file, transfer)? else { return Ok(false) };
+            throttle.charge(bytes.saturating_sub(HEADER_BYTES.into()));
         }
         Ok(true)
     }
@@ -134,7 +139,7 @@ impl Receiver {
         if self.waiting == 0 && self.room >= MAX_BYTES as u64 {
             let span = Span { buffers: self.buffers.make_contiguous(), offset: 0, length: MAX_BYTES as u64 };
             return match transfer.read(file, memory, span) {
-                Ok(length) => self.hand_over(memory, length).map(|()| Attempt::Received),
+                Ok(length) => self.hand_over(memory, length).map(|()| Attempt::Received(length)),
                 Err(error) => Ok(self.unread(&error)),
             };
         }
@@ -166,14 +171,14 @@ impl Receiver {
             }
             log::debug!("net: a packet of {length} bytes is lost, the driver has room for {room}");
             self.waiting = 0;
-            return Ok(Attempt::Received);
+            return Ok(Attempt::Received(length));
         }
         let packet = std::mem::take(&mut self.aside);
         let written = self.write(memory, 0, packet.get(..self.waiting).unwrap_or_default());
         self.aside = packet;
         self.waiting = 0;
         written?;
-        self.hand_over(memory, length).map(|()| Attempt::Received)
+        self.hand_over(memory, length).map(|()| Attempt::Received(length))
     }
 
     /// Returns the chains that hold the first `length` bytes, as one packet.

@@ -12,14 +12,18 @@ use std::{
 use proptest::prelude::*;
 
 use super::*;
+use crate::virtio::throttle::Throttle;
 use crate::{
     testing::{Descriptor, Guest, NEXT, WRITE},
     virtio::mmio::status,
 };
 
+mod pairs;
+mod throttle;
+
 const MRG: u64 = config::F_MRG_RXBUF;
 const EVENT_IDX: u64 = crate::virtio::mmio::F_EVENT_IDX;
-const CONFIG: NetConfig = NetConfig { mac: [2, 0xf1, 1, 2, 3, 4], mtu: 1400 };
+const CONFIG: NetConfig = NetConfig { mac: [2, 0xf1, 1, 2, 3, 4], mtu: 1400, pairs: 1 };
 
 struct Wire {
     socket: UnixDatagram,
@@ -27,8 +31,12 @@ struct Wire {
 }
 
 impl Backend for Wire {
-    fn file(&self) -> BorrowedFd<'_> {
-        self.socket.as_fd()
+    fn file(&self, pair: usize) -> Option<BorrowedFd<'_>> {
+        (pair == 0).then(|| self.socket.as_fd())
+    }
+
+    fn set_pairs(&mut self, count: usize) -> io::Result<()> {
+        if count == 1 { Ok(()) } else { Err(io::ErrorKind::InvalidInput.into()) }
     }
 
     fn set_offload(&mut self, offload: Offload) -> io::Result<()> {
@@ -37,14 +45,19 @@ impl Backend for Wire {
     }
 }
 
-/// A started guest, the other end of its wire, and the offload that the wire was told.
-fn guest(features: u64, size: u16) -> (Guest, UnixDatagram, Arc<Mutex<Offload>>) {
+/// A wire, its other end, and the offload that it was told.
+fn wire() -> (Wire, UnixDatagram, Arc<Mutex<Offload>>) {
     let (here, there) = UnixDatagram::pair().unwrap();
     for socket in [&here, &there] {
         socket.set_nonblocking(true).unwrap();
     }
     let offload = Arc::default();
-    let wire = Wire { socket: here, offload: Arc::clone(&offload) };
+    (Wire { socket: here, offload: Arc::clone(&offload) }, there, offload)
+}
+
+/// A started guest, the other end of its wire, and the offload that the wire was told.
+fn guest(features: u64, size: u16) -> (Guest, UnixDatagram, Arc<Mutex<Offload>>) {
+    let (wire, there, offload) = wire();
     let mut guest = Guest::new(Net::new(Box::new(wire), CONFIG).unwrap());
     guest.start(features, size);
     (guest, there, offload)
@@ -226,7 +239,7 @@ fn a_broken_ring_stops_the_device_and_a_reset_revives_it() {
 
 #[test]
 fn an_interface_that_is_not_there_is_not_made() {
-    assert_eq!(Tap::open("flyrun-none").unwrap_err().raw_os_error(), Some(libc::ENODEV));
+    assert_eq!(Tap::open("flyrun-none", 1).unwrap_err().raw_os_error(), Some(libc::ENODEV));
 }
 
 proptest! {

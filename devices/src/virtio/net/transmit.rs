@@ -7,6 +7,7 @@ use super::{
         Memory,
         ring::{Chain, Ring, RingError, total},
         state::RingState,
+        throttle::Throttle,
         transfer::{Span, Transfer},
     },
     HEADER_BYTES,
@@ -26,15 +27,20 @@ impl Transmitter {
         Transmitter { ring, chain: Chain::default() }
     }
 
-    /// Sends at most a queue's size of packets; true when there may be more.
+    /// Sends at most a queue's size of packets; true when there may be more at once.
     pub fn process(
         &mut self,
         memory: &Memory,
         file: BorrowedFd<'_>,
         transfer: &mut Transfer,
+        throttle: &mut Throttle,
     ) -> Result<bool, RingError> {
         self.ring.disable_notification(memory)?;
         for _ in 0..self.ring.size() {
+            // Without notifications until the alarm: what the driver adds must wait too.
+            if !throttle.admits() {
+                return Ok(false);
+            }
             if !self.ring.pop(memory, &mut self.chain)? {
                 if self.ring.enable_notification(memory)? {
                     continue;
@@ -42,6 +48,7 @@ impl Transmitter {
                 return Ok(false);
             }
             let length = total(self.chain.readable());
+            throttle.charge(length.saturating_sub(HEADER_BYTES.into()).min(MAX_BYTES));
             if (u64::from(HEADER_BYTES)..=MAX_BYTES).contains(&length) {
                 let span = Span { buffers: self.chain.readable(), offset: 0, length };
                 // A packet that the host does not take is lost, as on any wire: a bad header, a link that is down.

@@ -1,9 +1,10 @@
 //! The network device served by the host's kernel, vhost-net.
 //!
 //! vhost gets the rings, the event that the guest's notification fires and the one that interrupts the guest, so that
-//! packets pass without this process. It is opened at each activation and closed at reset: closing ends it for certain.
+//! packets pass without this process. It is opened at each activation, once for each pair of queues, and closed at reset:
+//! closing ends it for certain. The control queue is served here.
 
-use std::{io, sync::Arc};
+use std::{fs::File, io, sync::Arc};
 
 use ::vhost::{
     VhostBackend, VhostUserMemoryRegionInfo, VringConfigData, net::VhostNet as _,
@@ -15,32 +16,51 @@ use vm_memory::{Address, GuestMemoryBackend, GuestMemoryRegion};
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
 use super::{
-    Backend, NetConfig, Tap, both_queues,
-    config::{self, CARD_FEATURES, DEVICE_TYPE, F_MRG_RXBUF, QUEUE_SIZES},
+    Backend, NetConfig, Tap,
+    config::{self, DEVICE_TYPE, F_MRG_RXBUF},
+    control::{self, Control},
+    forget_pairs,
+    queues::{Pair, Queues},
+    switch_pairs,
 };
 use crate::virtio::{
     ActivateError, Activation, ActiveQueue, Interrupt, InterruptReason, Memory, VirtioDevice,
     events::QueueEvents,
     mmio::{F_EVENT_IDX, F_INDIRECT_DESC, F_VERSION_1},
+    ring::{Ring, RingError},
     state::{DeviceState, SaveError},
+    throttle::Throttle,
 };
+
+/// Data of the event by which vhost tells of a broken ring.
+const FAILED: u32 = 0;
+/// Data of the control queue's events.
+const CONTROL: u32 = 1;
+/// Data of the events of the commands' rate limit.
+const COMMAND_ALARM: u32 = 2;
 
 type Handle = Kernel<Arc<Memory>>;
 
 /// A network card for the guest, served by the host's kernel.
 pub struct VhostNet {
     pub(super) tap: Tap,
-    config: NetConfig,
+    pub(super) config: NetConfig,
     /// What this kernel's vhost can do, of what concerns it.
     features: u64,
+    commands: Throttle,
     events: QueueEvents,
     pub(super) active: Option<Active>,
 }
 
 pub(super) struct Active {
+    memory: Memory,
     interrupt: Arc<dyn Interrupt>,
-    pub(super) handle: Handle,
-    pub(super) queues: [ActiveQueue; 2],
+    /// With the events that they wait for.
+    pub(super) handles: Vec<(Handle, Pair)>,
+    /// How many pairs the driver uses.
+    pub(super) used: usize,
+    /// And the queue's index.
+    pub(super) control: Option<(Control, usize)>,
 }
 
 impl VhostNet {
@@ -50,22 +70,57 @@ impl VhostNet {
     /// /dev/vhost-net does not open or lacks what every kernel's has; `tap` is given back.
     pub fn new(tap: Tap, config: NetConfig) -> Result<Self, (Tap, io::Error)> {
         let opened = Handle::new(Arc::new(Memory::default())).and_then(|handle| handle.get_features());
-        let (features, events) = match (opened.map_err(io::Error::other), QueueEvents::new()) {
-            (Ok(features), Ok(events)) => (features, events),
-            (Err(error), _) | (_, Err(error)) => return Err((tap, error)),
-        };
-        if features & F_VERSION_1 == 0 {
-            return Err((tap, io::ErrorKind::Unsupported.into()));
+        let prepared = opened
+            .map_err(io::Error::other)
+            .and_then(|features| Ok((features, control::throttle(config)?, QueueEvents::new()?)));
+        match prepared {
+            Ok((features, ..)) if features & F_VERSION_1 == 0 => {
+                Err((tap, io::ErrorKind::Unsupported.into()))
+            }
+            Ok((features, commands, events)) => {
+                Ok(VhostNet { tap, config, features, commands, events, active: None })
+            }
+            Err(error) => Err((tap, error)),
         }
-        Ok(VhostNet { tap, config, features, events, active: None })
+    }
+
+    fn obey(&mut self) {
+        let Some(active) = &mut self.active else { return };
+        match active.obey(&mut self.tap, &mut self.commands) {
+            Ok(false) => {}
+            Ok(true) => self.events.fire(),
+            Err(error) => self.fail(&error.to_string()),
+        }
+    }
+
+    fn fail(&mut self, reason: &str) {
+        let Some(active) = &self.active else { return };
+        log::warn!("net: {reason}");
+        let interrupt = Arc::clone(&active.interrupt);
+        self.reset();
+        interrupt.raise(InterruptReason::DeviceFailed);
+    }
+}
+
+impl Active {
+    /// Carries out the driver's commands; true when there may be more at once.
+    fn obey(&mut self, tap: &mut Tap, commands: &mut Throttle) -> Result<bool, RingError> {
+        let Some((control, _)) = &mut self.control else { return Ok(false) };
+        let (used, available) = (&mut self.used, self.handles.len());
+        let more =
+            control.process(&self.memory, commands, |wanted| switch_pairs(tap, used, available, wanted))?;
+        if control.needs_interrupt(&self.memory)? {
+            self.interrupt.raise(InterruptReason::UsedRing);
+        }
+        Ok(more)
     }
 }
 
 fn start(
     memory: Memory,
-    queues: &[ActiveQueue; 2],
+    pair: &Pair,
     features: u64,
-    tap: &Tap,
+    tap: &File,
     call: &EventFd,
     failed: &EventFd,
 ) -> Result<Handle, ::vhost::Error> {
@@ -85,7 +140,8 @@ fn start(
         })
         .collect();
     handle.set_mem_table(&regions)?;
-    for (index, ActiveQueue { queue, notify }) in queues.iter().enumerate() {
+    let queues = [&pair.receive, &pair.transmit];
+    for (index, ActiveQueue { queue, notify }) in queues.into_iter().enumerate() {
         handle.set_vring_num(index, queue.size())?;
         let addresses = VringConfigData {
             queue_max_size: queue.max_size(),
@@ -103,7 +159,7 @@ fn start(
         handle.set_vring_err(index, failed)?;
     }
     for index in 0..queues.len() {
-        handle.set_backend(index, Some(tap.as_file()))?;
+        handle.set_backend(index, Some(tap))?;
     }
     Ok(handle)
 }
@@ -111,18 +167,20 @@ fn start(
 impl MutEventSubscriber for VhostNet {
     fn init(&mut self, ops: &mut EventOps) {
         self.events.init(ops);
+        self.commands.init(COMMAND_ALARM, ops);
     }
 
     fn process(&mut self, events: Events, ops: &mut EventOps) {
-        if self.events.control(events, ops) || !self.events.acknowledge(events) {
-            return;
-        }
-        // The one event watched is the one by which vhost tells of a broken ring.
-        if let Some(active) = &self.active {
-            log::warn!("net: vhost-net found the driver's rings broken");
-            let interrupt = Arc::clone(&active.interrupt);
-            self.reset();
-            interrupt.raise(InterruptReason::DeviceFailed);
+        if events.data() == COMMAND_ALARM {
+            self.commands.acknowledge();
+            self.obey();
+        } else if self.events.control(events, ops) {
+            self.obey();
+        } else if self.events.acknowledge(events) {
+            match events.data() {
+                CONTROL => self.obey(),
+                _ => self.fail("vhost-net found the driver's rings broken"),
+            }
         }
     }
 }
@@ -133,11 +191,11 @@ impl VirtioDevice for VhostNet {
     }
 
     fn features(&self) -> u64 {
-        CARD_FEATURES | self.features & F_MRG_RXBUF
+        self.config.features() | self.features & F_MRG_RXBUF
     }
 
     fn queue_max_sizes(&self) -> &[u16] {
-        &QUEUE_SIZES
+        self.config.queue_max_sizes()
     }
 
     fn read_config(&self, offset: u64, data: &mut [u8]) {
@@ -147,21 +205,33 @@ impl VirtioDevice for VhostNet {
     fn write_config(&mut self, _offset: u64, _data: &[u8]) {}
 
     fn activate(&mut self, activation: Activation) -> Result<(), ActivateError> {
-        let queues = both_queues(activation.queues)?;
-        self.tap.set_offload(config::offload(activation.features))?;
+        let Activation { memory, interrupt, queues, features } = activation;
+        let Queues { pairs, control } = Queues::arrange(queues, features, self.config)?;
+        self.tap.set_offload(config::offload(features))?;
         let ring_features = F_INDIRECT_DESC | F_EVENT_IDX | F_VERSION_1 | F_MRG_RXBUF;
-        let features = activation.features & self.features & ring_features;
-        let call = activation.interrupt.used_ring_event()?;
+        let ring_features = features & self.features & ring_features;
+        let call = interrupt.used_ring_event()?;
         let failed = EventFd::new(EFD_NONBLOCK)?;
-        let handle = start(activation.memory, &queues, features, &self.tap, &call, &failed);
-        let handle = handle.map_err(|error| io::Error::other(format!("vhost-net: {error}")))?;
-        self.events.watch(vec![(0, failed)]);
-        self.active = Some(Active { interrupt: activation.interrupt, handle, queues });
+        let mut handles = Vec::with_capacity(pairs.len());
+        for (index, pair) in pairs.into_iter().enumerate() {
+            let file = self.tap.as_file(index).ok_or_else(|| io::Error::from(io::ErrorKind::NotConnected))?;
+            let handle = start(memory.clone(), &pair, ring_features, file, &call, &failed);
+            let handle = handle.map_err(|error| io::Error::other(format!("vhost-net: {error}")))?;
+            handles.push((handle, pair));
+        }
+        let mut watched = vec![(FAILED, failed)];
+        let control = control.map(|ActiveQueue { queue, notify }| {
+            watched.push((CONTROL, notify));
+            (Control::new(Ring::new(queue)), Queues::control_index(features, self.config))
+        });
+        self.events.watch(watched);
+        self.active = Some(Active { memory, interrupt, handles, used: 1, control });
         Ok(())
     }
 
     fn reset(&mut self) {
         self.active = None;
+        forget_pairs(&mut self.tap);
         self.events.forget();
     }
 
@@ -171,5 +241,10 @@ impl VirtioDevice for VhostNet {
 
     fn go_on(&mut self) {
         self.start_again();
+    }
+
+    fn restored(&mut self, state: &DeviceState) {
+        let Some(active) = &mut self.active else { return };
+        super::state::use_pairs(&mut self.tap, &mut active.used, active.handles.len(), state);
     }
 }

@@ -141,7 +141,6 @@ fn states_that_no_device_has_are_refused() {
     refused("more chains than the ring has", &|state| ring(state, 9, 0));
     refused("no ring", &|state| state.active.as_mut().unwrap().rings.clear());
     refused("a ring that is not enabled", &|state| state.queues[0].ready = false);
-    refused("an enabled ring that is not there", &|state| state.active.as_mut().unwrap().rings = vec![None]);
     refused("a driver that is not there", &|state| state.status = 7);
     refused("a status out of order", &|state| state.status = 12);
     refused("a device that has failed and runs", &|state| state.irq.failed = true);
