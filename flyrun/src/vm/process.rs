@@ -317,6 +317,7 @@ fn explain(exit: VmExit, told: String, see_console: &str) -> Error {
         VmExit::TripleFault | VmExit::Panic => {
             Error::new(fact("the guest's kernel crashed")).advice(see_console)
         }
+        VmExit::Refused => Error::new(fact("the machine's snapshot cannot be resumed")),
         VmExit::KvmInternal => {
             Error::new(fact("KVM could not go on")).advice("`flyrun doctor` checks this host's KVM.")
         }
