@@ -105,13 +105,13 @@ fn what_is_suspended_twice_or_stopped_is_what_ps_says() {
 #[test]
 fn time_and_randomness_are_renewed() {
     let machine = Machine::start("renewed", &["--network", "none"], COUNTER);
-    let generation = machine.exec("cat /run/flyrun/generation");
+    let generation = machine.exec("cat /dev/vm-generation-id");
     assert_eq!(generation.len(), 32);
     let uptime: f64 = machine.exec("cut -d' ' -f1 /proc/uptime").parse().unwrap();
     machine.call(&["suspend"]).code(0);
     std::thread::sleep(Duration::from_secs(5));
     machine.call(&["resume"]).code(0);
-    assert_ne!(machine.exec("cat /run/flyrun/generation"), generation);
+    assert_ne!(machine.exec("cat /dev/vm-generation-id"), generation);
     // Both ends of the same moment: what lies between is the time that two commands take.
     let before = now();
     let inside: u64 = machine.exec("date +%s").parse().unwrap();

@@ -285,12 +285,15 @@ impl<'a> Supervisor<'a> {
         } else {
             None
         };
-        if let Some(message) = not_now {
-            return self.control.send(&FromGuest::NotFrozen { message });
-        }
-        self.sessions.interrupt();
         let Ground { disks, network } = &mut *self.ground;
-        Still { cgroup: &self.cgroup, stdio: &mut self.stdio, disks, network }.suspend(self.control);
+        let mut still = Still { cgroup: &self.cgroup, stdio: &mut self.stdio, disks, network };
+        match not_now {
+            Some(message) => still.decline(message, self.control),
+            None => {
+                self.sessions.interrupt();
+                still.suspend(self.control);
+            }
+        }
         // Nobody's end was noticed meanwhile.
         self.unburied = true;
     }

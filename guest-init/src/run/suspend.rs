@@ -14,7 +14,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use protocol::{FromGuest, NetworkConfig, Renewal, ToGuest, port};
 use rustix::{
     event::{PollFd, PollFlags, poll},
-    fs::{CWD, Mode, OFlags, mkdir, openat, rename},
+    fs::{CWD, Mode, OFlags, openat, rename},
     io::Errno,
     time::{ClockId, Timespec, clock_settime},
 };
@@ -35,8 +35,9 @@ const RECONNECT_LIMIT_MS: i64 = 10_000;
 /// Pause between two attempts to reach it.
 const RECONNECT_PAUSE_MS: u64 = 5;
 
-/// Where programs find a number that no other run of this machine's memory has had.
-const GENERATION: &str = "/run/flyrun/generation";
+/// Where programs find a number that no other run of this machine's memory has had. Of all places that programs see, /dev is on no
+/// disk: the number is renewed while those are frozen.
+const GENERATION: &str = "/dev/vm-generation-id";
 const GENERATION_BYTES: usize = 16;
 
 /// What is brought to stand still.
@@ -72,6 +73,16 @@ impl Still<'_> {
         match resumed {
             Ok(()) if renewal.is_some() => control.send(&FromGuest::Resumed),
             Ok(()) => {}
+            Err(failure) => control.send(&failure.to_frame()),
+        }
+    }
+
+    /// Says why nothing stands still. The host has ended its side of the streams all the same, and is told of new ones.
+    pub fn decline(&mut self, message: String, control: &mut Control) {
+        let ended = self.end_streams();
+        control.send(&FromGuest::NotFrozen { message });
+        match ended.and_then(|()| self.begin_streams()) {
+            Ok(()) => control.send(&FromGuest::Resumed),
             Err(failure) => control.send(&failure.to_frame()),
         }
     }
@@ -235,7 +246,7 @@ fn renew_random(entropy: &[u8]) -> Result<(), Failure> {
 }
 
 /// Gives this run of the machine's memory its number, as a VM generation id: 32 hexadecimal digits, another after each
-/// resume. A machine without /run has none.
+/// resume.
 pub fn write_generation() {
     let mut bytes = [0; GENERATION_BYTES];
     if rustix::rand::getrandom(&mut bytes[..], rustix::rand::GetRandomFlags::empty()) != Ok(GENERATION_BYTES)
@@ -244,7 +255,6 @@ pub fn write_generation() {
     }
     let digits: String = bytes.iter().map(|byte| format!("{byte:02x}")).collect();
     let draft = format!("{GENERATION}.new");
-    let _ = mkdir("/run/flyrun", Mode::from_raw_mode(0o755));
     let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::TRUNC | OFlags::CLOEXEC | OFlags::NOFOLLOW;
     let _ = openat(CWD, &draft, flags, Mode::from_raw_mode(0o444))
         .and_then(|file| rustix::io::write(file, format!("{digits}\n").as_bytes()))
