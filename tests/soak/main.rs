@@ -111,7 +111,7 @@ impl Soak {
             "-c",
             WORKLOAD,
         ];
-        let words: Vec<&str> = match self.random.below(14) {
+        let words: Vec<&str> = match self.random.below(19) {
             0..4 => run.to_vec(),
             4 => vec!["start", &name],
             5 => vec!["stop", &name],
@@ -123,6 +123,9 @@ impl Soak {
             }
             11 => vec!["pause", &name],
             12 => vec!["unpause", &name],
+            13 | 14 => vec!["suspend", "--force", &name],
+            15 => vec!["suspend", &name],
+            16 | 17 => vec!["resume", &name],
             10 => vec!["rename", &name, &other],
             _ => vec!["exec", &name, "sync"],
         };
@@ -164,7 +167,8 @@ impl Soak {
         let monitored =
             |id: &str| monitors.iter().any(|process| process.arguments.iter().any(|word| word == id));
         for (id, state) in &listed {
-            let active = ["starting", "started", "paused", "stopping"].contains(&state.as_str());
+            let active =
+                ["starting", "started", "paused", "suspending", "stopping"].contains(&state.as_str());
             if active != monitored(id) {
                 return Some(format!("{id} is said to be {state}; a monitor lives: {}", monitored(id)));
             }

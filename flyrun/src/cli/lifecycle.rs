@@ -8,6 +8,7 @@ use crate::error::{Error, Result};
 use crate::machine::{Action, Outcome, Owned, Patience, Record, State, Verdict, decide, now};
 use crate::monitor::suspend::discard;
 use crate::monitor::{self, Reply, Request};
+use crate::usage::Ledger;
 
 /// How long a monitor that owns its machine may take to answer: it is just starting, or just ending.
 const MONITOR_PATIENCE: Duration = Duration::from_secs(10);
@@ -58,6 +59,7 @@ fn give_up_snapshot(context: &Context, record: &Record) -> Result<bool> {
     if machine.record().state != State::Suspended {
         return Ok(!machine.record().state.needs_monitor());
     }
+    Ledger::new(context.paths.usage()).end_suspension(machine.record());
     let outcome = Outcome { exit_code: KILLED, oom_killed: false, error: None, finished_at: now() };
     machine.become_state(State::Stopped, |record| {
         record.snapshot = None;
@@ -79,13 +81,16 @@ pub fn remove(context: &Context, record: &Record, force: bool) -> Result<()> {
         return Ok(());
     }
     match context.machines().acquire(id, Patience::Wait)? {
-        Some(machine) => remove_owned(machine, force),
+        Some(machine) => remove_owned(context, machine, force),
         None => Err(Error::new("its monitor does not let go of it")
             .advice("Try again, or end the process: `flyrun inspect` tells its id.")),
     }
 }
 
-fn remove_owned(machine: Owned, force: bool) -> Result<()> {
+fn remove_owned(context: &Context, machine: Owned, force: bool) -> Result<()> {
+    if machine.record().state == State::Suspended {
+        Ledger::new(context.paths.usage()).end_suspension(machine.record());
+    }
     decide(machine.record(), if force { Action::RemoveByForce } else { Action::Remove })?;
     machine.remove()
 }

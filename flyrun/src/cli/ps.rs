@@ -130,7 +130,7 @@ fn status(record: &Record, health: Option<Status>) -> String {
             format!("restarting ({}) {}", outcome.exit_code, table::ago(outcome.finished_at))
         }
         (State::Suspended, ..) if record.snapshot.is_some() => {
-            let taken_at = record.snapshot.as_ref().map_or(0, |snapshot| snapshot.taken_at);
+            let taken_at = record.snapshot.as_ref().map_or(0, |snapshot| snapshot.taken_at_ms / 1000);
             format!("{} {}", record.state, table::ago(taken_at))
         }
         (State::Paused, _, Some(at)) => format!("{} {} (paused)", State::Started, table::ago(at)),

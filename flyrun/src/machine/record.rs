@@ -48,8 +48,8 @@ pub struct Record {
 /// A machine's memory on disk, whole and true of its disks.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Snapshot {
-    /// Seconds since the epoch.
-    pub taken_at: u64,
+    /// Milliseconds since the epoch.
+    pub taken_at_ms: u64,
     /// Its number in the network, which it gets again if it is free.
     pub network_number: Option<u16>,
 }

@@ -283,8 +283,8 @@ impl Owned {
         match self.record.state {
             State::Starting => self.record.snapshot.is_some() && state.exists(),
             State::Suspending if state.exists() => {
-                let taken_at = super::now();
-                self.record.snapshot = Some(Snapshot { taken_at, network_number: None });
+                let taken_at_ms = crate::usage::now_ms();
+                self.record.snapshot = Some(Snapshot { taken_at_ms, network_number: None });
                 true
             }
             _ => false,

@@ -20,6 +20,7 @@ use super::life::Life;
 use super::{Conversation, Monitor, Reply, entropy};
 use crate::error::{Context, Error, Result};
 use crate::machine::{Action, LastStart, SNAPSHOT, SNAPSHOT_STATE, Snapshot, State, Verdict, decide, now};
+use crate::usage::{Ledger, now_ms};
 
 /// How long what was being written to the workload's input may take to arrive.
 const INPUT_PATIENCE: Duration = Duration::from_secs(10);
@@ -139,7 +140,7 @@ impl Monitor<'_> {
             if is_given_up {
                 return Err(Error::new("it was told to go on instead"));
             }
-            let snapshot = Snapshot { taken_at: now(), network_number: number };
+            let snapshot = Snapshot { taken_at_ms: now_ms(), network_number: number };
             self.machine.become_state(State::Suspended, |record| record.snapshot = Some(snapshot))
         });
         let Err(error) = recorded else {
@@ -199,6 +200,7 @@ impl Monitor<'_> {
     /// # Errors
     /// That cannot be written down.
     pub(super) fn commit_resume(&mut self, life: &mut Life, place: &Place) -> Result<()> {
+        let suspended = self.machine.record().clone();
         self.machine.become_state(State::Started, |record| {
             record.snapshot = None;
             record.started_at = Some(now());
@@ -206,6 +208,7 @@ impl Monitor<'_> {
         })?;
         self.invalidate_snapshot();
         self.go_on(life, place);
+        Ledger::new(self.host.paths.usage()).end_suspension(&suspended);
         Ok(())
     }
 
@@ -220,6 +223,7 @@ impl Monitor<'_> {
     /// That cannot be written down.
     pub(super) fn fall_back(&mut self, reason: String) -> Result<()> {
         eprintln!("flyrun: cannot resume the machine, and boots it: {reason}");
+        Ledger::new(self.host.paths.usage()).end_suspension(self.machine.record());
         self.machine.update(|record| record.snapshot = None)?;
         let _ = fs::remove_dir_all(self.snapshot_directory());
         self.cold_reason = Some(reason);
