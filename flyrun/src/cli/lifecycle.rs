@@ -18,11 +18,8 @@ const KILLED: u8 = 137;
 
 /// Starts a machine, unless it runs. One that was suspended goes on where it was.
 pub fn start(context: &Context, record: &Record) -> Result<()> {
-    if record.state == State::Paused || decide(record, Action::Start)? == Verdict::Already {
-        return match record.state {
-            State::Paused => ask(context, record, &Request::Resume).map(drop),
-            _ => Ok(()),
-        };
+    if decide(record, Action::Start)? == Verdict::Already {
+        return Ok(());
     }
     if record.state == State::Suspending {
         ask(context, record, &Request::Resume)?;

@@ -67,5 +67,8 @@ fn resume_one(context: &Context, record: &Record) -> Result<()> {
     if decide(record, Action::Resume)? == Verdict::Already {
         return Ok(());
     }
-    lifecycle::start(context, record)
+    match record.state {
+        State::Paused => lifecycle::ask(context, record, &Request::Resume).map(drop),
+        _ => lifecycle::start(context, record),
+    }
 }
