@@ -64,7 +64,7 @@ unit:
 # guest's kernel has patched when it emulates several processors at once (a triple fault in about 1 of 50 boots).
 # NAME=part-of-a-name runs some tests, in one.
 # About half of the tests, by parts of their names.
-FIRST_HOST := run_ network exec::
+FIRST_HOST := run_ network exec:: suspend registries iperf3
 E2E := cargo test -p tests --test e2e -- --test-threads=2
 e2e: build images
 	@mkdir -p target/e2e
@@ -75,13 +75,13 @@ e2e: build images
 	    $(E2E) $(NAME)
 	    exit
 	fi
-	cargo test -p tests -p vmm --test e2e --test boot --no-run
+	cargo test -p tests -p vmm --test e2e --test boot --test snapshot --no-run
 	$(E2E) $(FIRST_HOST) > target/e2e/first.log 2>&1 &
 	first=$$! failed=0
 	$(E2E) $(addprefix --skip ,$(FIRST_HOST)) || failed=1
 	wait $$first || failed=1
 	cat target/e2e/first.log
-	cargo test -p vmm --test boot || failed=1
+	cargo test -p vmm --test boot --test snapshot -- --test-threads=2 || failed=1
 	exit $$failed
 
 images:
@@ -117,7 +117,7 @@ lint: ## Check format, lints, shell scripts, licences and duplicates
 	@tests/setup
 	cargo fmt --all --check
 	cargo clippy --workspace --all-targets -- -D warnings
-	shellcheck -x tests/e2e/{one_liners,bad_input,try}.sh tests/host/{run,prepare,stage2} tests/images/build tests/setup tests/initramfs tests/fuzz tests/deny .ci/run images/kernel/build benches/run devices/fuzz/run guest-init/fuzz/run
+	shellcheck -x tests/e2e/{one_liners,bad_input,try}.sh tests/host/{run,prepare,stage2} tests/images/build tests/setup tests/initramfs tests/fuzz tests/deny .ci/run images/kernel/build benches/run devices/fuzz/run vmm/fuzz/run guest-init/fuzz/run
 	shellcheck -s sh tests/host/init benches/guest/io
 	tests/deny
 

@@ -33,7 +33,13 @@ unsafe fn system_call(number: usize, first: usize, second: usize, third: usize) 
 // The kernel enters with the number of arguments at the top of the stack and pointers to them above it.
 global_asm!(".globl _start", "_start:", "mov rdi, [rsp]", "mov rsi, [rsp + 8*rdi]", "and rsp, -16", "call start");
 
-/// Writes the line, then resets the machine, or sleeps for ever if the last of several arguments begins with an h.
+/// The line that comes again and again.
+static TICK: &[u8] = b"T\n";
+/// Rounds of a loop between two of them: some 0.1 ms.
+const ROUNDS: usize = 50_000;
+
+/// Writes the line, then resets the machine. If the last of several arguments begins with an h, it sleeps for ever instead,
+/// and with a t it ticks for ever.
 ///
 /// # Safety
 /// `last` is the last argument's address, if there is any.
@@ -42,6 +48,12 @@ pub unsafe extern "C" fn start(count: usize, last: *const u8) -> ! {
     // SAFETY: the buffer is static and its length its own; reboot and pause take no memory; there is a last argument.
     unsafe {
         system_call(WRITE, 1, LINE.as_ptr() as usize, LINE.len());
+        while count > 1 && *last == b't' {
+            system_call(WRITE, 1, TICK.as_ptr() as usize, TICK.len());
+            for round in 0..ROUNDS {
+                core::hint::black_box(round);
+            }
+        }
         if count < 2 || *last != b'h' {
             system_call(REBOOT, REBOOT_MAGIC, REBOOT_MAGIC2, RB_AUTOBOOT);
         }

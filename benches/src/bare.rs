@@ -57,6 +57,13 @@ impl Machine {
         Ok(command)
     }
 
+    /// flyrun-vmm that goes on with this machine's snapshot.
+    pub fn restored(&self, snapshot: &Path) -> Result<Command> {
+        let mut command = Command::new(&self.vmm);
+        command.arg("--restore").arg(snapshot).arg("--spec").arg(self.directory.path().join("spec.json"));
+        Ok(command)
+    }
+
     /// boot.bare.flyrun, its steps from one more run, and its exits.
     pub fn boot_flyrun(&self, runs: u32, report: &mut Report) -> Result<()> {
         let mut command = self.flyrun("")?;

@@ -9,6 +9,7 @@ mod overhead;
 mod qemu;
 mod report;
 mod run;
+mod suspend;
 mod trace;
 
 use std::{path::PathBuf, process::ExitCode};
@@ -94,6 +95,7 @@ fn benchmarks(arguments: &Arguments) -> Result<()> {
         if let Some(qemu) = &qemu {
             machine.boot_qemu(qemu, arguments.runs, &mut report).context("booting with QEMU")?;
         }
+        suspend::measure(&machine, arguments.runs, &mut report).context("suspending and resuming")?;
         overhead::measure(&machine, &mut report).context("measuring the memory of flyrun-vmm")?;
     }
     if let (Some(flyrun), Some(image), true) =

@@ -3,7 +3,11 @@
 
 use std::io::{self, Write};
 
-use vm_superio::{I8042Device, Serial, Trigger, serial::SerialEvents};
+use serde::{Deserialize, Serialize};
+use vm_superio::{
+    I8042Device, Serial, Trigger,
+    serial::{SerialEvents, SerialState},
+};
 use vmm_sys_util::eventfd::EventFd;
 
 /// What every Linux panic begins with on the console.
@@ -61,6 +65,10 @@ struct ConsoleSink<W> {
 }
 
 impl<W: Write> ConsoleSink<W> {
+    fn new(out: W, buffering: Buffering) -> Self {
+        ConsoleSink { out, buffering, line: Vec::with_capacity(LINE_BYTES), panic: PanicWatch::default() }
+    }
+
     fn drain(&mut self) -> io::Result<()> {
         let written = self.out.write_all(&self.line).and_then(|()| self.out.flush());
         // Output that cannot be written is lost: the guest must not be able to fill the host's memory with it.
@@ -115,6 +123,31 @@ impl PanicWatch {
     }
 }
 
+/// What a snapshot keeps of the serial port: its registers, by the names of the 16550A, and what the guest has not read.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ConsoleState {
+    /// DLL.
+    pub baud_divisor_low: u8,
+    /// DLM.
+    pub baud_divisor_high: u8,
+    /// IER.
+    pub interrupt_enable: u8,
+    /// IIR.
+    pub interrupt_identification: u8,
+    /// LCR.
+    pub line_control: u8,
+    /// LSR.
+    pub line_status: u8,
+    /// MCR.
+    pub modem_control: u8,
+    /// MSR.
+    pub modem_status: u8,
+    /// SCR.
+    pub scratch: u8,
+    /// Input that the guest has not read.
+    pub input: Vec<u8>,
+}
+
 /// The first serial port (16550A), with the kernel's console on it.
 pub struct Console<W: Write> {
     serial: Serial<EventTrigger, InputTaken, ConsoleSink<W>>,
@@ -124,13 +157,65 @@ impl<W: Write> Console<W> {
     /// Creates the port: `irq` is the event of its interrupt line, `input_taken` fires when the guest has read all that
     /// was given to [`Console::input`].
     pub fn new(irq: EventFd, input_taken: EventFd, out: W, buffering: Buffering) -> Self {
-        let sink = ConsoleSink {
-            out,
-            buffering,
-            line: Vec::with_capacity(LINE_BYTES),
-            panic: PanicWatch::default(),
-        };
+        let sink = ConsoleSink::new(out, buffering);
         Console { serial: Serial::with_events(EventTrigger(irq), InputTaken(input_taken), sink) }
+    }
+
+    /// The same, going on where a saved port was.
+    ///
+    /// # Errors
+    /// The state is that of no port.
+    pub fn restore(
+        state: &ConsoleState,
+        irq: EventFd,
+        input_taken: EventFd,
+        out: W,
+        buffering: Buffering,
+    ) -> io::Result<Self> {
+        let registers = SerialState {
+            baud_divisor_low: state.baud_divisor_low,
+            baud_divisor_high: state.baud_divisor_high,
+            interrupt_enable: state.interrupt_enable,
+            interrupt_identification: state.interrupt_identification,
+            line_control: state.line_control,
+            line_status: state.line_status,
+            modem_control: state.modem_control,
+            modem_status: state.modem_status,
+            scratch: state.scratch,
+            in_buffer: state.input.clone(),
+        };
+        let sink = ConsoleSink::new(out, buffering);
+        Serial::from_state(&registers, EventTrigger(irq), InputTaken(input_taken), sink)
+            .map(|serial| Console { serial })
+            .map_err(|error| io::Error::other(format!("the saved serial port: {error}")))
+    }
+
+    /// What a snapshot keeps. Output that waits for the end of its line is written out.
+    pub fn save(&mut self) -> ConsoleState {
+        // The sink of a console swallows errors, or its output is lost either way.
+        let _ = self.flush();
+        let state = self.serial.state();
+        ConsoleState {
+            baud_divisor_low: state.baud_divisor_low,
+            baud_divisor_high: state.baud_divisor_high,
+            interrupt_enable: state.interrupt_enable,
+            interrupt_identification: state.interrupt_identification,
+            line_control: state.line_control,
+            line_status: state.line_status,
+            modem_control: state.modem_control,
+            modem_status: state.modem_status,
+            scratch: state.scratch,
+            input: state.in_buffer,
+        }
+    }
+
+    /// Raises the line again if an interrupt is pending: the saved one may have been on its way to the vCPU.
+    pub fn remind(&self) {
+        const NOTHING_PENDING: u8 = 1;
+        if self.serial.state().interrupt_identification & NOTHING_PENDING == 0 {
+            // The one error is a full counter, which is as good as one more.
+            let _ = self.serial.interrupt_evt().trigger();
+        }
     }
 
     /// Handles the guest's read of the register at `offset` (0 to 7).
@@ -290,6 +375,32 @@ mod tests {
         assert!(reset.read().is_err());
         controller.write(4, 0xfe);
         assert_eq!(reset.read().unwrap(), 1);
+    }
+
+    #[test]
+    fn a_saved_port_goes_on_with_its_registers_its_input_and_its_interrupt() {
+        let mut console = Console::new(event(), event(), io::sink(), Buffering::Line);
+        for (register, value) in [(1, 1), (3, 3), (4, 0xb), (7, 0x5a)] {
+            console.write(register, value);
+        }
+        console.input(b"waiting");
+        let state = console.save();
+        let bytes = postcard::to_allocvec(&state).unwrap();
+        let state: ConsoleState = postcard::from_bytes(&bytes).unwrap();
+        let irq = event();
+        let mut restored =
+            Console::restore(&state, irq.try_clone().unwrap(), event(), io::sink(), Buffering::Line).unwrap();
+        let _ = irq.read();
+        restored.remind();
+        assert_eq!(irq.read().unwrap(), 1);
+        assert_eq!([restored.read(3), restored.read(4), restored.read(7)], [3, 0xb, 0x5a]);
+        assert_eq!((0..7).map(|_| restored.read(0)).collect::<Vec<_>>(), b"waiting");
+    }
+
+    #[test]
+    fn a_saved_port_with_more_input_than_a_port_holds_is_refused() {
+        let state = ConsoleState { input: vec![b'x'; 65], ..ConsoleState::default() };
+        assert!(Console::restore(&state, event(), event(), io::sink(), Buffering::Line).is_err());
     }
 
     proptest! {

@@ -19,6 +19,7 @@ use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 use crate::virtio::{
     Memory, VirtioDevice,
     mmio::{F_VERSION_1, MmioTransport},
+    state::{RestoreError, TransportState},
     throttle::Alarm,
 };
 
@@ -50,7 +51,7 @@ pub struct Descriptor {
 }
 
 /// The driver's view of one queue.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct DriverQueue {
     /// Number of descriptors.
     pub size: u16,
@@ -98,6 +99,22 @@ impl Guest {
         let mut manager = EventManager::new().unwrap();
         manager.add_subscriber(device);
         Guest { memory, transport, irq, queues: Vec::new(), heap: HEAP, manager }
+    }
+
+    /// This guest with another device, which continues the saved one. The memory is the same.
+    ///
+    /// # Errors
+    /// The device does not take the state.
+    pub fn continued(
+        &self,
+        device: Arc<Mutex<dyn VirtioDevice>>,
+        state: &TransportState,
+    ) -> Result<Self, RestoreError> {
+        let mut guest = Self::with_memory(self.memory.clone(), device);
+        guest.transport.restore(state)?;
+        guest.queues = self.queues.clone();
+        guest.heap = self.heap;
+        Ok(guest)
     }
 
     /// Reads a register.

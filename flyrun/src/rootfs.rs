@@ -70,6 +70,8 @@ fn unpack(
         console: Some(run_dir.path().join("console.log")),
         streams: None,
         cgroup: None,
+        restore: None,
+        lock: None,
     };
     let mailbox = Mailbox::new();
     let vm = Vm::start(&plan, run_dir, &mailbox.post())?;
@@ -144,8 +146,15 @@ fn wait(vm: &Vm, mailbox: &Mailbox, image: &Image, progress: impl Fn(u64)) -> Re
                     }
                 };
             }
-            Event::Guest(FromGuest::Started { .. } | FromGuest::Exited(_))
+            Event::Guest(
+                FromGuest::Started { .. }
+                | FromGuest::Exited(_)
+                | FromGuest::Frozen
+                | FromGuest::NotFrozen { .. }
+                | FromGuest::Resumed,
+            )
             | Event::OutputDone
+            | Event::Snapshotted(_)
             | Event::Signal(_)
             | Event::Asked(_)
             | Event::Checked(_)

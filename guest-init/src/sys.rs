@@ -154,6 +154,16 @@ pub fn add_entropy(random_device: BorrowedFd<'_>, bytes: &[u8]) -> rustix::io::R
     check(unsafe { libc::ioctl(random_device.as_raw_fd(), RNDADDENTROPY as _, info.as_ptr()) }).map(drop)
 }
 
+/// Makes the kernel's random generator use what was added to it from the next byte on.
+///
+/// # Errors
+/// The kernel's reason; `EPERM` without CAP_SYS_ADMIN.
+pub fn reseed_random(random_device: BorrowedFd<'_>) -> rustix::io::Result<()> {
+    const RNDRESEEDCRNG: u32 = 0x5207;
+    // SAFETY: RNDRESEEDCRNG takes no argument.
+    check(unsafe { libc::ioctl(random_device.as_raw_fd(), RNDRESEEDCRNG as _, 0) }).map(drop)
+}
+
 /// Sends a signal, by number, to one process.
 ///
 /// # Errors
@@ -210,6 +220,16 @@ pub fn freeze_filesystem(directory: BorrowedFd<'_>) -> rustix::io::Result<()> {
     const FIFREEZE: u32 = 0xC004_5877;
     // SAFETY: FIFREEZE ignores its argument.
     check(unsafe { libc::ioctl(directory.as_raw_fd(), FIFREEZE as _, 0) }).map(drop)
+}
+
+/// Lets a frozen filesystem be written again.
+///
+/// # Errors
+/// `EINVAL` for one that is not frozen.
+pub fn thaw_filesystem(directory: BorrowedFd<'_>) -> rustix::io::Result<()> {
+    const FITHAW: u32 = 0xC004_5878;
+    // SAFETY: FITHAW ignores its argument.
+    check(unsafe { libc::ioctl(directory.as_raw_fd(), FITHAW as _, 0) }).map(drop)
 }
 
 /// Grows an ext4 to the size of its device, if that has become larger (fs/ext4/ioctl.c, EXT4_IOC_RESIZE_FS).

@@ -56,7 +56,7 @@ for name in 'a b' '' '-x' '../x' 'a/b' $'a\nb' $'\e[31mred' 'ä' "$(printf 'n%.0
     refuse '*' 'flyrun volume create -- "$name"'
     refuse '*' 'flyrun run --rm -v "$name":/x $busybox true'
 done
-for command in start stop restart kill rm wait inspect logs attach port stats top update\ --cpus=1 'exec %s true' 'rename %s other' 'cp %s:/x /tmp/x'; do
+for command in start stop suspend resume restart kill rm wait inspect logs attach port stats top update\ --cpus=1 'exec %s true' 'rename %s other' 'cp %s:/x /tmp/x'; do
     for name in nosuch '' '../../etc' 'a b' $'\e[31m'; do
         export name
         # shellcheck disable=SC2059 # the command is the format
@@ -78,6 +78,8 @@ try 0 '*' 'flyrun create --name other $busybox true'
 remember
 refuse "*the name 'holder' belongs to*" 'flyrun rename other holder'
 refuse "*" 'flyrun exec other true'
+refuse '*is created*flyrun start*' 'flyrun suspend other'
+refuse '*is created*flyrun start*' 'flyrun resume other'
 refuse '*' 'flyrun kill other'
 refuse '*' 'flyrun kill -s NOPE holder'
 refuse '*' 'flyrun logs --tail few holder'

@@ -17,6 +17,7 @@ mod run_images;
 mod run_streams;
 mod signals;
 mod store;
+mod suspend;
 mod tty;
 mod unpack_faithful;
 mod unpack_hostile;

@@ -10,6 +10,8 @@ flyrun-vmm: runs one KVM microVM and is that machine until it ends.
 
 Usage: flyrun-vmm --spec FILE|- [--trace FILE] [--owner PID] [--cgroup DIR] [--control]
        flyrun-vmm --kernel FILE [OPTIONS] [--trace FILE] [--owner PID] [--cgroup DIR] [--control]
+       flyrun-vmm --restore DIR [--spec FILE|-] [--paused] [--verify] [--trace FILE] [--owner PID] [--cgroup DIR] [--control]
+       flyrun-vmm --inspect DIR [--verify]
        flyrun-vmm --probe [--json]
 
   --spec FILE        the whole machine as JSON (`VmSpec`), `-` for standard input
@@ -29,12 +31,21 @@ Usage: flyrun-vmm --spec FILE|- [--trace FILE] [--owner PID] [--cgroup DIR] [--c
   --probe            say whether this host's KVM can run a guest kernel, by running a tiny one; --json: for programs
   --owner PID        end when this process, the parent of flyrun-vmm, ends
   --cgroup DIR       move into this cgroup first, so that all that is done for the machine counts there
-  --control          take requests on standard input, a stream socket: `pause`, `resume`, a line each, answered by `ok`
-                     or `error REASON`
+  --control          take requests on standard input, a stream socket: `pause`, `resume`, `snapshot DIR`,
+                     `checked-snapshot DIR`, a line each, answered by `ok` or `error REASON`. A snapshot, of a paused
+                     machine, is answered by `ok` and JSON; a `resume` that comes meanwhile gives it up
+  --restore DIR      go on with the machine whose snapshot is in DIR; --spec gives the files and interfaces of this life,
+                     the number and kind of everything is as it was. Without --spec the snapshot says which files of the
+                     host are opened: only for one of your own
+  --paused           with --restore: no instruction runs before a `resume`
+  --inspect DIR      print what a snapshot is of, as JSON
+  --verify           with --restore or --inspect: read all of the snapshot, and compare its memory with the checksum that a
+                     `checked-snapshot` has made
   --help, --version
 
 Exit code: 0 the guest reset its machine, 1 the machine could not be set up, 2 wrong usage, 3 no usable KVM,
-4 triple fault, 5 kernel panic, 6 KVM internal error, 7 SIGTERM or SIGINT, 8 the host's disk failed.
+4 triple fault, 5 kernel panic, 6 KVM internal error, 7 SIGTERM or SIGINT, 8 the host's disk failed, 9 the snapshot
+cannot be resumed here: missing, truncated, corrupted, too-new, other-cpu, other-kernel, changed-disk, other-machine, host.
 ";
 
 /// What was asked for.
@@ -48,6 +59,13 @@ pub enum Command {
     Probe {
         /// Whether to print the verdict as JSON.
         json: bool,
+    },
+    /// Say what a snapshot is of.
+    Inspect {
+        /// Its directory.
+        dir: PathBuf,
+        /// Whether all of it is read.
+        verify: bool,
     },
     /// Run a machine.
     Run(Box<Run>),
@@ -82,6 +100,17 @@ pub enum Machine {
     File(PathBuf),
     /// The options themselves.
     Options(Box<VmSpec>),
+    /// A snapshot.
+    Snapshot {
+        /// Its directory.
+        dir: PathBuf,
+        /// Where the spec of the new life comes from; without one it is that of the old.
+        spec: Option<PathBuf>,
+        /// Whether it waits for a `resume`.
+        paused: bool,
+        /// Whether its memory is compared with the checksum first.
+        verify: bool,
+    },
 }
 
 /// Reads the arguments that follow the program's name.
@@ -93,7 +122,8 @@ pub fn parse(arguments: impl IntoIterator<Item = String>) -> Result<Command, Str
     let mut spec_file = None;
     let mut process = Process::default();
     let mut options = Options::default();
-    let (mut probe, mut json) = (false, false);
+    let (mut probe, mut json, mut paused, mut verify) = (false, false, false, false);
+    let (mut restore, mut inspect) = (None, None);
     while let Some(name) = arguments.next() {
         match name.as_str() {
             "--help" | "-h" => return Ok(Command::Help),
@@ -110,6 +140,14 @@ pub fn parse(arguments: impl IntoIterator<Item = String>) -> Result<Command, Str
                 process.control = true;
                 continue;
             }
+            "--paused" => {
+                paused = true;
+                continue;
+            }
+            "--verify" => {
+                verify = true;
+                continue;
+            }
             _ => {}
         }
         let (name, value) = match name.split_once('=') {
@@ -124,23 +162,41 @@ pub fn parse(arguments: impl IntoIterator<Item = String>) -> Result<Command, Str
         };
         match name.as_str() {
             "--spec" => spec_file = Some(PathBuf::from(value()?)),
+            "--restore" => restore = Some(PathBuf::from(value()?)),
+            "--inspect" => inspect = Some(PathBuf::from(value()?)),
             "--trace" => process.trace = Some(PathBuf::from(value()?)),
             "--cgroup" => process.cgroup = Some(PathBuf::from(value()?)),
             "--owner" => process.owner = Some(number("--owner", &value()?)?),
             _ => options.take(&name, &mut value)?,
         }
     }
-    let for_run = process != Process::default();
-    match (probe, json, spec_file.is_some() || options.given.is_some() || for_run) {
+    let for_run = process != Process::default() || restore.is_some() || paused;
+    let for_run = for_run || spec_file.is_some() || options.given.is_some();
+    if let Some(dir) = inspect {
+        return match probe || json || for_run {
+            true => Err("--inspect takes no other option than --verify; see --help".to_owned()),
+            false => Ok(Command::Inspect { dir, verify }),
+        };
+    }
+    match (probe, json, for_run) {
         (true, json, false) => return Ok(Command::Probe { json }),
         (true, _, true) => return Err("--probe takes no other option than --json; see --help".to_owned()),
         (false, true, _) => return Err("--json belongs to --probe; see --help".to_owned()),
         (false, false, _) => {}
     }
-    let machine = match (spec_file, options.given.take()) {
-        (Some(_), Some(option)) => return Err(format!("{option} and --spec exclude each other; see --help")),
-        (Some(file), None) => Machine::File(file),
-        (None, _) => Machine::Options(Box::new(options.spec()?)),
+    let machine = match (restore, spec_file, options.given.take()) {
+        (Some(_), _, Some(option)) => {
+            return Err(format!("{option} and --restore exclude each other; see --help"));
+        }
+        (Some(dir), spec, None) => Machine::Snapshot { dir, spec, paused, verify },
+        (None, ..) if paused || verify => {
+            return Err("--paused and --verify belong to --restore; see --help".to_owned());
+        }
+        (None, Some(_), Some(option)) => {
+            return Err(format!("{option} and --spec exclude each other; see --help"));
+        }
+        (None, Some(file), None) => Machine::File(file),
+        (None, None, _) => Machine::Options(Box::new(options.spec()?)),
     };
     Ok(Command::Run(Box::new(Run { machine, process })))
 }
@@ -301,6 +357,33 @@ mod tests {
     }
 
     #[test]
+    fn a_snapshot_is_restored_with_or_without_a_spec_and_inspected_alone() {
+        let machine = |line| match parse_words(line).unwrap() {
+            Command::Run(run) => run.machine,
+            other => panic!("{other:?}"),
+        };
+        let dir = PathBuf::from("d");
+        assert_eq!(
+            machine("--restore d"),
+            Machine::Snapshot { dir: dir.clone(), spec: None, paused: false, verify: false }
+        );
+        assert_eq!(
+            machine("--restore=d --paused --spec s --control --verify"),
+            Machine::Snapshot { dir: dir.clone(), spec: Some("s".into()), paused: true, verify: true }
+        );
+        assert_eq!(parse_words("--inspect d --verify"), Ok(Command::Inspect { dir, verify: true }));
+        for line in [
+            "--restore d --cpus 1",
+            "--paused --spec s",
+            "--verify --kernel k",
+            "--inspect d --paused",
+            "--inspect d --restore d",
+        ] {
+            assert!(parse_words(line).is_err(), "{line}");
+        }
+    }
+
+    #[test]
     fn a_probe_is_alone() {
         assert_eq!(parse_words("--probe"), Ok(Command::Probe { json: false }));
         assert_eq!(parse_words("--json --probe"), Ok(Command::Probe { json: true }));
@@ -338,6 +421,10 @@ mod tests {
             "--vsock",
             "--share",
             "--trace",
+            "--restore",
+            "--paused",
+            "--inspect",
+            "--verify",
         ] {
             assert!(HELP.contains(option), "{option}");
         }

@@ -8,7 +8,7 @@ use std::{
 };
 
 use devices::{
-    legacy::ResetController,
+    legacy::{ConsoleState, ResetController},
     virtio::{
         Memory, VirtioDevice,
         block::{Backend, Block},
@@ -72,7 +72,12 @@ pub struct GuestDevices {
     pub windows: Vec<MmioWindow>,
     /// All interrupt lines that a device uses.
     pub irqs: Vec<u8>,
+    /// The virtio devices themselves, in that order.
+    pub transports: Vec<Transport>,
 }
+
+/// A virtio device's registers, which a vCPU's thread and the event loop's reach.
+pub type Transport = Arc<Mutex<Registers>>;
 
 impl Attach<'_> {
     /// What the guest must be told.
@@ -80,11 +85,16 @@ impl Attach<'_> {
         self.guest_devices
     }
 
-    /// The first serial port, unless the console is off.
+    /// The first serial port, unless the console is off. A saved one goes on where it was.
     ///
     /// # Errors
     /// The console's file does not open, or the host refuses.
-    pub fn console(&mut self, spec: &VmSpec, trace: &Arc<Trace>) -> Result<Option<Console>, SetupError> {
+    pub fn console(
+        &mut self,
+        spec: &VmSpec,
+        saved: Option<&ConsoleState>,
+        trace: &Arc<Trace>,
+    ) -> Result<Option<Console>, SetupError> {
         let (output, input) = match &spec.console {
             ConsoleSpec::Off => return Ok(None),
             ConsoleSpec::File(path) => {
@@ -96,7 +106,7 @@ impl Attach<'_> {
         let irq = event()?;
         self.fd.register_irqfd(&irq, SERIAL_IRQ.into()).map_err(SetupError::kvm("KVM_IRQFD"))?;
         let (console, input) =
-            Console::new(irq, output, input, Arc::clone(trace)).map_err(SetupError::io("console"))?;
+            Console::new(saved, irq, output, input, Arc::clone(trace)).map_err(SetupError::io("console"))?;
         self.ports(SERIAL_PORT, SERIAL_PORTS, console.clone())?;
         self.event_loop.serve(Arc::new(Mutex::new(input)));
         self.guest_devices.irqs.push(SERIAL_IRQ);
@@ -184,10 +194,12 @@ impl Attach<'_> {
             self.fd.register_ioevent(event, &notify, queue).map_err(SetupError::kvm("KVM_IOEVENTFD"))?;
         }
         let transport = Arc::new(Mutex::new(Registers(transport)));
-        if !self.buses.registers.insert(window.address, MMIO_SIZE, transport) {
+        if !self.buses.registers.insert(window.address, MMIO_SIZE, Arc::<Mutex<Registers>>::clone(&transport))
+        {
             return Err(SetupError::Overlap(window.address));
         }
         self.event_loop.serve(device);
+        self.guest_devices.transports.push(transport);
         self.guest_devices.windows.push(window);
         self.guest_devices.irqs.push(irq);
         Ok(())
@@ -202,7 +214,13 @@ impl Attach<'_> {
 }
 
 /// The virtio transport as a bus device.
-struct Registers(MmioTransport);
+pub struct Registers(pub(crate) MmioTransport);
+
+impl std::fmt::Debug for Registers {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Registers")
+    }
+}
 
 impl BusDevice for Registers {
     fn read(&mut self, offset: u64, data: &mut [u8]) {

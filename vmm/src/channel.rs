@@ -1,22 +1,46 @@
 //! What the owner of a machine asks of it while it runs: lines on a stream, each answered by a line.
 //!
 //! ```text
-//! pause      ok, when all vCPUs stand
-//! resume     ok
+//! pause          ok, when all vCPUs stand
+//! resume         ok
+//! snapshot DIR   ok and a JSON object of figures, when the machine, which is paused, is in that directory
+//! checked-snapshot DIR
+//!                the same, with a checksum of memory, all of which is read for it
 //! ```
+//!
+//! The figures: `full`, whether all of memory was looked at or what was written since the machine was resumed;
+//! `memory_bytes`, its size; `seen_bytes` and `written_bytes`, of pages looked at and of those that were not zero;
+//! `state_bytes`, the length of the file `state`.
+//!
+//! A `resume` that comes while a snapshot is being written gives the snapshot up: that is answered by `error`, then the
+//! `resume` by `ok`. No device is served meanwhile, and an owner that ends is outlived.
 //!
 //! What cannot be done is answered by `error` and the reason. The owner is trusted, but no line is longer than
 //! [`MAX_LINE`]. A closed stream ends nothing: a machine that is to end with its owner has `--owner`.
 
 use std::{
+    ffi::OsStr,
     io::{self, Read, Write},
-    os::{fd::AsFd, unix::net::UnixStream},
-    sync::{Arc, Mutex, PoisonError},
+    os::{
+        fd::AsFd,
+        unix::{ffi::OsStrExt, net::UnixStream},
+    },
+    path::Path,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
 use event_manager::{EventOps, EventSet, Events, MutEventSubscriber};
 
-use crate::machine::Machine;
+use crate::{
+    ending::Ending,
+    event_loop::signal_waits,
+    machine::Machine,
+    owner::Owner,
+    snapshot::{
+        save::{Order, save},
+        subject::Subject,
+    },
+};
 
 /// The most bytes of one request.
 pub const MAX_LINE: usize = 4096;
@@ -27,6 +51,18 @@ pub struct Channel {
     stream: UnixStream,
     pending: Vec<u8>,
     machine: Arc<Mutex<Machine>>,
+    owned: Owned,
+}
+
+/// What a machine's owner can ask about, beside its vCPUs.
+#[derive(Debug)]
+pub struct Owned {
+    /// The machine's parts; `None` where there is nothing to save.
+    pub subject: Option<Arc<Subject>>,
+    /// The process that asks.
+    pub owner: Option<Owner>,
+    /// The machine's end.
+    pub ending: Arc<Ending>,
 }
 
 impl Channel {
@@ -43,21 +79,14 @@ impl Channel {
     }
 
     /// Serves the machine's owner at the other end of `stream`.
-    pub fn new(stream: UnixStream, machine: Arc<Mutex<Machine>>) -> Self {
-        Self { stream, pending: Vec::new(), machine }
+    pub fn new(stream: UnixStream, machine: Arc<Mutex<Machine>>, owned: Owned) -> Self {
+        Self { stream, pending: Vec::new(), machine, owned }
     }
 
     /// Answers all requests that have come; `false` when there will be none any more.
     fn serve(&mut self) -> bool {
-        let mut chunk = [0; MAX_LINE];
         loop {
-            match self.stream.read(&mut chunk) {
-                Ok(0) => return false,
-                Ok(count) => self.pending.extend(chunk.iter().take(count)),
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return true,
-                Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
-                Err(_) => return false,
-            }
+            let more = self.take_in();
             while let Some(end) = self.pending.iter().position(|byte| *byte == b'\n') {
                 let line: Vec<u8> = self.pending.drain(..=end).collect();
                 let answer = self.answer(line.trim_ascii());
@@ -66,24 +95,95 @@ impl Channel {
                     return false;
                 }
             }
-            if self.pending.len() > MAX_LINE {
-                return false;
+            match more {
+                Input::Some if self.pending.len() <= MAX_LINE => {}
+                Input::Nothing => return true,
+                Input::Some | Input::End => return false,
             }
         }
     }
 
-    fn answer(&self, request: &[u8]) -> String {
-        let mut machine = self.machine.lock().unwrap_or_else(PoisonError::into_inner);
-        let done = match request {
-            b"pause" => machine.pause().map_err(|refusal| refusal.to_string()),
-            b"resume" => machine.resume().map_err(|refusal| refusal.to_string()),
-            _ => Err(format!("{:?} is not a request", String::from_utf8_lossy(request))),
-        };
-        match done {
-            Ok(()) => "ok\n".to_owned(),
-            Err(reason) => format!("error {reason}\n"),
+    /// Takes what the stream has, up to a line's length.
+    fn take_in(&mut self) -> Input {
+        let mut chunk = [0; MAX_LINE];
+        match self.stream.read(&mut chunk) {
+            Ok(0) => Input::End,
+            Ok(count) => {
+                self.pending.extend(chunk.iter().take(count));
+                Input::Some
+            }
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => Input::Nothing,
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => Input::Some,
+            Err(_) => Input::End,
         }
     }
+
+    fn answer(&mut self, request: &[u8]) -> String {
+        let done = match request {
+            b"pause" => self.machine().pause().map(|()| String::new()).map_err(|refusal| refusal.to_string()),
+            b"resume" => {
+                self.machine().resume().map(|()| String::new()).map_err(|refusal| refusal.to_string())
+            }
+            _ => match order(request) {
+                Some(order) => self.snapshot(order).map(|figures| format!(" {figures}")),
+                None => Err(format!("{:?} is not a request", String::from_utf8_lossy(request))),
+            },
+        };
+        match done {
+            Ok(told) => format!("ok{told}\n"),
+            Err(reason) => format!("error {}\n", reason.replace('\n', " ")),
+        }
+    }
+
+    fn machine(&self) -> MutexGuard<'_, Machine> {
+        self.machine.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Writes the paused machine to a directory; returns the figures.
+    fn snapshot(&mut self, order: Order<'_>) -> Result<String, String> {
+        let subject = self.owned.subject.clone().ok_or("this machine cannot be saved")?;
+        let machine = Arc::clone(&self.machine);
+        let mut machine = machine.lock().unwrap_or_else(PoisonError::into_inner);
+        let standing = machine.standing().map_err(|refusal| refusal.to_string())?;
+        let ending = Arc::clone(&self.owned.ending);
+        let owner = self.owned.owner;
+        let saved = Owner::outlive(owner, &ending, || {
+            save(&subject, &standing, order, &mut || {
+                self.resume_waits() || ending.get().is_some() || signal_waits()
+            })
+        });
+        let report = saved.map_err(|error| error.to_string())?;
+        serde_json::to_string(&report).map_err(|error| error.to_string())
+    }
+
+    /// Whether the owner has asked for the machine to go on. What it asks is answered later, in its turn.
+    fn resume_waits(&mut self) -> bool {
+        // More than a few lines nobody sends meanwhile; they are left in the stream.
+        if self.pending.len() < MAX_LINE {
+            self.take_in();
+        }
+        let mut lines = self.pending.split_inclusive(|byte| *byte == b'\n');
+        lines.any(|line| line.ends_with(b"\n") && line.trim_ascii() == b"resume")
+    }
+}
+
+/// A snapshot that is asked for.
+fn order(request: &[u8]) -> Option<Order<'_>> {
+    let (dir, checksum) = match request.strip_prefix(b"checked-") {
+        Some(rest) => (rest.strip_prefix(b"snapshot ")?, true),
+        None => (request.strip_prefix(b"snapshot ")?, false),
+    };
+    Some(Order { dir: Path::new(OsStr::from_bytes(dir)), checksum })
+}
+
+/// What a look into the stream has brought.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Input {
+    Some,
+    /// For now.
+    Nothing,
+    /// For ever.
+    End,
 }
 
 impl MutEventSubscriber for Channel {
@@ -105,13 +205,14 @@ impl MutEventSubscriber for Channel {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::ending::Ending;
 
     fn channel() -> (UnixStream, Channel, Arc<Mutex<Machine>>) {
         let (owner, stream) = UnixStream::pair().unwrap();
         stream.set_nonblocking(true).unwrap();
-        let machine = Arc::new(Mutex::new(Machine::new(vec![], Arc::new(Ending::new().unwrap()))));
-        let channel = Channel::new(stream, Arc::clone(&machine));
+        let ending = Arc::new(Ending::new().unwrap());
+        let machine = Arc::new(Mutex::new(Machine::new(vec![], Arc::clone(&ending))));
+        let owned = Owned { subject: None, owner: None, ending };
+        let channel = Channel::new(stream, Arc::clone(&machine), owned);
         (owner, channel, machine)
     }
 

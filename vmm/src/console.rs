@@ -7,7 +7,7 @@ use std::{
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
-use devices::legacy::{self, Buffering};
+use devices::legacy::{self, Buffering, ConsoleState};
 use event_manager::{EventOps, EventSet, Events, MutEventSubscriber};
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
@@ -56,12 +56,13 @@ impl std::fmt::Debug for Console {
 }
 
 impl Console {
-    /// A port with that interrupt line and output, and the part of it that the event loop runs for `input`.
+    /// A new or a saved port with that interrupt line and output, and the part of it that the event loop runs for `input`.
     /// A terminal gets each byte at once, everything else whole lines.
     ///
     /// # Errors
-    /// The host gives no event.
+    /// The host gives no event, or the saved port is none.
     pub fn new(
+        saved: Option<&ConsoleState>,
         irq: EventFd,
         output: File,
         input: Option<File>,
@@ -70,11 +71,25 @@ impl Console {
         let taken = EventFd::new(EFD_CLOEXEC | EFD_NONBLOCK)?;
         let buffering = if output.is_terminal() { Buffering::None } else { Buffering::Line };
         let output = Output { file: output, trace, silent: true };
-        let port = legacy::Console::new(irq, taken.try_clone()?, output, buffering);
+        let taken_there = taken.try_clone()?;
+        let port = match saved {
+            None => legacy::Console::new(irq, taken_there, output, buffering),
+            Some(state) => legacy::Console::restore(state, irq, taken_there, output, buffering)?,
+        };
         let port = Arc::new(Mutex::new(port));
         let input =
             ConsoleInput { port: Arc::clone(&port), taken, input, polled: false, waiting: Vec::new() };
         Ok((Self { port }, input))
+    }
+
+    /// What a snapshot keeps of the port.
+    pub fn save(&self) -> ConsoleState {
+        lock(&self.port).save()
+    }
+
+    /// Raises the port's line again if an interrupt is pending.
+    pub fn remind(&self) {
+        lock(&self.port).remind();
     }
 
     /// Writes a line that has not ended.
@@ -191,7 +206,7 @@ mod tests {
         let file = tempfile::tempfile().unwrap();
         let line = EventFd::new(EFD_NONBLOCK).unwrap();
         let output = file.try_clone().unwrap();
-        (Console::new(line, output, None, Arc::new(Trace::off())).unwrap().0, file)
+        (Console::new(None, line, output, None, Arc::new(Trace::off())).unwrap().0, file)
     }
 
     fn text(file: &mut File) -> String {

@@ -61,6 +61,16 @@ impl Template {
         Self { entries }
     }
 
+    /// From what [`Template::entries`] gave in another process.
+    pub fn saved(entries: Vec<kvm_cpuid_entry2>) -> Self {
+        Self { entries }
+    }
+
+    /// What all vCPUs have in common.
+    pub fn entries(&self) -> &[kvm_cpuid_entry2] {
+        &self.entries
+    }
+
     /// The CPUID of one vCPU.
     ///
     /// # Errors

@@ -4,7 +4,9 @@ use std::io;
 
 use thiserror::Error;
 
-use crate::{boot::BootError, exit::VmExit, memory::MemoryError, validate::SpecError};
+use crate::{
+    boot::BootError, exit::VmExit, memory::MemoryError, snapshot::refusal::Refusal, validate::SpecError,
+};
 
 /// Why a machine could not be set up: one line, facts first, what to do last.
 #[derive(Debug, Error)]
@@ -37,6 +39,9 @@ pub enum SetupError {
         /// What the host said.
         source: io::Error,
     },
+    /// A snapshot is not resumed.
+    #[error("the snapshot cannot be resumed ({name}): {0}", name = .0.name())]
+    Refused(#[from] Refusal),
     /// A disk does not open; the text names it.
     #[error("{0}")]
     Disk(String),
@@ -54,6 +59,7 @@ impl SetupError {
         match self {
             Self::Spec(_) => VmExit::Usage,
             Self::NoKvm(_) => VmExit::NoKvm,
+            Self::Refused(_) => VmExit::Refused,
             _ => VmExit::Setup,
         }
     }

@@ -79,6 +79,16 @@ impl MutEventSubscriber for EndWatch {
     }
 }
 
+/// Whether one of the signals that end the machine waits for the loop, which does something long.
+pub fn signal_waits() -> bool {
+    // SAFETY: all zeros is a valid sigset_t, and the calls only read and write this one.
+    unsafe {
+        let mut set: libc::sigset_t = mem::zeroed();
+        libc::sigpending(&mut set) == 0
+            && (libc::sigismember(&set, libc::SIGTERM) == 1 || libc::sigismember(&set, libc::SIGINT) == 1)
+    }
+}
+
 struct SignalWatch {
     fd: RawFd,
     ending: Arc<Ending>,

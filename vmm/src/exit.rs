@@ -22,11 +22,13 @@ pub enum VmExit {
     Terminated = 7,
     /// The host's disk failed or is full while the guest was writing.
     HostIo = 8,
+    /// The snapshot cannot be resumed here; the line says why, by name. The machine can be booted instead.
+    Refused = 9,
 }
 
 impl VmExit {
     /// Every way to end, in the order of the codes.
-    pub const ALL: [VmExit; 9] = [
+    pub const ALL: [VmExit; 10] = [
         VmExit::Reset,
         VmExit::Setup,
         VmExit::Usage,
@@ -36,6 +38,7 @@ impl VmExit {
         VmExit::KvmInternal,
         VmExit::Terminated,
         VmExit::HostIo,
+        VmExit::Refused,
     ];
 
     /// The exit code of the process.

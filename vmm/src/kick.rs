@@ -72,6 +72,12 @@ impl<'a> Kickable<'a> {
         unsafe { (*self.immediate_exit).store(0, Ordering::SeqCst) };
     }
 
+    /// Makes the next entry return before the guest runs.
+    pub fn stay_out(&self) {
+        // SAFETY: as in `new`, the page is mapped as long as this value lives.
+        unsafe { (*self.immediate_exit).store(1, Ordering::SeqCst) };
+    }
+
     /// The first word of what KVM says about an internal error.
     pub fn internal_suberror(&mut self) -> u32 {
         // SAFETY: every bit pattern is a valid u32; KVM fills this member of the union before an internal error.

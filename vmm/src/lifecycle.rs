@@ -10,6 +10,8 @@
 //!                        end
 //! ```
 //!
+//! A paused machine may be saved, which leaves it paused. One that is made from a snapshot is configured like any other.
+//!
 //! This is policy only: no thread, no KVM. [`crate::vm::Vm`] asks here first and then does what was allowed.
 
 use std::fmt;
@@ -36,6 +38,8 @@ pub enum VmRequest {
     Pause,
     /// Go on where a pause stopped. By the event loop's thread.
     Resume,
+    /// Be written to a snapshot, and stay as it is. By the event loop's thread.
+    Save,
     /// Be over: by any thread, also when the guest itself is the reason.
     End,
 }
@@ -54,7 +58,7 @@ impl fmt::Display for Refusal {
         let wanted = match self.request {
             VmRequest::Start => "configured",
             VmRequest::Pause => "running",
-            VmRequest::Resume => "paused",
+            VmRequest::Resume | VmRequest::Save => "paused",
             VmRequest::End => "not yet over",
         };
         write!(f, "{:?} needs a machine that is {wanted}, this one is {:?}", self.request, self.state)
@@ -74,7 +78,8 @@ impl VmState {
             (VmState::Configured, VmRequest::Start) => Ok(VmState::Running),
             // ## Running => (Paused | Ended)
             (VmState::Running, VmRequest::Pause) => Ok(VmState::Paused),
-            // ## Paused => (Running | Ended)
+            // ## Paused => (Paused | Running | Ended)
+            (VmState::Paused, VmRequest::Save) => Ok(VmState::Paused),
             (VmState::Paused, VmRequest::Resume) => Ok(VmState::Running),
             (VmState::Configured | VmState::Running | VmState::Paused, VmRequest::End) => Ok(VmState::Ended),
             // ## Ended => ()
@@ -94,6 +99,7 @@ mod tests {
             Just(VmRequest::Start),
             Just(VmRequest::Pause),
             Just(VmRequest::Resume),
+            Just(VmRequest::Save),
             Just(VmRequest::End)
         ]
     }
@@ -108,7 +114,8 @@ mod tests {
             for request in requests {
                 match state.after(request) {
                     Ok(next) => {
-                        prop_assert!(state != VmState::Ended && next != state);
+                        prop_assert!(state != VmState::Ended);
+                        prop_assert_eq!(next == state, request == VmRequest::Save);
                         state = next;
                         done.push(request);
                     }

@@ -17,6 +17,10 @@ pub struct Machine {
     control: Arc<Control>,
 }
 
+/// That a machine's vCPUs stand, as long as this lives.
+#[derive(Debug)]
+pub struct Standing<'a>(std::marker::PhantomData<&'a Machine>);
+
 impl Machine {
     /// A machine whose first instruction has not run.
     pub fn new(vcpus: Vec<Vcpu>, ending: Arc<Ending>) -> Self {
@@ -33,6 +37,29 @@ impl Machine {
         let vcpus = std::mem::take(&mut self.vcpus);
         self.running = Some(RunningVcpus::start(vcpus, Arc::clone(&self.control))?);
         Ok(())
+    }
+
+    /// Has the vCPUs there and paused, before the guest's first instruction.
+    ///
+    /// # Errors
+    /// The machine was started before, or the host gives no thread.
+    pub fn start_paused(&mut self) -> io::Result<()> {
+        self.ask(VmRequest::Start).and_then(|()| self.ask(VmRequest::Pause)).map_err(io::Error::other)?;
+        self.control.pause();
+        let vcpus = std::mem::take(&mut self.vcpus);
+        let running = RunningVcpus::start(vcpus, Arc::clone(&self.control))?;
+        running.pause();
+        self.running = Some(running);
+        Ok(())
+    }
+
+    /// That no vCPU runs before this machine is asked for something else.
+    ///
+    /// # Errors
+    /// It is not paused.
+    pub fn standing(&mut self) -> Result<Standing<'_>, Refusal> {
+        self.ask(VmRequest::Save)?;
+        Ok(Standing(std::marker::PhantomData))
     }
 
     /// Stops all vCPUs between two instructions and keeps the machine as it is. Devices finish what they were asked for.

@@ -3,18 +3,20 @@
 use std::{
     io::{Read, Write},
     os::unix::net::UnixStream,
-    path::Path,
+    path::{Path, PathBuf},
     process::ExitCode,
     sync::Arc,
 };
 
-use rustix::process::{Signal, getppid, set_parent_process_death_signal};
 use vmm::{
     args::{self, Command, Machine, Process, Run},
     channel::Channel,
     ending::End,
+    error::SetupError,
     exit::VmExit,
+    owner::Owner,
     probe,
+    snapshot::{self, refusal::Refusal, restore::Snapshot},
     spec::VmSpec,
     trace::{self, Trace},
     vm::Vm,
@@ -27,6 +29,7 @@ fn main() -> ExitCode {
         Ok(Command::Help) => print(args::HELP),
         Ok(Command::Version) => print(concat!("flyrun-vmm ", env!("CARGO_PKG_VERSION"), "\n")),
         Ok(Command::Probe { json }) => probe(json),
+        Ok(Command::Inspect { dir, verify }) => inspect(&dir, verify),
         Ok(Command::Run(run)) => match prepare(&run.process) {
             Ok(owner) => self::run(*run, owner, started_us),
             Err(reason) => End { exit: VmExit::Setup, reason },
@@ -66,50 +69,77 @@ fn probe(json: bool) -> End {
     }
 }
 
-/// Has the kernel end this process when its parent does, which must be the owner and alive.
-fn end_with(owner: u32) -> Result<(), String> {
-    set_parent_process_death_signal(Some(Signal::KILL)).map_err(|e| format!("--owner: {e}"))?;
-    // The parent may have ended just before; then the kernel has nothing to tell any more.
-    match getppid().map(|parent| parent.as_raw_nonzero().get()) {
-        Some(parent) if u32::try_from(parent) == Ok(owner) => Ok(()),
-        _ => Err(format!("--owner {owner}: that process is not the parent of flyrun-vmm, or has ended")),
-    }
-}
-
 /// Moves this process into a cgroup. Threads of the kernel that it has made later, vhost's, follow it there.
 fn enter(cgroup: &Path) -> Result<(), String> {
     std::fs::write(cgroup.join("cgroup.procs"), "0")
         .map_err(|e| format!("--cgroup {}: {e}", cgroup.display()))
 }
 
-/// What comes before all else; returns the stream of the owner's requests.
-fn prepare(process: &Process) -> Result<Option<UnixStream>, String> {
-    if let Some(owner) = process.owner {
-        end_with(owner)?;
-    }
+/// Who the machine belongs to, and the stream of the owner's requests.
+type Ownership = (Option<Owner>, Option<UnixStream>);
+
+/// What comes before all else.
+fn prepare(process: &Process) -> Result<Ownership, String> {
+    let owner = process.owner.map(Owner::end_with).transpose()?;
     if let Some(cgroup) = &process.cgroup {
         enter(cgroup)?;
     }
     let stream = process.control.then(Channel::from_stdin).transpose();
-    stream.map_err(|e| format!("--control: standard input: {e}"))
+    Ok((owner, stream.map_err(|e| format!("--control: standard input: {e}"))?))
 }
 
-fn run(run: Run, owner: Option<UnixStream>, started_us: u64) -> End {
+fn inspect(dir: &Path, verify: bool) -> End {
+    let verified = match verify {
+        false => Ok(()),
+        true => Snapshot::open(dir).and_then(|it| it.memory(it.header.spec.memory_mib, true)).map(|_| ()),
+    };
+    let header = verified.and_then(|()| snapshot::restore::header(dir));
+    match header.map(|header| header.to_json()) {
+        Ok(Ok(json)) => print(&format!("{}\n", String::from_utf8_lossy(&json))),
+        Ok(Err(error)) => End { exit: VmExit::Setup, reason: error.to_string() },
+        Err(refusal) => refused(refusal),
+    }
+}
+
+fn refused(refusal: Refusal) -> End {
+    let error = SetupError::from(refusal);
+    End { exit: error.exit(), reason: error.to_string() }
+}
+
+fn run(run: Run, (owner, stream): Ownership, started_us: u64) -> End {
     let trace = match run.process.trace.as_deref().map_or(Ok(Trace::off()), Trace::to) {
         Ok(trace) => Arc::new(trace),
         Err(e) => return End { exit: VmExit::Setup, reason: format!("--trace: {e}") },
     };
     trace.step_at("start", started_us);
-    let spec = match read_spec(run.machine) {
-        Ok(spec) => spec,
-        Err(reason) => return End { exit: VmExit::Usage, reason },
-    };
-    trace.step("spec read");
-    let started = Vm::new(&spec, Arc::clone(&trace)).and_then(|mut vm| {
-        if let Some(owner) = owner {
-            vm.serve_owner(owner);
+    let made = match run.machine {
+        Machine::Snapshot { dir, spec, paused, verify } => {
+            let snapshot = match Snapshot::open(&dir) {
+                Ok(snapshot) => snapshot,
+                Err(refusal) => return refused(refusal),
+            };
+            let spec = match spec.map_or_else(|| Ok(snapshot.header.spec.clone()), read_spec) {
+                Ok(spec) => spec,
+                Err(reason) => return End { exit: VmExit::Usage, reason },
+            };
+            trace.step("snapshot read");
+            Vm::restore(snapshot, &spec, verify, Arc::clone(&trace)).map(|vm| (vm, paused))
         }
-        vm.start().map(|()| vm)
+        Machine::Options(spec) => Vm::new(&spec, Arc::clone(&trace)).map(|vm| (vm, false)),
+        Machine::File(path) => {
+            let spec = match read_spec(path) {
+                Ok(spec) => spec,
+                Err(reason) => return End { exit: VmExit::Usage, reason },
+            };
+            trace.step("spec read");
+            Vm::new(&spec, Arc::clone(&trace)).map(|vm| (vm, false))
+        }
+    };
+    let started = made.and_then(|(mut vm, paused)| {
+        if let Some(stream) = stream {
+            vm.serve_owner(stream, owner);
+        }
+        if paused { vm.start_paused() } else { vm.start() }.map(|()| vm)
     });
     let end = match started {
         Ok(vm) => vm.serve(),
@@ -119,11 +149,7 @@ fn run(run: Run, owner: Option<UnixStream>, started_us: u64) -> End {
     end
 }
 
-fn read_spec(machine: Machine) -> Result<VmSpec, String> {
-    let path = match machine {
-        Machine::Options(spec) => return Ok(*spec),
-        Machine::File(path) => path,
-    };
+fn read_spec(path: PathBuf) -> Result<VmSpec, String> {
     let mut text = String::new();
     let read = if path.as_os_str() == "-" {
         std::io::stdin().read_to_string(&mut text)

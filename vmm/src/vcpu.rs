@@ -2,6 +2,7 @@
 
 use std::{
     io,
+    os::fd::{AsRawFd, BorrowedFd, OwnedFd},
     sync::{
         Arc, Condvar, Mutex, PoisonError,
         atomic::{AtomicU8, Ordering},
@@ -19,6 +20,7 @@ use crate::{
     ending::Ending,
     exit::VmExit,
     kick::{self, Kickable},
+    snapshot::{self, refusal::Refusal, sections::VcpuState},
 };
 
 const RUN: u8 = 0;
@@ -59,15 +61,21 @@ impl Control {
         self.changed.notify_all();
     }
 
-    /// Waits while the machine is paused; returns whether the vCPU is to run. `woken` is called if it had to wait.
-    fn may_run(&self, woken: impl FnOnce()) -> bool {
+    /// vCPUs that start are not to run yet.
+    pub fn pause(&self) {
+        self.want(PAUSE);
+    }
+
+    /// Waits while the machine is paused; returns whether the vCPU is to run. If it has to wait, `settle` is called before
+    /// and `woken` after.
+    fn may_run<T>(&self, vcpu: &mut T, settle: impl FnOnce(&mut T), woken: impl FnOnce(&mut T)) -> bool {
         if self.ending.get().is_some() {
             return false;
         }
         match self.wanted.load(Ordering::SeqCst) {
             RUN => return true,
             STOP => return false,
-            _ => {}
+            _ => settle(vcpu),
         }
         let mut paused = self.paused.lock().unwrap_or_else(PoisonError::into_inner);
         *paused += 1;
@@ -76,7 +84,7 @@ impl Control {
             paused = self.changed.wait(paused).unwrap_or_else(PoisonError::into_inner);
         }
         *paused -= 1;
-        woken();
+        woken(vcpu);
         self.wanted.load(Ordering::SeqCst) == RUN
     }
 
@@ -182,40 +190,95 @@ impl Vcpu {
         Ok(Self { index, fd, buses })
     }
 
+    /// Gives a new vCPU a saved one's state.
+    ///
+    /// # Errors
+    /// KVM does not take it.
+    pub fn restore(
+        fd: VcpuFd,
+        index: u8,
+        cpuid: &kvm_bindings::CpuId,
+        state: &VcpuState,
+        buses: Arc<Buses>,
+    ) -> Result<Self, Refusal> {
+        fd.set_cpuid2(cpuid).map_err(|error| Refusal::Host(format!("KVM_SET_CPUID2: {error}")))?;
+        snapshot::vcpu::restore(&fd, state)?;
+        Ok(Self { index, fd, buses })
+    }
+
+    /// A second handle, for whoever asks for the vCPU's state while its thread stands.
+    ///
+    /// # Errors
+    /// The host grants no more descriptors.
+    pub fn handle(&self) -> io::Result<OwnedFd> {
+        // SAFETY: the descriptor is this vCPU's, which stays open during the borrow.
+        unsafe { BorrowedFd::borrow_raw(self.fd.as_raw_fd()) }.try_clone_to_owned()
+    }
+
+    /// Has KVM tell the guest's clock that time went by without it. One that uses no kvm-clock cannot be told.
+    pub fn tell_of_pause(&self) {
+        let _ = self.fd.kvmclock_ctrl();
+    }
+
     fn run(mut self, control: &Control) {
-        let ending = &control.ending;
-        // A guest that uses no kvm-clock cannot be told that time went by without it.
-        let mut vcpu = Kickable::new(&mut self.fd);
-        while control.may_run(|| _ = vcpu.fd.kvmclock_ctrl()) {
-            match vcpu.fd.run() {
-                Ok(VcpuExit::IoOut(port, data)) => self.buses.ports.write(port.into(), data),
-                Ok(VcpuExit::IoIn(port, data)) => self.buses.ports.read(port.into(), data),
-                Ok(VcpuExit::MmioWrite(address, data)) => self.buses.registers.write(address, data),
-                Ok(VcpuExit::MmioRead(address, data)) => self.buses.registers.read(address, data),
-                Ok(VcpuExit::Shutdown) => {
-                    ending.end(VmExit::TripleFault, format!("vCPU {} triple-faulted", self.index));
-                }
-                Ok(VcpuExit::InternalError) => {
-                    let suberror = vcpu.internal_suberror();
-                    ending.end(VmExit::KvmInternal, internal_error(self.index, suberror));
-                }
-                Ok(VcpuExit::FailEntry(reason, cpu)) => ending.end(
-                    VmExit::KvmInternal,
-                    format!("KVM cannot enter the guest on CPU {cpu}: hardware reason {reason:#x}"),
-                ),
-                Ok(VcpuExit::MemoryFault { gpa, .. }) => {
-                    ending.end(VmExit::KvmInternal, format!("KVM cannot reach guest memory at {gpa:#x}"));
-                }
-                Ok(VcpuExit::Intr) => vcpu.clear(),
-                Ok(other) => {
-                    ending.end(VmExit::KvmInternal, format!("KVM ended vCPU {} with {other:?}", self.index));
-                }
-                Err(error) if matches!(error.errno(), libc::EINTR | libc::EAGAIN) => vcpu.clear(),
-                Err(error) => {
-                    ending
-                        .end(VmExit::KvmInternal, format!("KVM_RUN of vCPU {} failed: {error}", self.index));
-                }
-            }
+        let Self { index, fd, buses } = &mut self;
+        let mut vcpu = Kickable::new(fd);
+        let settle = |vcpu: &mut Kickable<'_>| settle(vcpu, *index, buses, &control.ending);
+        while control.may_run(&mut vcpu, settle, |vcpu| _ = vcpu.fd.kvmclock_ctrl()) {
+            enter(&mut vcpu, *index, buses, &control.ending);
+        }
+    }
+}
+
+/// Runs the guest until it wants something, and does that. Returns whether it was interrupted instead.
+fn enter(vcpu: &mut Kickable<'_>, index: u8, buses: &Buses, ending: &Ending) -> bool {
+    match vcpu.fd.run() {
+        Ok(VcpuExit::IoOut(port, data)) => buses.ports.write(port.into(), data),
+        Ok(VcpuExit::IoIn(port, data)) => buses.ports.read(port.into(), data),
+        Ok(VcpuExit::MmioWrite(address, data)) => buses.registers.write(address, data),
+        Ok(VcpuExit::MmioRead(address, data)) => buses.registers.read(address, data),
+        Ok(VcpuExit::Shutdown) => {
+            ending.end(VmExit::TripleFault, format!("vCPU {index} triple-faulted"));
+        }
+        Ok(VcpuExit::InternalError) => {
+            let suberror = vcpu.internal_suberror();
+            ending.end(VmExit::KvmInternal, internal_error(index, suberror));
+        }
+        Ok(VcpuExit::FailEntry(reason, cpu)) => ending.end(
+            VmExit::KvmInternal,
+            format!("KVM cannot enter the guest on CPU {cpu}: hardware reason {reason:#x}"),
+        ),
+        Ok(VcpuExit::MemoryFault { gpa, .. }) => {
+            ending.end(VmExit::KvmInternal, format!("KVM cannot reach guest memory at {gpa:#x}"));
+        }
+        Ok(VcpuExit::Intr) => {
+            vcpu.clear();
+            return true;
+        }
+        Ok(other) => {
+            ending.end(VmExit::KvmInternal, format!("KVM ended vCPU {index} with {other:?}"));
+        }
+        Err(error) if matches!(error.errno(), libc::EINTR | libc::EAGAIN) => {
+            vcpu.clear();
+            return true;
+        }
+        Err(error) => {
+            ending.end(VmExit::KvmInternal, format!("KVM_RUN of vCPU {index} failed: {error}"));
+        }
+    }
+    false
+}
+
+/// More accesses than one instruction makes, unless it is a string instruction: that one is interrupted.
+const MAX_ACCESSES: usize = 4096;
+
+/// Has KVM finish an access to a device, whose result it takes only at the next entry: the registers that a snapshot reads
+/// would not have it.
+fn settle(vcpu: &mut Kickable<'_>, index: u8, buses: &Buses, ending: &Ending) {
+    for _ in 0..MAX_ACCESSES {
+        vcpu.stay_out();
+        if enter(vcpu, index, buses, ending) || ending.get().is_some() {
+            return;
         }
     }
 }

@@ -5,14 +5,15 @@ use std::{
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
-use devices::virtio::Memory;
-use kvm_ioctls::{Cap, Kvm, VmFd};
+use devices::{legacy::ConsoleState, virtio::Memory};
+use kvm_bindings::CpuId;
+use kvm_ioctls::{Cap, Kvm, VcpuFd, VmFd};
 
 use crate::{
     attach::{Attach, GuestDevices},
     boot::{self, LoadedKernel, command_line, params, registers},
     bus::Buses,
-    channel::Channel,
+    channel::{Channel, Owned},
     console::Console,
     cpuid::Template,
     ending::{End, Ending},
@@ -21,6 +22,16 @@ use crate::{
     exit::VmExit,
     machine::Machine,
     memory, mptable,
+    owner::Owner,
+    snapshot::{
+        clock, cpu,
+        identity::{self, FileId},
+        image::Backing,
+        refusal::Refusal,
+        restore::Snapshot,
+        sections::State,
+        subject::{Kernel, Subject},
+    },
     spec::VmSpec,
     trace::Trace,
     validate::validate,
@@ -39,7 +50,23 @@ pub struct Vm {
     ending: Arc<Ending>,
     trace: Arc<Trace>,
     /// Behind the vCPUs, so that it is closed after them.
-    _fd: VmFd,
+    subject: Arc<Subject>,
+}
+
+/// A machine that has no parts yet.
+struct Frame {
+    kvm: Kvm,
+    fd: VmFd,
+    event_loop: EventLoop,
+    ending: Arc<Ending>,
+    buses: Buses,
+}
+
+/// What only a machine from a snapshot or only one from a kernel brings.
+struct Origin {
+    kernel: Kernel,
+    backing: Backing,
+    cpuid: Template,
 }
 
 impl Vm {
@@ -49,41 +76,73 @@ impl Vm {
     /// The spec is not valid, or the host or one of the files refuses.
     pub fn new(spec: &VmSpec, trace: Arc<Trace>) -> Result<Self, SetupError> {
         validate(spec)?;
-        let ending = Arc::new(Ending::new().map_err(SetupError::io("eventfd"))?);
-        let mut event_loop = EventLoop::new(Arc::clone(&ending)).map_err(SetupError::io("epoll"))?;
-        event_loop.serve_signals().map_err(SetupError::io("signalfd"))?;
-
-        let kvm = Kvm::new().map_err(SetupError::NoKvm)?;
-        let fd = create_vm(&kvm)?;
-        trace.step("vm created");
-
+        let mut frame = Frame::new(&trace)?;
         let guest = reserve_memory(spec)?;
-        memory::register(&fd, &guest)?;
+        memory::register(&frame.fd, &guest)?;
         trace.step("memory ready");
 
-        let mut buses = Buses::default();
-        let mut attach = Attach {
-            fd: &fd,
-            memory: &guest,
-            buses: &mut buses,
-            event_loop: &mut event_loop,
-            ending: &ending,
-            guest_devices: GuestDevices::default(),
-        };
-        let console = attach.console(spec, &trace)?;
-        attach.reset_controller()?;
-        attach.virtio(spec)?;
-        let guest_devices = attach.finish();
-        trace.step("devices ready");
-
-        let kernel = load_guest(spec, &guest, console.is_some(), &guest_devices)?;
+        let (console, devices) = frame.attach(spec, &guest, None, &trace)?;
+        let loaded = load_guest(spec, &guest, console.is_some(), &devices)?;
         trace.step("kernel loaded");
 
-        let vcpus = create_vcpus(spec.cpus, &kvm, &fd, &kernel, Arc::new(buses))?;
+        let origin = Origin {
+            kernel: FileId::of(&spec.kernel).map_or(Kernel::Unknown, Kernel::Booted),
+            backing: Backing::default(),
+            cpuid: frame.template(spec.cpus)?,
+        };
+        let buses = Arc::new(std::mem::take(&mut frame.buses));
+        let vcpus = frame.vcpus(spec.cpus, &origin.cpuid, |fd, index, cpuid| {
+            Vcpu::new(fd, index, cpuid, loaded.entry, Arc::clone(&buses))
+                .map_err(|(call, source)| SetupError::Kvm { call, source })
+        })?;
+        trace.step("vcpus ready");
+        frame.finish(spec, guest, console, devices, vcpus, origin, trace)
+    }
+
+    /// Makes the machine of a snapshot, with the host's files and interfaces of this spec; no guest instruction runs yet.
+    /// `verify`: its memory is read and compared with its checksum first.
+    ///
+    /// # Errors
+    /// As [`Vm::new`], and the snapshot is refused.
+    pub fn restore(
+        snapshot: Snapshot,
+        spec: &VmSpec,
+        verify: bool,
+        trace: Arc<Trace>,
+    ) -> Result<Self, SetupError> {
+        validate(spec)?;
+        snapshot.check(spec)?;
+        let mut frame = Frame::new(&trace)?;
+        cpu::check(&snapshot.state.machine.cpuid, frame.template(spec.cpus)?.entries())?;
+        let (guest, backing) = snapshot.memory(spec.memory_mib, verify)?;
+        memory::register(&frame.fd, &guest)?;
+        let Snapshot { header, state, .. } = snapshot;
+        trace.step("memory ready");
+
+        let (console, devices) = frame.attach(spec, &guest, state.console.as_ref(), &trace)?;
+        // Again, now that nobody else can write to them.
+        identity::check_disks(&header.disks, spec)?;
+        let cpuid = Template::saved(state.machine.cpuid.clone());
+        let buses = Arc::new(std::mem::take(&mut frame.buses));
+        let mut saved = state.vcpus.iter();
+        let vcpus = frame.vcpus(spec.cpus, &cpuid, |fd, index, cpuid| {
+            let state =
+                saved.next().ok_or_else(|| Refusal::Corrupted(format!("state has no vCPU {index}")))?;
+            Ok(Vcpu::restore(fd, index, cpuid, state, Arc::clone(&buses))?)
+        })?;
         trace.step("vcpus ready");
 
-        let machine = Arc::new(Mutex::new(Machine::new(vcpus, Arc::clone(&ending))));
-        Ok(Self { machine, event_loop, console, ending, trace, _fd: fd })
+        // Behind the vCPUs, which the interrupts of both go to.
+        clock::restore(&frame.fd, &state.machine)?;
+        vcpus.iter().for_each(Vcpu::tell_of_pause);
+        continue_devices(&devices, &state)?;
+        if let Some(console) = &console {
+            console.remind();
+        }
+        trace.step("state restored");
+        let origin =
+            Origin { kernel: header.kernel.map_or(Kernel::Unknown, Kernel::Resumed), backing, cpuid };
+        frame.finish(spec, guest, console, devices, vcpus, origin, trace)
     }
 
     /// Lets the guest's first instruction run.
@@ -96,14 +155,31 @@ impl Vm {
         Ok(())
     }
 
+    /// Has the machine there, paused before its first instruction.
+    ///
+    /// # Errors
+    /// The machine was started before, or the host gives no thread.
+    pub fn start_paused(&mut self) -> Result<(), SetupError> {
+        self.machine().start_paused().map_err(SetupError::io("vCPU threads"))?;
+        self.trace.step("paused");
+        Ok(())
+    }
+
+    /// The machine's parts, for those who save it.
+    pub fn subject(&self) -> &Arc<Subject> {
+        &self.subject
+    }
+
     /// The machine's vCPUs, for those who pause it.
     pub fn machine(&self) -> MutexGuard<'_, Machine> {
         self.machine.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Does what the machine's owner asks for on this stream.
-    pub fn serve_owner(&mut self, stream: UnixStream) {
-        let channel = Channel::new(stream, Arc::clone(&self.machine));
+    pub fn serve_owner(&mut self, stream: UnixStream, owner: Option<Owner>) {
+        let owned =
+            Owned { subject: Some(Arc::clone(&self.subject)), owner, ending: Arc::clone(&self.ending) };
+        let channel = Channel::new(stream, Arc::clone(&self.machine), owned);
         self.event_loop.serve(Arc::new(Mutex::new(channel)));
     }
 
@@ -119,6 +195,108 @@ impl Vm {
         let end = end.unwrap_or_else(|| End { exit: VmExit::Setup, reason: "the event loop ended".into() });
         explain(end, self.console.as_ref().and_then(Console::panic_line))
     }
+}
+
+impl Frame {
+    fn new(trace: &Trace) -> Result<Self, SetupError> {
+        let ending = Arc::new(Ending::new().map_err(SetupError::io("eventfd"))?);
+        let mut event_loop = EventLoop::new(Arc::clone(&ending)).map_err(SetupError::io("epoll"))?;
+        event_loop.serve_signals().map_err(SetupError::io("signalfd"))?;
+        let kvm = Kvm::new().map_err(SetupError::NoKvm)?;
+        let fd = create_vm(&kvm)?;
+        trace.step("vm created");
+        Ok(Self { kvm, fd, event_loop, ending, buses: Buses::default() })
+    }
+
+    fn attach(
+        &mut self,
+        spec: &VmSpec,
+        guest: &Memory,
+        saved: Option<&ConsoleState>,
+        trace: &Arc<Trace>,
+    ) -> Result<(Option<Console>, GuestDevices), SetupError> {
+        let mut attach = Attach {
+            fd: &self.fd,
+            memory: guest,
+            buses: &mut self.buses,
+            event_loop: &mut self.event_loop,
+            ending: &self.ending,
+            guest_devices: GuestDevices::default(),
+        };
+        let console = attach.console(spec, saved, trace)?;
+        attach.reset_controller()?;
+        attach.virtio(spec)?;
+        let devices = attach.finish();
+        trace.step("devices ready");
+        Ok((console, devices))
+    }
+
+    /// What a guest sees of this host's CPU.
+    fn template(&self, cpus: u8) -> Result<Template, SetupError> {
+        let supported = self.kvm.get_supported_cpuid(CPUID_ENTRIES);
+        let supported = supported.map_err(SetupError::kvm("KVM_GET_SUPPORTED_CPUID"))?;
+        Ok(Template::new(supported.as_slice(), cpus, self.kvm.check_extension(Cap::TscDeadlineTimer)))
+    }
+
+    fn vcpus(
+        &self,
+        cpus: u8,
+        template: &Template,
+        mut set_up: impl FnMut(VcpuFd, u8, &CpuId) -> Result<Vcpu, SetupError>,
+    ) -> Result<Vec<Vcpu>, SetupError> {
+        let mut vcpus = Vec::with_capacity(cpus.into());
+        for index in 0..cpus {
+            let fd = self.fd.create_vcpu(index.into()).map_err(SetupError::kvm("KVM_CREATE_VCPU"))?;
+            let cpuid = template
+                .for_cpu(index)
+                .map_err(|_| SetupError::kvm("KVM_SET_CPUID2")(kvm_ioctls::Error::new(libc::E2BIG)))?;
+            vcpus.push(set_up(fd, index, &cpuid)?);
+        }
+        Ok(vcpus)
+    }
+
+    #[allow(clippy::too_many_arguments, reason = "each is a part of the machine, and there is no more to it")]
+    fn finish(
+        self,
+        spec: &VmSpec,
+        memory: Memory,
+        console: Option<Console>,
+        devices: GuestDevices,
+        vcpus: Vec<Vcpu>,
+        origin: Origin,
+        trace: Arc<Trace>,
+    ) -> Result<Vm, SetupError> {
+        let Self { kvm, fd, event_loop, ending, .. } = self;
+        let handles = vcpus.iter().map(Vcpu::handle).collect::<Result<_, _>>();
+        let subject = Arc::new(Subject {
+            kvm,
+            fd,
+            memory,
+            spec: spec.clone(),
+            cpuid: origin.cpuid,
+            vcpus: handles.map_err(SetupError::io("vCPU"))?,
+            transports: devices.transports,
+            console: console.clone(),
+            kernel: origin.kernel,
+            backing: origin.backing,
+        });
+        let machine = Arc::new(Mutex::new(Machine::new(vcpus, Arc::clone(&ending))));
+        Ok(Vm { machine, event_loop, console, ending, trace, subject })
+    }
+}
+
+fn continue_devices(devices: &GuestDevices, state: &State) -> Result<(), Refusal> {
+    let (here, saved) = (devices.transports.len(), state.devices.len());
+    if here != saved {
+        return Err(Refusal::OtherMachine(format!(
+            "{saved} virtio devices were saved, and {here} are there"
+        )));
+    }
+    for (index, (transport, state)) in devices.transports.iter().zip(&state.devices).enumerate() {
+        let restored = transport.lock().unwrap_or_else(PoisonError::into_inner).0.restore(state);
+        restored.map_err(|error| Refusal::Host(format!("virtio device {index}: {error}")))?;
+    }
+    Ok(())
 }
 
 /// A kernel that panicked resets its machine, as one that shuts down does: its last words tell the difference.
@@ -159,28 +337,6 @@ fn load_guest(
     mptable::write(guest, spec.cpus, &devices.irqs).map_err(boot::BootError::from)?;
     registers::write_tables(guest).map_err(boot::BootError::from)?;
     Ok(kernel)
-}
-
-fn create_vcpus(
-    cpus: u8,
-    kvm: &Kvm,
-    fd: &VmFd,
-    kernel: &LoadedKernel,
-    buses: Arc<Buses>,
-) -> Result<Vec<Vcpu>, SetupError> {
-    let supported =
-        kvm.get_supported_cpuid(CPUID_ENTRIES).map_err(SetupError::kvm("KVM_GET_SUPPORTED_CPUID"))?;
-    let template = Template::new(supported.as_slice(), cpus, kvm.check_extension(Cap::TscDeadlineTimer));
-    let mut vcpus = Vec::with_capacity(cpus.into());
-    for index in 0..cpus {
-        let vcpu = fd.create_vcpu(index.into()).map_err(SetupError::kvm("KVM_CREATE_VCPU"))?;
-        let cpuid = template
-            .for_cpu(index)
-            .map_err(|_| SetupError::kvm("KVM_SET_CPUID2")(kvm_ioctls::Error::new(libc::E2BIG)))?;
-        let vcpu = Vcpu::new(vcpu, index, &cpuid, kernel.entry, Arc::clone(&buses));
-        vcpus.push(vcpu.map_err(|(call, source)| SetupError::Kvm { call, source })?);
-    }
-    Ok(vcpus)
 }
 
 #[cfg(test)]

@@ -8,7 +8,7 @@ use std::{
 
 use vmm_sys_util::eventfd::EventFd;
 
-use super::{Interrupt, InterruptReason};
+use super::{Interrupt, InterruptReason, state::IrqState};
 
 /// Bit of InterruptStatus: a queue has used buffers (virtio 1.2, section 4.2.2).
 pub const INTERRUPT_USED_RING: u32 = 1;
@@ -71,8 +71,35 @@ impl IrqLine {
         self.always_used.store(false, Ordering::Release);
     }
 
+    /// What a snapshot keeps of it. The saved line may have been on its way to the vCPU.
+    pub fn save(&self) -> IrqState {
+        IrqState {
+            status: self.status.load(Ordering::Acquire),
+            generation: self.generation(),
+            failed: self.failed(),
+        }
+    }
+
+    /// Takes over a saved line's registers. Before the device is activated.
+    pub fn restore(&self, state: &IrqState) {
+        self.status.store(state.status & (INTERRUPT_USED_RING | INTERRUPT_CONFIG), Ordering::Release);
+        self.generation.store(state.generation, Ordering::Release);
+        self.failed.store(state.failed, Ordering::Release);
+    }
+
+    /// Raises the line again if the driver has not acknowledged all reasons.
+    pub fn remind(&self) {
+        if self.status() != 0 {
+            self.fire();
+        }
+    }
+
     fn set(&self, bit: u32) {
         self.status.fetch_or(bit, Ordering::AcqRel);
+        self.fire();
+    }
+
+    fn fire(&self) {
         match self.line.write(1) {
             Ok(()) => {}
             // The counter is at its maximum, so an edge that nobody has taken yet is pending anyway.

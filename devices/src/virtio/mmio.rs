@@ -12,7 +12,12 @@ use virtio_queue::{Queue, QueueT};
 use vm_memory::GuestAddress;
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
-use super::{Activation, ActiveQueue, Interrupt, InterruptReason, Memory, VirtioDevice, irq::IrqLine};
+use super::{
+    Activation, ActiveQueue, Interrupt, InterruptReason, Memory, VirtioDevice, irq::IrqLine,
+    state::QueueState,
+};
+
+mod saved;
 
 /// Size of the register window in bytes; the configuration space begins at [`CONFIG_SPACE`].
 pub const MMIO_SIZE: u64 = 0x1000;
@@ -83,16 +88,6 @@ pub const F_VERSION_1: u64 = 1 << 32;
 
 const TRANSPORT_FEATURES: u64 = F_INDIRECT_DESC | F_EVENT_IDX | F_VERSION_1;
 
-/// What the driver has written about one queue. Nothing is checked before DRIVER_OK.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-struct QueueRegisters {
-    size: u32,
-    ready: bool,
-    descriptors: u64,
-    driver_area: u64,
-    device_area: u64,
-}
-
 /// What the driver has written about the device.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 struct Registers {
@@ -101,7 +96,8 @@ struct Registers {
     driver_features: u64,
     queue_select: u32,
     status: u32,
-    queues: Vec<QueueRegisters>,
+    /// Nothing is checked before DRIVER_OK.
+    queues: Vec<QueueState>,
 }
 
 /// A virtio device's registers and the device behind them.
@@ -129,10 +125,8 @@ impl MmioTransport {
         };
         let notify =
             queue_max_sizes.iter().map(|_| EventFd::new(EFD_NONBLOCK)).collect::<io::Result<Vec<_>>>()?;
-        let registers = Registers {
-            queues: vec![QueueRegisters::default(); queue_max_sizes.len()],
-            ..Registers::default()
-        };
+        let registers =
+            Registers { queues: vec![QueueState::default(); queue_max_sizes.len()], ..Registers::default() };
         Ok(MmioTransport {
             memory,
             device,
@@ -231,7 +225,7 @@ impl MmioTransport {
         index(self.registers.queue_select).and_then(|i| self.queue_max_sizes.get(i)).copied().unwrap_or(0)
     }
 
-    fn selected_queue(&self) -> Option<&QueueRegisters> {
+    fn selected_queue(&self) -> Option<&QueueState> {
         index(self.registers.queue_select).and_then(|i| self.registers.queues.get(i))
     }
 
@@ -301,7 +295,6 @@ impl MmioTransport {
 
     /// Section 2.1.1: the driver sets bits one after another and clears them only all at once, which is a reset.
     fn write_status(&mut self, value: u32) {
-        const ORDER: [u32; 4] = [status::ACKNOWLEDGE, status::DRIVER, status::FEATURES_OK, status::DRIVER_OK];
         let old = self.registers.status;
         if value == 0 {
             return self.reset();
@@ -311,8 +304,7 @@ impl MmioTransport {
             return self.stop();
         }
         let set = value & !status::NEEDS_RESET;
-        let in_order = (0..=ORDER.len()).any(|n| set == ORDER.iter().take(n).fold(0, |bits, bit| bits | bit));
-        if old & status::FAILED != 0 || old & !set != 0 || !in_order {
+        if old & status::FAILED != 0 || old & !set != 0 || !in_order(set) {
             return;
         }
         for bit in ORDER {
@@ -391,10 +383,18 @@ impl MmioTransport {
             let _ = notify.read();
         }
         self.registers = Registers {
-            queues: vec![QueueRegisters::default(); self.queue_max_sizes.len()],
+            queues: vec![QueueState::default(); self.queue_max_sizes.len()],
             ..Registers::default()
         };
     }
+}
+
+/// The status bits, one behind another as a driver sets them (section 3.1.1).
+const ORDER: [u32; 4] = [status::ACKNOWLEDGE, status::DRIVER, status::FEATURES_OK, status::DRIVER_OK];
+
+/// Whether these are the first so many bits of [`ORDER`].
+fn in_order(set: u32) -> bool {
+    (0..=ORDER.len()).any(|n| set == ORDER.iter().take(n).fold(0, |bits, bit| bits | bit))
 }
 
 /// A device's own lock. A thread that panicked while holding it has aborted the process (release) or failed its test.
@@ -427,7 +427,7 @@ fn set_half(value: &mut u64, select: u32, half: u32) {
 
 fn build_queue(
     memory: &Memory,
-    registers: &QueueRegisters,
+    registers: &QueueState,
     max_size: u16,
     event_idx: bool,
 ) -> Result<Queue, String> {

@@ -10,6 +10,9 @@
 //!
 //! Guest memory is out of a device's reach before `activate` and after `reset`.
 //!
+//! A snapshot is taken of a device that stands still: `save()` makes it so and `go_on()` ends it. Restoring needs nothing
+//! of its own: the transport activates the device with queues that begin where the saved ones stood.
+//!
 //! Threads: [`VirtioDevice`] methods are called by the transport, which holds the device's lock, on the vCPU thread
 //! whose register access caused it. Queue events arrive on the thread of the event loop, through the device's own
 //! [`event_manager::MutEventSubscriber`] implementation, which takes the same lock.
@@ -23,6 +26,7 @@ pub mod net;
 pub mod rate;
 pub mod ring;
 pub mod rng;
+pub mod state;
 pub mod throttle;
 #[allow(unsafe_code, reason = "vectored I/O on guest memory")]
 pub mod transfer;
@@ -35,6 +39,8 @@ use thiserror::Error;
 use virtio_queue::Queue;
 use vm_memory::{GuestMemoryMmap, bitmap::AtomicBitmap};
 use vmm_sys_util::eventfd::EventFd;
+
+use state::{DeviceState, SaveError};
 
 /// Guest memory, with the bitmap of pages that devices have dirtied (read by snapshots).
 pub type Memory = GuestMemoryMmap<AtomicBitmap>;
@@ -122,4 +128,20 @@ pub trait VirtioDevice: MutEventSubscriber + Send {
 
     /// Stops the device and gives up guest memory and queues, whatever state it is in. The driver may then start anew.
     fn reset(&mut self);
+
+    /// Stops touching guest memory and tells where its queues stand, until `go_on`, an activation or `reset`. Called on the
+    /// thread of the event loop, while no vCPU runs. What the guest was promised to be durable is durable then.
+    ///
+    /// # Errors
+    /// The device cannot be saved, as it is said for one that does not implement this, or not now.
+    fn save(&mut self) -> Result<DeviceState, SaveError> {
+        Err(SaveError::Unsupported)
+    }
+
+    /// Ends what `save` began. Called on the thread of the event loop.
+    fn go_on(&mut self) {}
+
+    /// Takes over what the saved device knew beside its queues. Called once, behind the activation that continues a
+    /// snapshot. The state may be anybody's.
+    fn restored(&mut self, _state: &DeviceState) {}
 }

@@ -11,7 +11,7 @@ use virtio_bindings::bindings::virtio_ring::VRING_AVAIL_F_NO_INTERRUPT;
 use virtio_queue::{Queue, QueueOwnedT, QueueT};
 use vm_memory::{Bytes, GuestAddress, GuestMemory, Permissions};
 
-use super::Memory;
+use super::{Memory, state::RingState};
 
 /// How a driver has broken its ring. The device that meets one stops and needs a reset.
 #[derive(Debug, Error)]
@@ -161,9 +161,43 @@ impl Ring {
         self.queue.size()
     }
 
-    /// The queue's fields, as a snapshot wants them.
+    /// The queue's fields.
     pub fn queue(&self) -> &Queue {
         &self.queue
+    }
+
+    /// Where the queue stands, as a snapshot wants it: after `unused` of the chains taken have been put back.
+    pub fn state(&self, unused: u16) -> RingState {
+        RingState {
+            next_avail: self.queue.next_avail().wrapping_sub(unused),
+            next_used: self.queue.next_used(),
+        }
+    }
+
+    /// How many chains the driver has ever made available, modulo 2^16.
+    ///
+    /// # Errors
+    /// The driver has broken the ring.
+    pub fn available_index(&self, memory: &Memory) -> Result<u16, RingError> {
+        Ok(self.queue.avail_idx(memory, Ordering::Acquire)?.0)
+    }
+
+    /// Asks the driver to notify when it makes one more chain available than now, though none of those there is taken.
+    /// Returns [`Ring::available_index`] of now.
+    ///
+    /// # Errors
+    /// The driver has broken the ring.
+    pub fn notify_at_next(&mut self, memory: &Memory) -> Result<u16, RingError> {
+        self.queue.enable_notification(memory)?;
+        let available = self.available_index(memory)?;
+        if self.queue.event_idx_enabled() {
+            // Section 2.7.10: avail_event, behind the used ring's elements.
+            let at = self.queue.used_ring() + 4 + 8 * u64::from(self.queue.size());
+            memory
+                .store(available.to_le(), GuestAddress(at), Ordering::SeqCst)
+                .map_err(virtio_queue::Error::GuestMemory)?;
+        }
+        Ok(available)
     }
 
     /// Takes the next available chain into `chain`; false when there is none.

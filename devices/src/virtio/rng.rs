@@ -8,6 +8,7 @@ use super::{
     ActivateError, Activation, Interrupt, InterruptReason, Memory, VirtioDevice,
     events::QueueEvents,
     ring::{Chain, Ring, RingError, total},
+    state::{DeviceState, SaveError},
 };
 
 const DEVICE_TYPE: u32 = 4;
@@ -147,6 +148,10 @@ impl VirtioDevice for Rng {
     fn reset(&mut self) {
         self.active = None;
         self.events.forget();
+    }
+
+    fn save(&mut self) -> Result<DeviceState, SaveError> {
+        Ok(DeviceState::of(self.active.iter().map(|active| Some(active.ring.state(0)))))
     }
 }
 

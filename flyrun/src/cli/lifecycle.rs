@@ -5,17 +5,27 @@ use std::time::{Duration, Instant};
 
 use super::Context;
 use crate::error::{Error, Result};
-use crate::machine::{Action, Owned, Patience, Record, Verdict, decide};
+use crate::machine::{Action, Outcome, Owned, Patience, Record, State, Verdict, decide, now};
+use crate::monitor::suspend::discard;
 use crate::monitor::{self, Reply, Request};
+use crate::usage::Ledger;
 
 /// How long a monitor that owns its machine may take to answer: it is just starting, or just ending.
 const MONITOR_PATIENCE: Duration = Duration::from_secs(10);
 const MONITOR_POLL: Duration = Duration::from_millis(10);
+/// The exit code of a process that was given up with its memory: SIGKILL's.
+const KILLED: u8 = 137;
 
-/// Starts a machine, unless it runs.
+/// Starts a machine, unless it runs. One that was suspended goes on where it was.
 pub fn start(context: &Context, record: &Record) -> Result<()> {
     if decide(record, Action::Start)? == Verdict::Already {
         return Ok(());
+    }
+    if record.state == State::Suspending {
+        ask(context, record, &Request::Resume)?;
+        // It may have been on disk already.
+        let now = context.machines().find(&record.id)?;
+        return if now.state == State::Suspended { start(context, &now) } else { Ok(()) };
     }
     let Some(machine) = context.machines().acquire(&record.id, Patience::Glance)? else {
         // Somebody else has started it in this moment.
@@ -32,7 +42,28 @@ pub fn stop(context: &Context, record: &Record, timeout_s: Option<u32>) -> Resul
     if decide(record, Action::Stop)? == Verdict::Already {
         return Ok(());
     }
+    if record.state == State::Suspended && give_up_snapshot(context, record)? {
+        return Ok(());
+    }
     ask(context, record, &Request::Stop { timeout_s }).map(drop)
+}
+
+/// Gives up what a suspended machine has in memory. `false` if somebody has resumed it meanwhile.
+fn give_up_snapshot(context: &Context, record: &Record) -> Result<bool> {
+    let Some(mut machine) = context.machines().acquire(&record.id, Patience::Glance)? else {
+        return Ok(false);
+    };
+    if machine.record().state != State::Suspended {
+        return Ok(!machine.record().state.needs_monitor());
+    }
+    Ledger::new(context.paths.usage()).end_suspension(machine.record());
+    let outcome = Outcome { exit_code: KILLED, oom_killed: false, error: None, finished_at: now() };
+    machine.become_state(State::Stopped, |record| {
+        record.snapshot = None;
+        record.outcome = Some(outcome);
+    })?;
+    discard(machine.directory())?;
+    if machine.record().config.auto_remove { machine.remove().map(|()| true) } else { Ok(true) }
 }
 
 /// Removes a machine; one that runs only by force.
@@ -47,13 +78,16 @@ pub fn remove(context: &Context, record: &Record, force: bool) -> Result<()> {
         return Ok(());
     }
     match context.machines().acquire(id, Patience::Wait)? {
-        Some(machine) => remove_owned(machine, force),
+        Some(machine) => remove_owned(context, machine, force),
         None => Err(Error::new("its monitor does not let go of it")
             .advice("Try again, or end the process: `flyrun inspect` tells its id.")),
     }
 }
 
-fn remove_owned(machine: Owned, force: bool) -> Result<()> {
+fn remove_owned(context: &Context, machine: Owned, force: bool) -> Result<()> {
+    if machine.record().state == State::Suspended {
+        Ledger::new(context.paths.usage()).end_suspension(machine.record());
+    }
     decide(machine.record(), if force { Action::RemoveByForce } else { Action::Remove })?;
     machine.remove()
 }

@@ -36,6 +36,7 @@ mod share;
 mod start;
 mod stats;
 mod stop;
+mod suspend;
 mod table;
 mod top;
 mod update;
@@ -99,6 +100,8 @@ enum Command {
     Kill(kill::Arguments),
     Pause(pause::Pause),
     Unpause(pause::Unpause),
+    Suspend(suspend::Suspend),
+    Resume(suspend::Resume),
     Rm(rm::Arguments),
     Wait(wait::Arguments),
     Ps(ps::Arguments),
@@ -141,6 +144,8 @@ impl Cli {
             Command::Kill(arguments) => kill::execute(&context, &arguments),
             Command::Pause(arguments) => pause::pause(&context, &arguments),
             Command::Unpause(arguments) => pause::unpause(&context, &arguments),
+            Command::Suspend(arguments) => suspend::suspend(&context, &arguments),
+            Command::Resume(arguments) => suspend::resume(&context, &arguments),
             Command::Rm(arguments) => rm::execute(&context, &arguments),
             Command::Wait(arguments) => wait::execute(&context, &arguments),
             Command::Ps(arguments) => ps::execute(&context, &arguments),

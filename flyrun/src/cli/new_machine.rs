@@ -299,6 +299,8 @@ fn record(image: &Image, flags: &Flags, id: &str) -> Result<Record> {
         started_at: None,
         restarts: 0,
         outcome: None,
+        snapshot: None,
+        last_start: None,
     })
 }
 

@@ -60,7 +60,7 @@ pub fn execute(context: &Context, arguments: &Arguments) -> Result<ExitCode> {
     // What a machine that is gone has left may need rights that this user has not.
     let _ = context.keep_house();
     records.retain(|record| {
-        (arguments.all || by_state || record.state.needs_monitor())
+        (arguments.all || by_state || record.state.needs_monitor() || record.state == State::Suspended)
             && filters.iter().all(|filter| filter.keeps(record, &health))
     });
     // The newest first, as docker lists them.
@@ -128,6 +128,10 @@ fn status(record: &Record, health: Option<Status>) -> String {
         }
         (State::Starting, Some(outcome), _) if record.restarts > 0 => {
             format!("restarting ({}) {}", outcome.exit_code, table::ago(outcome.finished_at))
+        }
+        (State::Suspended, ..) if record.snapshot.is_some() => {
+            let taken_at = record.snapshot.as_ref().map_or(0, |snapshot| snapshot.taken_at_ms / 1000);
+            format!("{} {}", record.state, table::ago(taken_at))
         }
         (State::Paused, _, Some(at)) => format!("{} {} (paused)", State::Started, table::ago(at)),
         (State::Started | State::Stopping, _, Some(at)) => {

@@ -7,9 +7,10 @@ use clap::Args;
 use super::{Context, print_json, print_line, table};
 use crate::error::{Context as _, Error, Result};
 use crate::exit_code::ExitCode;
+use crate::machine::State;
 use crate::moment::Moment;
 use crate::size::Size;
-use crate::usage::{Ledger, Total, totals};
+use crate::usage::{Interval, Ledger, Total, now_ms, totals};
 
 /// Show what machines have used
 #[derive(Debug, Args)]
@@ -18,7 +19,7 @@ use crate::usage::{Ledger, Total, totals};
   flyrun usage --since 2026-11-01 --until 2026-12-01 --json > november.json
   flyrun usage --since 1h web
 
-STARTED counts the seconds a machine ran; VCPU-S and GIB-S those seconds times the CPUs and the GiB of memory it had.
+STARTED counts the seconds a machine ran, SUSPENDED those it was on disk; VCPU-S and GIB-S the former times the CPUs and the GiB of memory it had.
 CPU-S is the host's CPU it really took. Machines that are gone are listed by their ids. All is recorded every second and
 kept in the usage directory of --root, a file for each month; files of months that are settled may be removed.")]
 pub struct Arguments {
@@ -42,10 +43,15 @@ pub fn execute(context: &Context, arguments: &Arguments) -> Result<ExitCode> {
     ledger.settle(&|id| context.machines().is_owned(id)).context(told())?;
     let since = arguments.since.map_or(0, milliseconds);
     let until = arguments.until.map_or(u64::MAX, milliseconds);
-    let (intervals, damaged) = ledger.read(since, until).context(told())?;
+    let (mut intervals, damaged) = ledger.read(since, until).context(told())?;
     if damaged > 0 {
         anstream::eprintln!("flyrun: {damaged} damaged records are not counted");
     }
+    // What is not over is in the machines' records.
+    let records = context.machines().list()?;
+    let suspended = records.iter().filter(|record| record.state == State::Suspended);
+    let running_on = suspended.filter_map(|record| Interval::suspended(record, now_ms()));
+    intervals.extend(running_on.filter(|interval| interval.from_ms < until && interval.to_ms >= since));
     let mut all = totals(intervals, since, until);
     for wanted in &arguments.machines {
         if !all.iter().any(|total| is_meant(total, wanted)) {
@@ -72,12 +78,14 @@ fn milliseconds(Moment(at): Moment) -> u64 {
 }
 
 fn human(totals: &[Total]) -> String {
-    let mut rows = table::new(&["ID", "STARTED", "VCPU-S", "GIB-S", "CPU-S", "NET IN", "NET OUT", "NAME"]);
+    let mut rows =
+        table::new(&["ID", "STARTED", "SUSPENDED", "VCPU-S", "GIB-S", "CPU-S", "NET IN", "NET OUT", "NAME"]);
     let sum = (totals.len() > 1).then(|| Total::sum(totals));
     for total in totals.iter().chain(&sum) {
         rows.add_row([
             total.id.clone(),
             duration(total.started_s),
+            duration(total.suspended_s),
             format!("{:.1}", total.vcpu_s),
             format!("{:.1}", total.memory_mib_s / 1024.0),
             format!("{:.1}", total.cpu_s),

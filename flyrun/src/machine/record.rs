@@ -37,6 +37,34 @@ pub struct Record {
     pub restarts: u32,
     /// How its last life ended.
     pub outcome: Option<Outcome>,
+    /// What there is to go on from.
+    #[serde(default)]
+    pub snapshot: Option<Snapshot>,
+    /// How it came to run the last time.
+    #[serde(default)]
+    pub last_start: Option<LastStart>,
+}
+
+/// A machine's memory on disk, whole and true of its disks.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Snapshot {
+    /// Milliseconds since the epoch.
+    pub taken_at_ms: u64,
+    /// Its number in the network, which it gets again if it is free.
+    pub network_number: Option<u16>,
+}
+
+/// How a machine came to run.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case", tag = "kind")]
+pub enum LastStart {
+    /// By a boot.
+    ColdBoot {
+        /// Why not from the snapshot that there was.
+        reason: Option<String>,
+    },
+    /// From a snapshot.
+    Resumed,
 }
 
 /// All that decides how a machine starts, fixed when it is made.
@@ -188,6 +216,8 @@ impl Record {
             started_at: None,
             restarts: 0,
             outcome: None,
+            snapshot: None,
+            last_start: None,
         }
     }
 }

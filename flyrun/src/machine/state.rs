@@ -16,6 +16,10 @@ pub enum State {
     Started,
     /// Its virtual machine stands still, with all it has in memory.
     Paused,
+    /// It is being brought to disk.
+    Suspending,
+    /// All it has in memory is on disk, and nothing of it runs.
+    Suspended,
     /// Its process was asked to end.
     Stopping,
     /// Its process has ended.
@@ -44,6 +48,10 @@ pub enum Action {
     Pause,
     /// Let it run on.
     Unpause,
+    /// Bring all it has in memory to disk, and end its virtual machine.
+    Suspend,
+    /// Undo either.
+    Resume,
 }
 
 /// What is to be done about a request that is not refused.
@@ -63,11 +71,13 @@ pub struct Refusal {
 }
 
 impl State {
-    pub const ALL: [State; 8] = [
+    pub const ALL: [State; 10] = [
         State::Created,
         State::Starting,
         State::Started,
         State::Paused,
+        State::Suspending,
+        State::Suspended,
         State::Stopping,
         State::Stopped,
         State::Failed,
@@ -76,7 +86,8 @@ impl State {
 
     /// Whether a monitor must be alive for this to be true.
     pub fn needs_monitor(self) -> bool {
-        matches!(self, State::Starting | State::Started | State::Paused | State::Stopping)
+        use State as S;
+        matches!(self, S::Starting | S::Started | S::Paused | S::Suspending | S::Stopping)
     }
 
     /// What a request means in this state.
@@ -89,12 +100,15 @@ impl State {
         match (action, self) {
             (A::RemoveByForce, _) => Ok(Verdict::Go),
             (_, S::Destroying) => Err(Refusal { state: self, action }),
-            (A::Start, S::Created | S::Stopped | S::Failed) => Ok(Verdict::Go),
-            (A::Start, S::Starting | S::Started) | (A::Pause, S::Paused) | (A::Unpause, S::Started) => {
-                Ok(Verdict::Already)
-            }
-            (A::Pause, S::Started) | (A::Unpause, S::Paused) => Ok(Verdict::Go),
+            (A::Start, S::Created | S::Suspended | S::Stopped | S::Failed) => Ok(Verdict::Go),
+            (A::Start | A::Resume, S::Starting | S::Started) => Ok(Verdict::Already),
+            (A::Pause, S::Paused) | (A::Unpause, S::Started) => Ok(Verdict::Already),
+            (A::Pause, S::Started) | (A::Unpause | A::Resume, S::Paused) => Ok(Verdict::Go),
+            (A::Suspend, S::Started | S::Suspending) => Ok(Verdict::Go),
+            (A::Suspend, S::Suspended) => Ok(Verdict::Already),
+            (A::Start | A::Resume, S::Suspending) | (A::Resume, S::Suspended) => Ok(Verdict::Go),
             (A::Stop, S::Starting | S::Started | S::Paused | S::Stopping) => Ok(Verdict::Go),
+            (A::Stop, S::Suspending | S::Suspended) => Ok(Verdict::Go),
             (A::Stop, S::Created | S::Stopped | S::Failed) => Ok(Verdict::Already),
             (A::Remove, S::Created | S::Stopped | S::Failed) => Ok(Verdict::Go),
             (A::Signal | A::Exec | A::Attach, S::Started | S::Stopping) => Ok(Verdict::Go),
@@ -108,9 +122,12 @@ impl State {
         use State as S;
         match self {
             S::Created => matches!(next, S::Starting | S::Destroying),
-            S::Starting => matches!(next, S::Started | S::Stopping | S::Stopped | S::Failed | S::Destroying),
-            S::Started | S::Paused => next != S::Created,
-            S::Stopping => !matches!(next, S::Created | S::Paused),
+            // A resume that could not begin leaves the snapshot as it was.
+            S::Starting => !matches!(next, S::Created | S::Starting | S::Paused | S::Suspending),
+            S::Started | S::Paused => !matches!(next, S::Created | S::Suspended),
+            S::Suspending => !matches!(next, S::Created | S::Paused),
+            S::Suspended => matches!(next, S::Starting | S::Stopped | S::Failed | S::Destroying),
+            S::Stopping => !matches!(next, S::Created | S::Paused | S::Suspending | S::Suspended),
             S::Stopped | S::Failed => matches!(next, S::Starting | S::Failed | S::Destroying),
             S::Destroying => next == S::Destroying,
         }
@@ -124,6 +141,8 @@ impl fmt::Display for State {
             State::Starting => "starting",
             State::Started => "started",
             State::Paused => "paused",
+            State::Suspending => "suspending",
+            State::Suspended => "suspended",
             State::Stopping => "stopping",
             State::Stopped => "stopped",
             State::Failed => "failed",
@@ -138,11 +157,12 @@ impl Refusal {
         match (self.action, self.state) {
             (_, State::Destroying) => Some("`flyrun rm -f` finishes a removal that was interrupted."),
             (Action::Remove, _) => Some("Stop it first, or use `flyrun rm -f`."),
+            (_, State::Suspending | State::Suspended) => Some("`flyrun resume` brings it back."),
+            (_, State::Started) => Some("`flyrun suspend` brings it to disk."),
             (_, State::Created | State::Stopped | State::Failed) => Some("Start it with `flyrun start`."),
             (_, State::Starting) => Some("`flyrun ps` shows when it has started."),
             (_, State::Paused) => Some("Let it run on with `flyrun unpause`."),
             (_, State::Stopping) => Some("`flyrun wait` returns when it has ended."),
-            _ => None,
         }
     }
 }
@@ -152,8 +172,10 @@ impl fmt::Display for Refusal {
         match (self.action, self.state) {
             (_, State::Destroying) => write!(f, "it is being removed"),
             (Action::Remove, state) => write!(f, "it is {state}, and only one that has ended is removed"),
-            (Action::Start | Action::Pause, state) => write!(f, "it is {state}"),
-            (_, State::Paused) => write!(f, "it is paused"),
+            (Action::Start | Action::Pause | Action::Suspend | Action::Resume, state) => {
+                write!(f, "it is {state}")
+            }
+            (_, state @ (State::Paused | State::Suspending | State::Suspended)) => write!(f, "it is {state}"),
             (_, state) => write!(f, "it is not running ({state})"),
         }
     }
@@ -163,7 +185,7 @@ impl fmt::Display for Refusal {
 mod tests {
     use super::*;
 
-    const ACTIONS: [Action; 9] = [
+    const ACTIONS: [Action; 11] = [
         Action::Start,
         Action::Stop,
         Action::Signal,
@@ -173,6 +195,8 @@ mod tests {
         Action::Exec,
         Action::Pause,
         Action::Unpause,
+        Action::Suspend,
+        Action::Resume,
     ];
 
     #[test]

@@ -6,7 +6,7 @@ use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use super::record::{Outcome, Record, VERSION};
+use super::record::{Outcome, Record, Snapshot, VERSION};
 use super::state::State;
 use crate::error::{Context, Error, Result};
 use crate::files::{self, Lasting};
@@ -14,6 +14,9 @@ use crate::paths::{is_same_file, make_private_dir};
 
 const RECORD: &str = "machine.json";
 const LOCK: &str = "lock";
+/// A machine's snapshot, in its directory, and what is there once the snapshot is whole.
+pub const SNAPSHOT: &str = "snapshot";
+pub const SNAPSHOT_STATE: &str = "state";
 /// How long a machine's lock may be held by somebody who only looks, or is about to let go.
 const LOCK_PATIENCE: Duration = Duration::from_secs(10);
 const LOCK_POLL: Duration = Duration::from_millis(5);
@@ -147,6 +150,8 @@ impl Machines {
             // A record that this flyrun cannot read is another version's machine, and not for it to remove.
             let removable = match read_record(&directory) {
                 None => !directory.join(RECORD).exists(),
+                // All it has in memory is there.
+                Some(record) if record.state == State::Suspended => false,
                 Some(_) if which == Ended::All => true,
                 Some(record) => {
                     record.state == State::Destroying
@@ -212,6 +217,11 @@ impl Machines {
         };
         // Its owner may have ended in order since the record was read.
         let mut owned = Owned { record: read_record(&directory)?, directory, lock };
+        if owned.has_whole_snapshot() {
+            // On a disk that is full it remains a finding of this process.
+            let _ = owned.become_state(State::Suspended, |_| {});
+            return Some(owned.record);
+        }
         if owned.record.state == State::Destroying
             || (owned.record.config.auto_remove && orphaned(&owned.record))
         {
@@ -265,6 +275,20 @@ impl Owned {
 
     pub fn record(&self) -> &Record {
         &self.record
+    }
+
+    /// Whether its owner died while it was brought to disk or back, and the snapshot is what counts.
+    fn has_whole_snapshot(&mut self) -> bool {
+        let state = self.directory.join(SNAPSHOT).join(SNAPSHOT_STATE);
+        match self.record.state {
+            State::Starting => self.record.snapshot.is_some() && state.exists(),
+            State::Suspending if state.exists() => {
+                let taken_at_ms = crate::usage::now_ms();
+                self.record.snapshot = Some(Snapshot { taken_at_ms, network_number: None });
+                true
+            }
+            _ => false,
+        }
     }
 
     /// A handle on the lock for another process: the machine stays owned until both are closed.

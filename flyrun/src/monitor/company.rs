@@ -2,8 +2,8 @@
 
 use std::time::Instant;
 
-use super::Monitor;
 use super::health::Watch;
+use super::{Conversation, Monitor};
 use crate::network;
 use crate::usage::{Ledger, Meter, Sources};
 use crate::vm::Post;
@@ -19,9 +19,16 @@ pub struct Place {
 pub struct Company {
     pub meter: Option<Meter>,
     pub watch: Option<Watch>,
+    /// Requests that wait for the end of a check.
+    pub deferred: Vec<Conversation>,
 }
 
 impl Company {
+    /// Whether a health check is under way.
+    pub fn is_checking(&self) -> bool {
+        self.watch.as_ref().is_some_and(|watch| watch.due().is_none())
+    }
+
     pub fn due(&self) -> Option<Instant> {
         let meter = self.meter.as_ref().map(Meter::due);
         meter.into_iter().chain(self.watch.as_ref().and_then(Watch::due)).min()

@@ -44,8 +44,21 @@ pub enum Request {
     Pause,
     /// Let it run on.
     Unpause,
+    /// Bring it to disk. Answered when that is done.
+    Suspend {
+        /// Whether open sessions are no reason not to.
+        force: bool,
+    },
+    /// Undo a pause, or a suspend that is under way.
+    Resume,
     /// Change how it is run.
     Update(Box<Changes>),
+}
+
+impl Request {
+    pub fn is_suspend(&self) -> bool {
+        matches!(self, Request::Suspend { .. })
+    }
 }
 
 /// What is answered.

@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant};
 
 use protocol::session::FromSession;
-use protocol::{ExitStatus, FailureKind, FromGuest, PROTOCOL_VERSION, ToGuest, TtySize};
+use protocol::{ExitStatus, FailureKind, FromGuest, PROTOCOL_VERSION, Renewal, ToGuest, TtySize};
 
 use super::End;
 use super::front::{Front, Response};
@@ -18,6 +18,10 @@ use crate::vm::{Control, Event, Mailbox, Vm};
 const BOOT_LIMIT: Duration = Duration::from_secs(60);
 /// How long the rest of the output and the guest's own end may take once its process is gone.
 const END_LIMIT: Duration = Duration::from_secs(15);
+/// How long a restored guest may take to its first word.
+const RESUME_LIMIT: Duration = Duration::from_secs(20);
+/// How long a guest may take to let everything stand still, or to let it go on.
+const FREEZE_LIMIT: Duration = Duration::from_secs(30);
 /// How long a guest may take to end a process that was killed; then the machine itself is ended.
 const KILL_LIMIT: Duration = Duration::from_secs(3);
 
@@ -33,6 +37,11 @@ pub struct Life {
     exited: Option<ExitStatus>,
     deadline: Option<Deadline>,
     stopping: Option<Stopping>,
+    /// How many streams the workload has.
+    streams: usize,
+    still: Option<Still>,
+    /// Restored from a snapshot that is whole until guest-init is told to go on.
+    is_restored: bool,
     /// The size of the terminal of the client that attached last.
     size: Option<TtySize>,
 }
@@ -41,6 +50,17 @@ pub struct Life {
 struct Deadline {
     at: Instant,
     late: &'static str,
+}
+
+/// How far the workload has been brought to stand still.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Still {
+    /// Guest-init was asked; the rest of the output is on its way.
+    Freezing { frozen: bool },
+    /// It stands, and guest-init waits for a word.
+    Stands,
+    /// Guest-init was told to go on, or does so by itself.
+    GoingOn,
 }
 
 /// How far the end of the workload has been brought about.
@@ -58,6 +78,16 @@ pub enum Step {
     Nothing,
     /// The workload runs.
     Started,
+    /// Guest-init of a restored machine has connected, and nothing else runs yet.
+    Restored,
+    /// The workload and all of the guest's disks stand still, and nothing is under way.
+    Stands,
+    /// It does not stand still, for this reason, and goes on.
+    StandsNot(String),
+    /// It runs on.
+    Resumed,
+    /// A snapshot is complete, or why there is none.
+    Snapshotted(std::result::Result<(), String>),
     /// A health check was made.
     Checked(crate::machine::health::Check),
     /// Somebody asks for something that concerns more than this life.
@@ -77,8 +107,18 @@ impl Life {
             exited: None,
             deadline: Some(Deadline { at: Instant::now() + BOOT_LIMIT, late }),
             stopping: None,
+            streams: outputs,
+            still: None,
+            is_restored: false,
             size: None,
         }
+    }
+
+    /// A life that goes on from a snapshot.
+    pub fn restored(vm: Vm, outputs: usize, keeps_disk: bool) -> Life {
+        let late = "the resumed guest has not answered within 20 seconds";
+        let deadline = Some(Deadline { at: Instant::now() + RESUME_LIMIT, late });
+        Life { is_restored: true, is_started: true, deadline, ..Life::new(vm, outputs, keeps_disk) }
     }
 
     /// Waits for the next thing that happens, or until `wake`.
@@ -98,8 +138,9 @@ impl Life {
             Event::ControlClosed(error) => self.on_control_closed(error)?,
             Event::OutputDone => {
                 self.outputs_open = self.outputs_open.saturating_sub(1);
-                Step::Nothing
+                self.stands_now()
             }
+            Event::Snapshotted(result) => Step::Snapshotted(result),
             Event::VmmExited(status) => Step::Ended(self.on_vmm_exit(&status)?),
             Event::Signal(signal) => self.on_signal(front.on_signal(signal, self.is_started), signal),
             Event::Asked(conversation) => Step::Asked(conversation),
@@ -122,6 +163,38 @@ impl Life {
     /// Whether the workload's process is gone.
     pub fn has_exited(&self) -> bool {
         self.exited.is_some()
+    }
+
+    /// Whether the workload is to stand still, does, or is about to go on.
+    pub fn is_still(&self) -> bool {
+        self.still.is_some()
+    }
+
+    /// Asks guest-init to let the workload stand still; its streams end and begin again meanwhile.
+    pub fn freeze(&mut self, force: bool) {
+        self.still = Some(Still::Freezing { frozen: false });
+        let late = "the guest has not stood still within half a minute";
+        self.deadline = Some(Deadline { at: Instant::now() + FREEZE_LIMIT, late });
+        self.outputs_open += self.streams;
+        self.vm.streams_again();
+        self.send(&ToGuest::Suspend { force });
+    }
+
+    /// Tells guest-init to go on.
+    pub fn go_on(&mut self, renewal: Renewal) {
+        self.still = Some(Still::GoingOn);
+        let late = "the guest has not gone on within half a minute";
+        self.deadline = Some(Deadline { at: Instant::now() + FREEZE_LIMIT, late });
+        self.send(&ToGuest::Resume(Box::new(renewal)));
+    }
+
+    fn stands_now(&mut self) -> Step {
+        if self.still != Some(Still::Freezing { frozen: true }) || self.outputs_open > self.streams {
+            return Step::Nothing;
+        }
+        self.still = Some(Still::Stands);
+        self.deadline = None;
+        Step::Stands
     }
 
     /// Asks the workload to end, and sees to it that it does.
@@ -184,6 +257,12 @@ impl Life {
                 Ok(Step::Ended(End::Workload(self.exited.unwrap_or(ExitStatus::Signal(SIGKILL as u8)))))
             }
             _ => match self.deadline {
+                Some(deadline)
+                    if deadline.at <= now && matches!(self.still, Some(Still::Freezing { .. })) =>
+                {
+                    self.go_on(Renewal::default());
+                    Ok(Step::StandsNot(deadline.late.to_string()))
+                }
                 Some(deadline) if deadline.at <= now => Err(Error::new(deadline.late).advice(
                     "`flyrun run --init-log` shows the guest's console; `flyrun doctor` checks the host.",
                 )),
@@ -202,7 +281,25 @@ impl Life {
             FromGuest::Hello { .. } => {
                 trace::step("guest-init connected");
                 self.deadline = None;
-                Ok(Step::Nothing)
+                Ok(if std::mem::take(&mut self.is_restored) { Step::Restored } else { Step::Nothing })
+            }
+            FromGuest::Frozen => {
+                if let Some(Still::Freezing { frozen }) = &mut self.still {
+                    *frozen = true;
+                }
+                Ok(self.stands_now())
+            }
+            FromGuest::NotFrozen { message } => {
+                if !matches!(self.still, Some(Still::Freezing { .. })) {
+                    return Ok(Step::Nothing);
+                }
+                self.still = Some(Still::GoingOn);
+                Ok(Step::StandsNot(message))
+            }
+            FromGuest::Resumed => {
+                let went_on = self.still.take() == Some(Still::GoingOn);
+                self.deadline = None;
+                Ok(if went_on { Step::Resumed } else { Step::Nothing })
             }
             FromGuest::Started { .. } => {
                 trace::step("workload started");
@@ -302,6 +399,10 @@ pub fn last_frame(result: &Result<End>) -> FromSession {
         Ok(End::Workload(status)) => FromSession::Exited(*status),
         Ok(end @ (End::NoCommand { .. } | End::Interrupted { .. })) => {
             FromSession::Exited(ExitStatus::Code(end.code().number()))
+        }
+        Ok(End::Suspended) => {
+            let message = "the machine was suspended; `flyrun resume` goes on".to_string();
+            FromSession::Failed { kind: FailureKind::Setup, message }
         }
         Err(error) => FromSession::Failed { kind: FailureKind::Setup, message: error.to_string() },
     }

@@ -12,6 +12,7 @@ pub mod outputs;
 mod plan;
 mod requests;
 mod spawn;
+pub mod suspend;
 
 use std::io;
 use std::sync::Arc;
@@ -28,16 +29,20 @@ pub use spawn::{Report, spawn};
 use self::company::{Company, Place};
 use self::life::{Life, Step};
 use self::outputs::{Input, Outputs, Own, feed};
+use self::suspend::Suspending;
 use crate::cgroup::Cgroup;
 use crate::error::{Context, Error, Result, from_images};
 use crate::exit_code::ExitCode;
 use crate::interrupt::Interrupts;
 use crate::machine::restart::{self, Restarts};
-use crate::machine::{Outcome, Owned, State, now};
+use crate::machine::{LastStart, Outcome, Owned, State, now};
 use crate::paths::{Library, Paths, RunDir};
 use crate::share::Served;
 use crate::vm::{Event, Mailbox, Streams, Vm, spawn as spawn_thread};
 use crate::{network, terminal, trace};
+
+/// Bytes of the host's randomness that each guest starts or goes on with.
+const ENTROPY_BYTES: usize = 64;
 
 /// How a life of a machine ended.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -48,6 +53,8 @@ pub enum End {
     NoCommand { code: u8, message: String },
     /// The user gave up.
     Interrupted { signal: i32, started: bool },
+    /// The machine is on disk.
+    Suspended,
 }
 
 /// What a monitor works with.
@@ -123,6 +130,10 @@ struct Monitor<'a> {
     waiting: Vec<Conversation>,
     /// The user has ended the machine, so that it is not started again.
     is_stopped: bool,
+    suspending: Option<Suspending>,
+    /// Why the snapshot that this life was to go on from was not used.
+    restore_failed: Option<String>,
+    cold_reason: Option<String>,
 }
 
 impl<'a> Monitor<'a> {
@@ -147,6 +158,9 @@ impl<'a> Monitor<'a> {
             cgroup: None,
             waiting: Vec::new(),
             is_stopped: false,
+            suspending: None,
+            restore_failed: None,
+            cold_reason: None,
         })
     }
 
@@ -164,6 +178,15 @@ impl<'a> Monitor<'a> {
         loop {
             let born = Instant::now();
             let result = self.live(started);
+            if let Some(reason) = self.restore_failed.take() {
+                self.fall_back(reason)?;
+                continue;
+            }
+            if matches!(result, Ok(End::Suspended)) || self.machine.record().snapshot.is_some() {
+                // Not an end: there is a snapshot to go on from.
+                self.outputs.finish(&life::last_frame(&result));
+                return result;
+            }
             self.outputs.finish(&life::last_frame(&result));
             if let Some(input) = &self.input {
                 input.disconnect();
@@ -221,8 +244,12 @@ impl<'a> Monitor<'a> {
         // Before the machine, so that they end after it.
         let served = self.serve_shares()?;
         let record = self.machine.record();
-        let (wishes, pairs) = (&record.config.network, queue_pairs(record.config.cpus));
-        let mut network = network::set_up(self.host.paths, &record.id, &record.name, wishes, pairs)?;
+        let wishes = &record.config.network;
+        let card = network::Card {
+            queue_pairs: queue_pairs(record.config.cpus),
+            number: record.snapshot.as_ref().and_then(|snapshot| snapshot.network_number),
+        };
+        let mut network = network::set_up(self.host.paths, &record.id, &record.name, wishes, card)?;
         trace::step("network made");
         if let Some(network) = &network {
             let told = "cannot write down the machine's network";
@@ -248,7 +275,11 @@ impl<'a> Monitor<'a> {
         let streams = plan.streams.as_ref().map_or(0, Streams::count);
         // Before the life, so that it is taken away after it.
         let mut place = Place { network, post };
-        let mut life = Life::new(vm, streams, keeps_disk);
+        let is_restored = plan.restore.is_some();
+        let mut life = match is_restored {
+            true => Life::restored(vm, streams, keeps_disk),
+            false => Life::new(vm, streams, keeps_disk),
+        };
         let mut company = Company::default();
         let mut started = || {
             served.iter().for_each(Served::begin);
@@ -257,6 +288,13 @@ impl<'a> Monitor<'a> {
         let result = self.follow(&mut life, &mut company, &mut place, &mut started);
         if let Some(meter) = company.meter {
             meter.end();
+        }
+        if let Err(error) = &result
+            && is_restored
+            && self.machine.record().snapshot.is_some()
+            && !self.is_stopped
+        {
+            self.restore_failed = Some(error.to_string());
         }
         health::forget(self.machine.directory());
         if keeps_disk {
@@ -275,8 +313,8 @@ impl<'a> Monitor<'a> {
     ) -> Result<End> {
         loop {
             let step = life.step(&self.mailbox, &mut self.view.front, company.due())?;
-            let paused = self.machine.record().state == State::Paused;
-            if paused && life.has_exited() {
+            let paused = self.machine.record().state == State::Paused || life.is_still();
+            if self.machine.record().state == State::Paused && life.has_exited() {
                 // Its last word was under way when it was paused.
                 self.unpause(life)?;
             }
@@ -285,8 +323,29 @@ impl<'a> Monitor<'a> {
                 Step::Nothing => {}
                 Step::Started => {
                     self.begin_company(company, place, life.vm.pid());
-                    self.try_become(State::Started, |record| record.started_at = Some(now()));
+                    let reason = self.cold_reason.take();
+                    self.try_become(State::Started, |record| {
+                        record.started_at = Some(now());
+                        record.last_start = Some(LastStart::ColdBoot { reason });
+                    });
                     started();
+                }
+                Step::Restored => self.commit_resume(life, place)?,
+                Step::Stands => self.on_stands(life, place),
+                Step::StandsNot(why) => self.on_stands_not(&why),
+                Step::Resumed if company.meter.is_none() => {
+                    self.begin_company(company, place, life.vm.pid());
+                    started();
+                }
+                Step::Resumed => self.on_went_on(life),
+                Step::Snapshotted(result) => {
+                    if self.on_snapshotted(result, life, place)? {
+                        return Ok(End::Suspended);
+                    }
+                }
+                Step::Asked(conversation) if company.is_checking() && conversation.request.is_suspend() => {
+                    // A check is a session, and soon over.
+                    company.deferred.push(conversation);
                 }
                 Step::Asked(conversation) => {
                     self.answer(conversation, Some(life));
@@ -295,6 +354,9 @@ impl<'a> Monitor<'a> {
                 Step::Checked(check) => {
                     if let Some(watch) = &mut company.watch {
                         watch.learn(check);
+                    }
+                    for conversation in std::mem::take(&mut company.deferred) {
+                        self.answer(conversation, Some(life));
                     }
                 }
                 Step::Ended(end) => return Ok(end),
@@ -339,16 +401,38 @@ impl<'a> Monitor<'a> {
         let exit_code = outcome.exit_code;
         let state = if outcome.error.is_some() { State::Failed } else { State::Stopped };
         let mut waiting = std::mem::take(&mut self.waiting);
-        let concluded = if self.machine.record().config.auto_remove {
+        if matches!(result, Ok(End::Suspended)) {
+            let message = "it was suspended".to_string();
+            for conversation in &mut waiting {
+                conversation.reply(&Reply::Failed { message: message.clone() });
+            }
+            return Ok(());
+        }
+        let concluded = if outcome.error.is_some() && self.machine.record().snapshot.is_some() {
+            // It could not even be tried: the snapshot is as good as before.
+            self.machine.become_state(State::Suspended, |record| record.outcome = Some(outcome))
+        } else if self.machine.record().config.auto_remove {
             self.machine.remove()
         } else {
-            self.machine.become_state(state, |record| record.outcome = Some(outcome))
+            self.machine
+                .become_state(state, |record| {
+                    record.outcome = Some(outcome);
+                    record.snapshot = None;
+                })
+                .and_then(|()| suspend::discard(self.machine.directory()))
         };
         for conversation in &mut waiting {
             conversation.reply(&Reply::Ended { exit_code });
         }
         concluded
     }
+}
+
+/// Fresh bytes of the host's randomness, as many as a guest is given at a time.
+fn entropy() -> Result<Vec<u8>> {
+    let mut entropy = vec![0; ENTROPY_BYTES];
+    getrandom::fill(&mut entropy).context("the host has no random numbers")?;
+    Ok(entropy)
 }
 
 /// A VMM that gets no answer from a virtiofsd knows less of the reason than is written down here.
@@ -362,7 +446,7 @@ fn outcome(result: &Result<End>) -> Outcome {
     let (exit_code, oom_killed, error) = match result {
         Ok(end @ End::Workload(status)) => (end.code().number(), *status == ExitStatus::OutOfMemory, None),
         Ok(end @ End::NoCommand { message, .. }) => (end.code().number(), false, Some(message.clone())),
-        Ok(end @ End::Interrupted { .. }) => (end.code().number(), false, None),
+        Ok(end @ (End::Interrupted { .. } | End::Suspended)) => (end.code().number(), false, None),
         Err(error) => (error.exit_code().number(), false, Some(error.to_string())),
     };
     Outcome { exit_code, oom_killed, error, finished_at: now() }
@@ -376,6 +460,7 @@ impl End {
             End::NoCommand { code: 126, .. } => ExitCode::NotExecutable,
             End::NoCommand { .. } => ExitCode::NotFound,
             End::Interrupted { signal, .. } => front::interrupted(*signal),
+            End::Suspended => ExitCode::Success,
         }
     }
 
@@ -390,6 +475,9 @@ impl End {
                 anstream::eprintln!("  Give it more with --memory.");
             }
             End::Workload(_) => {}
+            End::Suspended => {
+                anstream::eprintln!("flyrun: the machine is suspended; `flyrun resume` goes on")
+            }
             End::NoCommand { message, .. } => return Err(Error::new(message).code(code)),
             End::Interrupted { started, .. } => {
                 let when = if started { "" } else { " before its process ran" };

@@ -6,7 +6,7 @@ use std::net::Shutdown;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
-use std::time::{Duration, SystemTime};
+use std::time::{Duration, Instant, SystemTime};
 
 use protocol::frame;
 use protocol::session::FromSession;
@@ -161,6 +161,8 @@ struct InputState {
     ended: bool,
     /// Every life's: flyrun's own input was read to its end.
     exhausted: bool,
+    /// Something is being written without the lock.
+    writing: bool,
 }
 
 impl Input {
@@ -183,16 +185,33 @@ impl Input {
         state.ended = false;
     }
 
+    /// Lets nobody write until the guest connects again, and tells the guest that nothing comes until then. What was being
+    /// written is written whole, unless the guest does not take it in time.
+    pub fn hold(&self, patience: Duration) {
+        let mut state = lock(&self.state);
+        let Some(stream) = state.stream.take() else { return };
+        let until = Instant::now() + patience;
+        while state.writing && Instant::now() < until {
+            let left = until.saturating_duration_since(Instant::now());
+            state = self.changed.wait_timeout(state, left).unwrap_or_else(PoisonError::into_inner).0;
+        }
+        let _ = stream.shutdown(Shutdown::Write);
+    }
+
     /// Passes input on, waiting for the guest where it must. `false` if nobody reads it.
     pub fn write(&self, bytes: &[u8]) -> bool {
         let mut state = lock(&self.state);
-        while state.stream.is_none() {
+        while state.stream.is_none() || state.writing {
             state = self.changed.wait(state).unwrap_or_else(PoisonError::into_inner);
         }
         // Without the lock: the guest may take its time, and others must be able to end the input meanwhile.
         let stream = state.stream.as_ref().and_then(|stream| stream.try_clone().ok());
+        state.writing = true;
         drop(state);
-        stream.is_some_and(|mut stream| stream.write_all(bytes).is_ok())
+        let written = stream.is_some_and(|mut stream| stream.write_all(bytes).is_ok());
+        lock(&self.state).writing = false;
+        self.changed.notify_all();
+        written
     }
 
     /// There is no more.
@@ -274,6 +293,28 @@ mod tests {
         let mut text = String::new();
         guest.read_to_string(&mut text).unwrap();
         assert_eq!(text, "early");
+    }
+
+    #[test]
+    fn input_that_is_held_goes_on_with_the_next_connection() {
+        let input = Input::default();
+        let (mut first, ours) = UnixStream::pair().unwrap();
+        input.connect(ours);
+        assert!(input.write(b"one"));
+        input.hold(Duration::from_secs(10));
+        let mut text = String::new();
+        first.read_to_string(&mut text).unwrap();
+        assert_eq!(text, "one");
+        std::thread::scope(|scope| {
+            let writer = scope.spawn(|| input.write(b"two"));
+            let (mut second, ours) = UnixStream::pair().unwrap();
+            input.connect(ours);
+            assert!(writer.join().unwrap());
+            input.end();
+            text.clear();
+            second.read_to_string(&mut text).unwrap();
+        });
+        assert_eq!(text, "two");
     }
 
     #[test]

@@ -7,22 +7,48 @@ use vmm::spec::{DiskSpec, NetSpec};
 
 use super::Monitor;
 use crate::cgroup::Cgroup;
-use crate::error::{Context, Result, from_images};
+use crate::error::{Context, Error, Result, from_images};
+use crate::machine::{Machines, State};
 use crate::paths::Part;
 use crate::share::Served;
 use crate::vm::{Streams, VmPlan};
 use crate::volume::{Attached, Volumes};
-use crate::{network, share, trace};
+use crate::{network, share, trace, volume};
 
-/// Bytes of the host's randomness that each guest starts with.
-const ENTROPY_BYTES: usize = 64;
 const DISK: &str = "disk.ext4";
 
 impl Monitor<'_> {
     /// Held as long as the machine runs, as the root filesystem is.
     pub(super) fn attach_volumes(&self) -> Result<Vec<Attached>> {
         let volumes = Volumes::new(self.host.paths.volumes());
+        self.ensure_not_in_a_snapshot()?;
         self.machine.record().config.volumes.iter().map(|used| volumes.attach(used)).collect()
+    }
+
+    /// A suspended machine's filesystems are in its memory: what it may write nobody else touches, what it reads nobody writes.
+    fn ensure_not_in_a_snapshot(&self) -> Result<()> {
+        let own = self.machine.record();
+        if own.config.volumes.is_empty() {
+            return Ok(());
+        }
+        let others = Machines::new(self.host.paths.machines()).list()?;
+        let suspended = others.iter().filter(|other| other.state == State::Suspended && other.id != own.id);
+        for (other, theirs) in
+            suspended.flat_map(|other| other.config.volumes.iter().map(move |used| (other, used)))
+        {
+            let clashes =
+                |used: &&volume::Use| used.name == theirs.name && !(used.read_only && theirs.read_only);
+            if let Some(used) = own.config.volumes.iter().find(clashes) {
+                return Err(Error::new(format!(
+                    "volume '{}' is in use by {}, which is suspended",
+                    used.name, other.name
+                ))
+                .advice(
+                    "Resume and stop that machine first; `flyrun stop` gives up what it has in memory.",
+                ));
+            }
+        }
+        Ok(())
     }
 
     /// Starts a virtiofsd for each directory of the host that the machine has.
@@ -56,10 +82,8 @@ impl Monitor<'_> {
         trace::step("disk made");
         let kernel = if config.cpus == 1 { Part::Kernel } else { Part::KernelSmp };
         let library = self.host.library;
-        let mut entropy = vec![0; ENTROPY_BYTES];
-        getrandom::fill(&mut entropy).context("the host has no random numbers")?;
         let mut run = config.run.clone();
-        run.entropy = entropy;
+        run.entropy = super::entropy()?;
         run.tty = config.tty.then_some(self.view.terminal);
         run.init_log = self.view.show_console;
         run.pids_limit = config.limits.pids;
@@ -85,6 +109,8 @@ impl Monitor<'_> {
             boot: BootConfig::Run(Box::new(run)),
             console: (!self.view.show_console).then(|| self.machine.directory().join("console.log")),
             cgroup: self.cgroup.as_ref().map(|cgroup| cgroup.path().to_path_buf()),
+            restore: self.machine.record().snapshot.as_ref().map(|_| self.snapshot_directory()),
+            lock: Some(self.machine.share_lock()?),
             streams: Some(Streams {
                 outputs: self.outputs.clone(),
                 input: self.input.clone(),

@@ -19,6 +19,9 @@ impl Monitor<'_> {
                 self.is_stopped = true;
                 self.waiting.push(conversation);
                 if let Some(life) = life {
+                    if self.cancel_suspend(None, Some((signal, patience)), life) {
+                        return;
+                    }
                     let is_paused = self.machine.record().state == State::Paused;
                     if is_paused && let Err(error) = life.vm.resume() {
                         eprintln!("flyrun: {error}");
@@ -44,7 +47,13 @@ impl Monitor<'_> {
                 self.attach(conversation);
             }
             Request::Pause => conversation.reply(&reply(self.pause(life.as_deref()))),
-            Request::Unpause => conversation.reply(&reply(match life {
+            Request::Suspend { force } => self.suspend(conversation, force, life),
+            Request::Resume if self.suspending.is_some() => {
+                if let Some(life) = life {
+                    self.cancel_suspend(Some(conversation), None, life);
+                }
+            }
+            Request::Resume | Request::Unpause => conversation.reply(&reply(match life {
                 Some(life) => self.unpause(life),
                 None => Err(not_running()),
             })),

@@ -18,6 +18,14 @@ impl Number {
     /// The first address of the subnet is its own name, and the last one its broadcast.
     pub const LAST: u16 = 0x7ffe;
 
+    pub fn new(number: u16) -> Option<Number> {
+        (1..=Self::LAST).contains(&number).then_some(Number(number))
+    }
+
+    pub fn get(self) -> u16 {
+        self.0
+    }
+
     /// All that there are.
     pub fn all() -> impl Iterator<Item = Number> {
         (1..=Self::LAST).map(Number)
@@ -39,6 +47,13 @@ impl Number {
     pub fn mac(self) -> [u8; 6] {
         let [high, low] = self.0.to_be_bytes();
         [0x02, 0x66, 0x6c, 0x79, high, low]
+    }
+
+    /// The Ethernet address of the host's end: the same whenever the interface is made again, so that a guest which has known it
+    /// still does.
+    pub fn gateway_mac(self) -> [u8; 6] {
+        let [high, low] = self.0.to_be_bytes();
+        [0x06, 0x66, 0x6c, 0x79, high, low]
     }
 
     /// The host's end.

@@ -81,13 +81,15 @@ pub fn list() -> Vec<(Number, Option<Owner>)> {
     all
 }
 
-/// Makes the first interface whose name is free, for so many pairs of queues.
+/// Makes the interface of that number, or else the first whose name is free, for so many pairs of queues.
 ///
 /// # Errors
 /// What /dev/net/tun says.
-pub fn create(queue_pairs: u16) -> io::Result<Number> {
+pub fn create(preferred: Option<Number>, queue_pairs: u16) -> io::Result<Number> {
     let taken: Vec<_> = list().into_iter().map(|(number, _)| number).collect();
-    for number in Number::all().filter(|number| taken.binary_search(number).is_err()) {
+    for number in
+        preferred.into_iter().chain(Number::all()).filter(|number| taken.binary_search(number).is_err())
+    {
         match vmm::PersistentTap::create(&number.tap(), queue_pairs > 1) {
             // Somebody who does not take flyrun's lock was faster.
             Err(error) if error.kind() == io::ErrorKind::ResourceBusy => {}
@@ -107,6 +109,7 @@ pub fn configure(number: Number, owner: &Owner) -> io::Result<()> {
     up.header.index = index;
     up.header.flags = LinkFlags::Up;
     up.header.change_mask = LinkFlags::Up;
+    up.attributes.push(LinkAttribute::Address(number.gateway_mac().to_vec()));
     converse(&[
         (
             RouteNetlinkMessage::NewAddress(address(index, number.gateway4().into(), number.guest4().into())),

@@ -76,6 +76,14 @@ pub struct Wishes {
     pub backend: NetBackend,
 }
 
+/// What card a machine is to have.
+#[derive(Clone, Copy, Debug)]
+pub struct Card {
+    pub queue_pairs: u16,
+    /// The number that it had in an earlier life and gets again if it is free.
+    pub number: Option<u16>,
+}
+
 /// A machine's network, up until it is dropped.
 #[derive(Debug)]
 pub struct Attached {
@@ -123,7 +131,7 @@ impl Facts {
     }
 }
 
-/// Gives a machine its network, with a card of so many pairs of queues; `None` for `--network none`. The host's rules are still being made when this returns:
+/// Gives a machine its network; `None` for `--network none`. The host's rules are still being made when this returns:
 /// see [`Attached::wait_ready`].
 ///
 /// # Errors
@@ -133,7 +141,7 @@ pub fn set_up(
     machine: &str,
     name: &str,
     wishes: &Wishes,
-    queue_pairs: u16,
+    card: Card,
 ) -> Result<Option<Attached>> {
     let network = match &wishes.mode {
         Mode::None if wishes.publish.is_empty() => return Ok(None),
@@ -147,7 +155,8 @@ pub fn set_up(
     let (ports, published) = reserve::reserve(&wishes.publish)?;
     let owner = Owner { host: host(paths), machine: machine.into(), name: name.into(), network };
     let lock = lock()?;
-    let number = link::create(queue_pairs).map_err(|error| no_tap(&error))?;
+    let number =
+        link::create(card.number.and_then(Number::new), card.queue_pairs).map_err(|error| no_tap(&error))?;
     let attached = attach(number, &owner, wishes, &published, &lock);
     match attached {
         Ok((rules, names, has_peers)) => Ok(Some(Attached {
@@ -156,7 +165,7 @@ pub fn set_up(
                 mac: number.mac(),
                 mtu: default_mtu(),
                 backend: wishes.backend,
-                queue_pairs,
+                queue_pairs: card.queue_pairs,
                 rate: None,
             },
             config: guest_config(number, wishes),
@@ -246,6 +255,11 @@ impl Attached {
             link::tell_owner(self.number, &self.owner).context(told())?;
         }
         Ok(())
+    }
+
+    /// Which the machine asks for when it is resumed.
+    pub fn number(&self) -> u16 {
+        self.number.get()
     }
 
     /// For those who ask about the machine.

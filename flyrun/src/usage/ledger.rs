@@ -7,8 +7,9 @@ use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, UNIX_EPOCH};
 
-use super::Interval;
+use super::{Interval, now_ms};
 use crate::files::{self, Lasting};
+use crate::machine::Record;
 use crate::paths::make_private_dir;
 
 /// An open interval is a file of this size, a sector: written again in place it is never half there.
@@ -52,6 +53,18 @@ impl Ledger {
         let open = Open { file, path };
         open.write(interval)?;
         Ok(open)
+    }
+
+    /// Writes down how long a machine has been suspended, if it has. Before its record forgets that.
+    pub fn end_suspension(&self, record: &Record) {
+        let Some(interval) = Interval::suspended(record, now_ms()) else { return };
+        let written = make_private_dir(&self.directory)
+            .map_err(io::Error::other)
+            .and_then(|()| self.lock())
+            .and_then(|_lock| self.append(&interval, Lasting::PowerCut));
+        if let Err(error) = written {
+            eprintln!("flyrun: cannot write down how long the machine was suspended: {error}");
+        }
     }
 
     /// Closes an interval. It stays open if it cannot be written among the others, for somebody else to close.

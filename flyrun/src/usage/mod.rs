@@ -15,6 +15,7 @@ pub use total::{Total, totals};
 
 use serde::{Deserialize, Serialize};
 
+use crate::machine::Record;
 use crate::size::Size;
 
 /// A part of a machine's life.
@@ -39,6 +40,31 @@ pub struct Interval {
 pub enum Phase {
     /// It runs.
     Started,
+    /// It is on disk. Written down when it is over.
+    Suspended,
+}
+
+impl Interval {
+    /// The time that a machine has been suspended for, until now; `None` for one that is not.
+    pub fn suspended(record: &Record, now_ms: u64) -> Option<Interval> {
+        let snapshot = record.snapshot.as_ref()?;
+        Some(Interval {
+            machine: record.id.clone(),
+            name: record.name.clone(),
+            phase: Phase::Suspended,
+            from_ms: snapshot.taken_at_ms,
+            to_ms: now_ms.max(snapshot.taken_at_ms),
+            cpu_milli: 0,
+            memory: record.config.memory,
+            taken: Counters::default(),
+        })
+    }
+}
+
+/// Milliseconds since the epoch.
+pub fn now_ms() -> u64 {
+    let since = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
+    since.map_or(0, |time| u64::try_from(time.as_millis()).unwrap_or(u64::MAX))
 }
 
 /// What only grows while a machine runs.

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use serde::Serialize;
 
-use super::Interval;
+use super::{Interval, Phase};
 
 /// What one machine has used. The fields of `flyrun usage --json`; their names are stable.
 #[derive(Clone, Debug, Default, PartialEq, Serialize)]
@@ -14,6 +14,8 @@ pub struct Total {
     pub name: String,
     /// Seconds that it ran.
     pub started_s: f64,
+    /// Seconds that it was suspended.
+    pub suspended_s: f64,
     /// The same, times the CPUs it might use.
     pub vcpu_s: f64,
     /// The same, times its MiB of memory.
@@ -49,6 +51,10 @@ impl Total {
         let seconds = within.min(whole) as f64 / 1000.0;
         let part = |count: u64| (count as f64 * share).round() as u64;
         self.name.clone_from(&interval.name);
+        if interval.phase == Phase::Suspended {
+            self.suspended_s += seconds;
+            return;
+        }
         self.started_s += seconds;
         self.vcpu_s += seconds * f64::from(interval.cpu_milli) / 1000.0;
         self.memory_mib_s += seconds * interval.memory.to_mib() as f64;
@@ -61,6 +67,7 @@ impl Total {
     pub fn sum(totals: &[Total]) -> Total {
         totals.iter().fold(Total { name: "total".into(), ..Total::default() }, |sum, one| Total {
             started_s: sum.started_s + one.started_s,
+            suspended_s: sum.suspended_s + one.suspended_s,
             vcpu_s: sum.vcpu_s + one.vcpu_s,
             memory_mib_s: sum.memory_mib_s + one.memory_mib_s,
             cpu_s: sum.cpu_s + one.cpu_s,

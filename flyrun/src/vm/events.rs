@@ -23,6 +23,8 @@ pub enum Event {
     OutputDone,
     /// The process flyrun-vmm has ended.
     VmmExited(io::Result<std::process::ExitStatus>),
+    /// The snapshot that was asked for is complete, or why there is none.
+    Snapshotted(std::result::Result<(), String>),
     /// flyrun itself has received a signal.
     Signal(i32),
     /// A health check was made.

@@ -15,8 +15,8 @@ use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 use vmm::exit::VmExit;
 use vmm::spec::{ConsoleSpec, DiskSpec, NetSpec, ShareSpec, VmSpec, VsockSpec};
 
-use super::events::{Post, watch_control, watch_process};
-use super::streams::{Streams, listen};
+use super::events::{Event, Post, spawn as spawn_thread, watch_control, watch_process};
+use super::streams::{Serving, Streams, listen};
 use crate::cpio;
 use crate::error::{Context, Error, Result};
 use crate::paths::{RunDir, make_private_dir};
@@ -26,6 +26,7 @@ use crate::trace;
 const GUEST_CID: u64 = 3;
 
 /// How long flyrun-vmm may take to answer, and how much it may say.
+const LOST: &str = "flyrun-vmm does not answer";
 const ANSWER_LIMIT: Duration = Duration::from_secs(10);
 const MAX_ANSWER: u64 = 4096;
 
@@ -49,6 +50,10 @@ pub struct VmPlan {
     pub streams: Option<Streams>,
     /// The cgroup that flyrun-vmm is to be in.
     pub cgroup: Option<PathBuf>,
+    /// The directory of the snapshot to go on from, instead of a boot.
+    pub restore: Option<PathBuf>,
+    /// The machine's lock, which flyrun-vmm holds too: a machine whose monitor was killed is owned until all of it has ended.
+    pub lock: Option<File>,
 }
 
 /// A running flyrun-vmm. Dropping it ends the machine at once.
@@ -60,6 +65,7 @@ pub struct Vm {
     pidfd: rustix::fd::OwnedFd,
     run_dir: Arc<RunDir>,
     console: Option<PathBuf>,
+    serving: Option<Serving>,
 }
 
 impl Vm {
@@ -71,9 +77,7 @@ impl Vm {
         run_dir.clear_sockets();
         let control = listen(&run_dir, protocol::port::CONTROL)?;
         watch_control(control, post.clone()).context("cannot start a thread")?;
-        if let Some(streams) = &plan.streams {
-            streams.serve(&run_dir, post)?;
-        }
+        let serving = plan.streams.as_ref().map(|streams| streams.serve(&run_dir, post)).transpose()?;
         let spec = write_start_files(plan, &run_dir)?;
         trace::step("sockets");
         let (child, control) = spawn(plan, &spec, &run_dir)?;
@@ -82,7 +86,7 @@ impl Vm {
         let pidfd =
             pidfd_open(Pid::from_child(&child), PidfdFlags::empty()).context("cannot watch flyrun-vmm")?;
         watch_process(child, post.clone()).context("cannot start a thread")?;
-        Ok(Vm { pid: process, control, pidfd, run_dir, console: plan.console.clone() })
+        Ok(Vm { pid: process, control, pidfd, run_dir, console: plan.console.clone(), serving })
     }
 
     /// The process id of flyrun-vmm.
@@ -106,18 +110,56 @@ impl Vm {
         self.ask("resume")
     }
 
-    fn ask(&self, request: &str) -> Result<()> {
-        let lost = "flyrun-vmm does not answer";
-        let mut stream = &self.control;
-        writeln!(stream, "{request}").context(lost)?;
-        let mut answer = String::new();
-        // Nothing follows an answer before the next request.
-        BufReader::new(stream.take(MAX_ANSWER)).read_line(&mut answer).context(lost)?;
-        match answer.trim_end().split_once(' ') {
-            None if answer.trim_end() == "ok" => Ok(()),
-            Some(("error", reason)) => Err(Error::new(format!("flyrun-vmm: {reason}"))),
-            _ => Err(Error::new(lost)),
+    /// Writes a snapshot of the paused machine; how that ended is posted as [`Event::Snapshotted`].
+    ///
+    /// # Errors
+    /// flyrun-vmm cannot be asked.
+    pub fn snapshot(&self, directory: &Path, post: &Post) -> Result<()> {
+        let stream = self.control.try_clone().context(LOST)?;
+        let post = post.clone();
+        // Guest memory may be large and the disk slow.
+        stream.set_read_timeout(None).context(LOST)?;
+        self.tell(&format!("snapshot {}", directory.display()))?;
+        spawn_thread("snapshot", move || {
+            post.send(Event::Snapshotted(read_answer(&stream).map_err(|error| error.to_string())));
+        })
+        .context("cannot start a thread")
+    }
+
+    /// Lets the machine run on although its snapshot is not complete; that, too, is posted as [`Event::Snapshotted`], and
+    /// [`Self::await_resume`] is to be called then.
+    ///
+    /// # Errors
+    /// flyrun-vmm cannot be asked.
+    pub fn cancel_snapshot(&self) -> Result<()> {
+        self.tell("resume")
+    }
+
+    /// Waits for the answer to [`Self::cancel_snapshot`].
+    ///
+    /// # Errors
+    /// flyrun-vmm does not answer, or does not run on.
+    pub fn await_resume(&self) -> Result<()> {
+        self.control.set_read_timeout(Some(ANSWER_LIMIT)).context(LOST)?;
+        read_answer(&self.control)
+    }
+
+    /// Lets the guest connect its streams once more.
+    pub fn streams_again(&self) {
+        if let Some(serving) = &self.serving {
+            serving.again();
         }
+    }
+
+    fn ask(&self, request: &str) -> Result<()> {
+        self.control.set_read_timeout(Some(ANSWER_LIMIT)).context(LOST)?;
+        self.tell(request)?;
+        read_answer(&self.control)
+    }
+
+    fn tell(&self, request: &str) -> Result<()> {
+        let mut stream = &self.control;
+        stream.write_all(format!("{request}\n").as_bytes()).context(LOST)
     }
 
     /// Ends the machine as pulling its plug would.
@@ -171,10 +213,24 @@ impl Drop for Vm {
     }
 }
 
+/// Nothing follows an answer before the next request, but for that to [`Vm::cancel_snapshot`]: not a byte more is read.
+fn read_answer(stream: &UnixStream) -> Result<()> {
+    let mut answer = String::new();
+    BufReader::with_capacity(1, stream.take(MAX_ANSWER)).read_line(&mut answer).context(LOST)?;
+    match answer.trim_end().split_once(' ') {
+        None if answer.trim_end() == "ok" => Ok(()),
+        Some(("ok", _)) => Ok(()),
+        Some(("error", reason)) => Err(Error::new(format!("flyrun-vmm: {reason}"))),
+        _ => Err(Error::new(LOST)),
+    }
+}
+
 fn write_start_files(plan: &VmPlan, run_dir: &RunDir) -> Result<PathBuf> {
-    let config = protocol::encode_config(&plan.boot).context("cannot encode the boot configuration")?;
     let config_file = run_dir.path().join("config.cpio");
-    write(&config_file, &cpio::archive_of_one_file(protocol::CONFIG_PATH, &config))?;
+    if plan.restore.is_none() {
+        let config = protocol::encode_config(&plan.boot).context("cannot encode the boot configuration")?;
+        write(&config_file, &cpio::archive_of_one_file(protocol::CONFIG_PATH, &config))?;
+    }
     let spec = VmSpec {
         cpus: plan.cpus,
         memory_mib: plan.memory_mib,
@@ -221,14 +277,19 @@ fn spawn(plan: &VmPlan, spec: &Path, run_dir: &RunDir) -> Result<(Child, UnixStr
         .arg("--control")
         .stdin(OwnedFd::from(theirs))
         .stderr(log);
-    match plan.console {
-        Some(_) => command.stdout(Stdio::null()),
-        None => {
+    match (&plan.console, &plan.lock) {
+        // Nothing is written there.
+        (Some(_), Some(lock)) => command.stdout(lock.try_clone().context("cannot share the machine's lock")?),
+        (Some(_), None) => command.stdout(Stdio::null()),
+        (None, _) => {
             command.stdout(io::stderr().as_fd().try_clone_to_owned().context("cannot use standard error")?)
         }
     };
     if let Some(cgroup) = &plan.cgroup {
         command.arg("--cgroup").arg(cgroup);
+    }
+    if let Some(snapshot) = &plan.restore {
+        command.arg("--restore").arg(snapshot);
     }
     if let Some(file) = trace::vmm_file() {
         command.arg("--trace").arg(file);
@@ -256,6 +317,7 @@ fn explain(exit: VmExit, told: String, see_console: &str) -> Error {
         VmExit::TripleFault | VmExit::Panic => {
             Error::new(fact("the guest's kernel crashed")).advice(see_console)
         }
+        VmExit::Refused => Error::new(fact("the machine's snapshot cannot be resumed")),
         VmExit::KvmInternal => {
             Error::new(fact("KVM could not go on")).advice("`flyrun doctor` checks this host's KVM.")
         }

@@ -1,11 +1,13 @@
 //! The workload's standard streams: each a unix socket that the guest connects to, copied by a thread of its own.
 //!
-//! A thread for each, because the other end may be anything (a terminal, a pipe, a file) and must block nobody else.
+//! A thread for each, because the other end may be anything (a terminal, a pipe, a file) and must block nobody else. A guest
+//! connects once, and once more each time it has stood still for a snapshot.
 
 use std::io::{self, Read};
 use std::net::Shutdown;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::sync::Arc;
+use std::sync::mpsc::{Receiver, Sender, channel};
 
 use protocol::{port, session};
 
@@ -32,45 +34,97 @@ impl Streams {
     }
 
     /// Listens for the guest's streams and starts copying. Call before the machine starts.
-    pub fn serve(&self, run_dir: &RunDir, post: &Post) -> Result<()> {
-        let listen = |port| listen(run_dir, port);
-        let started = if self.terminal {
-            self.serve_output("terminal", listen(port::STDOUT)?, Stream::Stdout, self.input.clone(), post)
+    pub fn serve(&self, run_dir: &RunDir, post: &Post) -> Result<Serving> {
+        let mut serving = Serving::default();
+        if self.terminal {
+            let door = serving.door(run_dir, port::STDOUT)?;
+            self.serve_output("terminal", door, Stream::Stdout, self.input.clone(), post)?;
         } else {
             if let Some(input) = self.input.clone() {
-                let listener = listen(port::STDIN)?;
-                spawn("stdin", move || {
-                    if let Ok((stream, _)) = listener.accept() {
-                        input.connect(stream);
-                    }
-                })
-                .context("cannot start a thread")?;
+                let door = serving.door(run_dir, port::STDIN)?;
+                spawn("stdin", move || door.each(|stream| input.connect(stream)))
+                    .context("cannot start a thread")?;
             }
-            let (out, err) = (listen(port::STDOUT)?, listen(port::STDERR)?);
-            self.serve_output("stdout", out, Stream::Stdout, None, post)
-                .and_then(|()| self.serve_output("stderr", err, Stream::Stderr, None, post))
-        };
-        started.context("cannot start a thread")
+            for (name, port, which) in
+                [("stdout", port::STDOUT, Stream::Stdout), ("stderr", port::STDERR, Stream::Stderr)]
+            {
+                self.serve_output(name, serving.door(run_dir, port)?, which, None, post)?;
+            }
+        }
+        Ok(serving)
     }
 
     fn serve_output(
         &self,
         name: &str,
-        listener: UnixListener,
+        door: Door,
         which: Stream,
         input: Option<Arc<Input>>,
         post: &Post,
-    ) -> io::Result<()> {
+    ) -> Result<()> {
         let (outputs, post) = (self.outputs.clone(), post.clone());
         spawn(name, move || {
-            if let Ok((stream, _)) = listener.accept() {
-                if let (Some(input), Ok(writer)) = (input, stream.try_clone()) {
+            door.each(|stream| {
+                if let (Some(input), Ok(writer)) = (&input, stream.try_clone()) {
                     input.connect(writer);
                 }
                 copy(&stream, which, &outputs);
-            }
-            post.send(Event::OutputDone);
+                drop(stream);
+                post.send(Event::OutputDone);
+            });
         })
+        .context("cannot start a thread")
+    }
+}
+
+/// The threads that serve one life's streams; they end when it is dropped, but for what they still copy.
+#[derive(Debug, Default)]
+pub struct Serving {
+    listeners: Vec<UnixListener>,
+    keys: Vec<Sender<()>>,
+}
+
+impl Serving {
+    fn door(&mut self, run_dir: &RunDir, port: u32) -> Result<Door> {
+        let listener = listen(run_dir, port)?;
+        let (key, keys) = channel();
+        self.listeners.push(listener.try_clone().context("cannot share a socket")?);
+        self.keys.push(key);
+        Ok(Door { listener, keys })
+    }
+
+    /// Lets the guest connect each stream once more.
+    pub fn again(&self) {
+        for key in &self.keys {
+            // A thread that has ended serves nobody.
+            let _ = key.send(());
+        }
+    }
+}
+
+impl Drop for Serving {
+    fn drop(&mut self) {
+        for listener in &self.listeners {
+            // Whoever waits for a connection is told that none comes.
+            let _ = rustix::net::shutdown(listener, rustix::net::Shutdown::Both);
+        }
+    }
+}
+
+/// Where the guest connects one stream: once, and once more for each key.
+struct Door {
+    listener: UnixListener,
+    keys: Receiver<()>,
+}
+
+impl Door {
+    fn each(self, mut serve: impl FnMut(UnixStream)) {
+        while let Ok((stream, _)) = self.listener.accept() {
+            serve(stream);
+            if self.keys.recv().is_err() {
+                return;
+            }
+        }
     }
 }
 

@@ -26,7 +26,7 @@ pub mod session;
 pub use config_file::{ConfigError, MAGIC, decode_config, encode_config};
 
 /// The version of everything in this crate. Raised by every change that an older peer would read wrongly.
-pub const PROTOCOL_VERSION: u32 = 5;
+pub const PROTOCOL_VERSION: u32 = 6;
 
 /// Where guest-init finds its encoded [`BootConfig`] in the initramfs.
 pub const CONFIG_PATH: &str = "/flyrun.config";
@@ -196,6 +196,27 @@ pub enum ToGuest {
     },
     /// The user's terminal changed its size.
     Resize(TtySize),
+    /// Stand still for a snapshot. The host has ended its side of the streams, and waits for [`FromGuest::Frozen`] and for
+    /// the end of the guest's side before it takes one.
+    Suspend {
+        /// Whether sessions are no reason not to.
+        force: bool,
+    },
+    /// Go on: after a snapshot, in a restored machine, or because there was none.
+    Resume(Box<Renewal>),
+}
+
+/// What a machine must learn before its workload goes on.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Renewal {
+    /// The time of day, in nanoseconds since the epoch; 0 leaves the clock as it is.
+    pub realtime_ns: u64,
+    /// Fresh random bytes of the host.
+    pub entropy: Vec<u8>,
+    /// The machine's place in the network, which may be another than before; without it that stays.
+    pub network: Option<NetworkConfig>,
+    /// The size of the terminal now.
+    pub terminal: Option<TtySize>,
 }
 
 /// What guest-init says on the control connection.
@@ -213,6 +234,15 @@ pub enum FromGuest {
     },
     /// The workload's first process is gone. Its streams are closed behind this frame, after what they hold.
     Exited(ExitStatus),
+    /// The workload stands still, and so do the filesystems.
+    Frozen,
+    /// It does not stand still, and runs on.
+    NotFrozen {
+        /// One line with the reason.
+        message: String,
+    },
+    /// The workload runs on behind [`ToGuest::Resume`].
+    Resumed,
     /// Guest-init could not do what it was told.
     Failed {
         /// What kind of failure it is, which decides the exit code.

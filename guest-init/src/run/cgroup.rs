@@ -3,12 +3,14 @@
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use rustix::{
+    event::{PollFd, PollFlags, poll},
     fs::{CWD, Mode, OFlags, mkdirat, openat},
-    io::{Errno, read, write},
+    io::{Errno, pread, read, write},
     mount::{MountFlags, MoveMountFlags, OpenTreeFlags, UnmountFlags, move_mount, open_tree, unmount},
 };
 
 use crate::{
+    control::{monotonic_ms, timeout},
     failure::{Failure, OrSetup},
     pid1::mount_at,
 };
@@ -86,6 +88,47 @@ impl Cgroup {
         }
         let procs = open(self.directory.as_fd(), &format!("{LEAF}/cgroup.procs"), OFlags::WRONLY)?;
         write(procs, b"0").map(drop)
+    }
+
+    /// Lets all of its processes stand still, and returns when they do.
+    ///
+    /// # Errors
+    /// `ETIMEDOUT` when one does not in time: it runs again then.
+    pub fn freeze(&self, limit_ms: i64) -> rustix::io::Result<()> {
+        self.set_freeze(b"1")?;
+        let until = monotonic_ms() + limit_ms;
+        let events = open(self.directory.as_fd(), "cgroup.events", OFlags::RDONLY)?;
+        loop {
+            let mut content = [0; 256];
+            let count = pread(&events, &mut content[..], 0)?;
+            let content = String::from_utf8_lossy(content.get(..count).unwrap_or_default());
+            // An empty one never says that it is frozen.
+            if counter(&content, "frozen") == Some(1) || counter(&content, "populated") == Some(0) {
+                return Ok(());
+            }
+            let left = until - monotonic_ms();
+            if left <= 0 {
+                self.thaw()?;
+                return Err(Errno::TIMEDOUT);
+            }
+            // kernfs tells of a change by POLLPRI.
+            match poll(&mut [PollFd::new(&events, PollFlags::PRI)], Some(&timeout(left))) {
+                Ok(_) | Err(Errno::INTR) => {}
+                Err(errno) => return Err(errno),
+            }
+        }
+    }
+
+    /// Lets them run on.
+    ///
+    /// # Errors
+    /// The kernel's reason.
+    pub fn thaw(&self) -> rustix::io::Result<()> {
+        self.set_freeze(b"0")
+    }
+
+    fn set_freeze(&self, value: &[u8]) -> rustix::io::Result<()> {
+        write(open(self.directory.as_fd(), "cgroup.freeze", OFlags::WRONLY)?, value).map(drop)
     }
 
     /// How many of its processes the kernel has killed for want of memory.

@@ -32,13 +32,7 @@ impl EtcFiles {
     /// # Errors
     /// [`FailureKind::Setup`].
     pub fn prepare(config: &RunConfig) -> Result<Self, Failure> {
-        let hostname = &config.hostname;
-        let network = config.network.as_ref();
-        let mut contents =
-            vec![("/etc/hosts", hosts(hostname, network)), ("/etc/hostname", format!("{hostname}\n"))];
-        if let Some(network) = network.filter(|network| !network.resolv_conf.is_empty()) {
-            contents.push(("/etc/resolv.conf", network.resolv_conf.join("\n") + "\n"));
-        }
+        let contents = contents(&config.hostname, config.network.as_ref());
         let mut files = Vec::new();
         for (target, content) in contents {
             let path = target.replacen("/etc/", "/.", 1);
@@ -78,6 +72,26 @@ fn make_empty_file(path: &str) -> rustix::io::Result<()> {
         Err(errno) => return Err(errno),
     }
     open(path, OFlags::WRONLY | OFlags::CREATE | OFlags::CLOEXEC, Mode::from_raw_mode(0o644)).map(drop)
+}
+
+/// Which files there are, and what they say.
+fn contents(hostname: &str, network: Option<&NetworkConfig>) -> Vec<(&'static str, String)> {
+    let mut contents =
+        vec![("/etc/hosts", hosts(hostname, network)), ("/etc/hostname", format!("{hostname}\n"))];
+    if let Some(network) = network.filter(|network| !network.resolv_conf.is_empty()) {
+        contents.push(("/etc/resolv.conf", network.resolv_conf.join("\n") + "\n"));
+    }
+    contents
+}
+
+/// Has the files say what is true of another place in the network. Those that the workload has covered or taken away stay so.
+pub fn rewrite_etc(network: &NetworkConfig) {
+    let hostname = rustix::system::uname().nodename().to_string_lossy().into_owned();
+    for (target, content) in contents(&hostname, Some(network)) {
+        let flags = OFlags::WRONLY | OFlags::TRUNC | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
+        let _ =
+            open(target, flags, Mode::empty()).and_then(|file| rustix::io::write(file, content.as_bytes()));
+    }
 }
 
 fn hosts(hostname: &str, network: Option<&NetworkConfig>) -> String {

@@ -27,6 +27,7 @@ pub mod shares;
 pub mod spawn;
 pub mod stdio;
 pub mod supervise;
+pub mod suspend;
 pub mod user;
 pub mod volumes;
 
@@ -68,8 +69,10 @@ fn start_and_supervise(config: &RunConfig, control: &mut Control, log: &mut Step
     let root = root::enter(config, log)?;
     log.step("root entered");
     filesystems::mount_all(config, &root.dev)?;
-    let volumes = volumes::mount_all(&config.volumes, &config.shares)?;
+    let mut disks = volumes::mount_all(&config.volumes, &config.shares)?;
+    disks.extend(root.disk);
     etc.mount()?;
+    suspend::write_generation();
     log.step("filesystems mounted");
     let cgroup = cgroup::Cgroup::create()?;
     if let Some(most) = config.pids_limit {
@@ -105,8 +108,9 @@ fn start_and_supervise(config: &RunConfig, control: &mut Control, log: &mut Step
     control.send(&FromGuest::Started { pid: pid.as_raw_nonzero().get().unsigned_abs() });
     log.step("workload started");
     log.flush();
-    supervise::Supervisor::new(control, children, pid, stdio, cgroup, sessions).run();
-    for disk in volumes.iter().chain(&root.disk) {
+    let mut ground = supervise::Ground { disks, network: config.network.clone() };
+    supervise::Supervisor::new(control, children, pid, stdio, cgroup, sessions, &mut ground).run();
+    for disk in &ground.disks {
         // The overlay keeps it mounted, but with the journal empty the next boot has nothing to recover.
         let _ = rustix::fs::syncfs(disk);
         let _ = sys::freeze_filesystem(disk.as_fd());

@@ -17,6 +17,7 @@ const INTERFACE: &str = "eth0";
 const NLMSG_ERROR: u16 = 2;
 const RTM_NEWLINK: u16 = 16;
 const RTM_NEWADDR: u16 = 20;
+const RTM_DELADDR: u16 = 21;
 const RTM_NEWROUTE: u16 = 24;
 const NLM_F_REQUEST: u16 = 1;
 const NLM_F_ACK: u16 = 4;
@@ -49,12 +50,29 @@ pub fn set_up(config: &NetworkConfig) -> Result<(), Failure> {
         Mode::empty(),
     )
     .and_then(|file| rustix::io::write(file, b"0"));
+    converse(|index| messages(config, index), Errno::EXIST)
+}
+
+/// Gives the card another place: what it had goes, and with it all that was known of the neighbours.
+///
+/// # Errors
+/// As [`set_up`].
+pub fn renew(old: Option<&NetworkConfig>, new: &NetworkConfig) -> Result<(), Failure> {
+    if let Some(old) = old {
+        // The workload may have taken an address away itself.
+        converse(|index| farewell(old, index), Errno::ADDRNOTAVAIL)?;
+    }
+    set_up(new)
+}
+
+/// Sends rtnetlink messages and reads the kernel's answers, one of which is no failure.
+fn converse(messages: impl FnOnce(u32) -> (Vec<u8>, Vec<String>), harmless: Errno) -> Result<(), Failure> {
     // NETLINK_ROUTE is protocol 0.
     let socket = socket_with(AddressFamily::NETLINK, SocketType::RAW, SocketFlags::CLOEXEC, None)
         .or_setup(|| "open a netlink socket".into())?;
     let index = rustix::net::netdevice::name_to_index(&socket, INTERFACE)
         .or_setup(|| format!("find the network card {INTERFACE}"))?;
-    let (messages, steps) = messages(config, index);
+    let (messages, steps) = messages(index);
     send(&socket, &messages, SendFlags::empty()).or_setup(|| "configure the network card".into())?;
     for _ in 0..steps.len() {
         let mut answer = [0; 512];
@@ -63,11 +81,33 @@ pub fn set_up(config: &NetworkConfig) -> Result<(), Failure> {
         let (step, result) = acknowledgement(answer.get(..length).unwrap_or_default());
         let step = steps.get(step as usize).map_or("a step", String::as_str);
         match result {
-            Ok(()) | Err(Errno::EXIST) => {}
+            Ok(()) => {}
+            Err(errno) if errno == harmless => {}
             Err(errno) => return Err(errno).or_setup(|| format!("{step} of {INTERFACE}")),
         }
     }
     Ok(())
+}
+
+/// Takes the card down, which ends its routes, and its addresses away.
+fn farewell(config: &NetworkConfig, index: u32) -> (Vec<u8>, Vec<String>) {
+    let mut bytes = Vec::with_capacity(256);
+    let mut steps = Vec::new();
+    let mut add = |message: Message, told: String| {
+        message.finish(steps.len() as u32, &mut bytes);
+        steps.push(told);
+    };
+    let mut down = Message::new(RTM_NEWLINK, 0);
+    down.bytes(&[0; 4]).bytes(&index.to_ne_bytes()).bytes(&0u32.to_ne_bytes()).bytes(&IFF_UP.to_ne_bytes());
+    add(down, "taking down".into());
+    let ipv4 = config.ipv4.map(|(own, _)| IpAddr::from(own));
+    let ipv6 = config.ipv6.map(|(own, _)| IpAddr::from(own));
+    for own in ipv4.into_iter().chain(ipv6) {
+        let mut message = address(own, index);
+        message.kind = RTM_DELADDR;
+        add(message, format!("removing the address {own}"));
+    }
+    (bytes, steps)
 }
 
 /// All messages, one behind another, and what each is for. Sequence numbers count from 0.

@@ -10,6 +10,8 @@ use rustix::{
 
 /// As much as a pipe holds; more would only copy the same bytes later.
 const BUFFER_BYTES: usize = 64 * 1024;
+/// Far more than a connection of the host holds.
+const MAX_ABSORBED: usize = 4 << 20;
 /// Reads and writes of one turn, so that a busy stream does not keep the loop from the others.
 const TURN: usize = 8;
 
@@ -90,6 +92,58 @@ impl Relay {
     /// The socket that this relay wrote to and has finished.
     pub fn finished_socket(&self) -> Option<BorrowedFd<'_>> {
         self.sink.as_ref().filter(|_| self.finished && self.sink_is_socket).map(|fd| fd.as_fd())
+    }
+
+    /// Writes what was read to the host and says that nothing follows for now; whether all of it went out.
+    pub fn flush_to_host(&mut self) -> bool {
+        if !self.drain() {
+            return false;
+        }
+        if let Some(socket) = self.sink.as_ref().filter(|_| self.sink_is_socket) {
+            let _ = shutdown(socket, Shutdown::Write);
+        }
+        true
+    }
+
+    /// Takes what the source has, beyond what is waiting to be written; whether the source has ended.
+    ///
+    /// # Errors
+    /// `ENOBUFS` when that is more than any connection holds.
+    pub fn absorb(&mut self) -> rustix::io::Result<bool> {
+        let Some(source) = &self.source else { return Ok(true) };
+        self.buffer.truncate(self.end);
+        self.buffer.drain(..self.start.min(self.end));
+        let mut chunk = vec![0; BUFFER_BYTES];
+        let ended = loop {
+            match read(source, &mut chunk[..]) {
+                Ok(0) | Err(Errno::IO | Errno::CONNRESET | Errno::NOTCONN) => break Ok(true),
+                Ok(count) => self.buffer.extend_from_slice(chunk.get(..count).unwrap_or_default()),
+                Err(Errno::INTR) => {}
+                Err(Errno::AGAIN) => break Ok(false),
+                Err(_) => break Ok(true),
+            }
+            if self.buffer.len() > MAX_ABSORBED {
+                break Err(Errno::NOBUFS);
+            }
+        };
+        (self.start, self.end) = (0, self.buffer.len());
+        ended
+    }
+
+    /// The source, if it has not ended.
+    pub fn source(&self) -> Option<BorrowedFd<'_>> {
+        self.source.as_ref().map(|fd| fd.as_fd())
+    }
+
+    /// Goes on with another connection to the host, in the place of the old one.
+    pub fn join_host(&mut self, socket: OwnedFd) {
+        if self.sink_is_socket {
+            self.sink = Some(socket);
+            self.finished = false;
+            self.finish_when_done();
+        } else if !self.finished {
+            self.source = Some(socket);
+        }
     }
 
     /// Copies what is there without blocking; returns whether the source gave anything.
@@ -261,6 +315,60 @@ mod tests {
         relay.pump();
         assert!(relay.is_done());
         assert!(relay.source_interest().is_none());
+    }
+
+    #[test]
+    fn output_goes_on_with_another_connection_and_nothing_is_lost_or_said_twice() {
+        let (pipe_read, pipe_write) = pipe();
+        let (ours, mut first) = socket();
+        let mut relay = Relay::output(pipe_read, ours);
+        write(&pipe_write, b"before").unwrap();
+        relay.pump();
+        assert!(relay.flush_to_host());
+        let mut text = String::new();
+        first.read_to_string(&mut text).unwrap();
+        assert_eq!(text, "before");
+        write(&pipe_write, b"behind").unwrap();
+        drop(pipe_write);
+        let (ours, mut second) = socket();
+        relay.join_host(ours);
+        relay.pump();
+        text.clear();
+        second.read_to_string(&mut text).unwrap();
+        assert_eq!(text, "behind");
+        // One that has ended says so again.
+        let (ours, mut third) = socket();
+        relay.join_host(ours);
+        assert_eq!(third.read(&mut [0; 8]).unwrap(), 0);
+    }
+
+    #[test]
+    fn input_is_taken_whole_before_the_connection_goes() {
+        let (pipe_read, pipe_write) = pipe();
+        let (ours, mut host) = socket();
+        let mut relay = Relay::input(ours, pipe_write);
+        let sent: Vec<u8> = (0..300_000u32).map(|n| (n % 251) as u8).collect();
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                host.write_all(&sent).unwrap();
+                host.shutdown(std::net::Shutdown::Write).unwrap();
+            });
+            // The pipe is full long before.
+            relay.pump();
+            while !relay.absorb().unwrap() {}
+        });
+        let (ours, mut host) = socket();
+        relay.join_host(ours);
+        host.write_all(b"more").unwrap();
+        drop(host);
+        let (mut received, mut chunk) = (Vec::new(), vec![0; 65_536]);
+        while received.len() < sent.len() + 4 {
+            let count = read(&pipe_read, &mut chunk[..]).unwrap_or(0);
+            received.extend_from_slice(&chunk[..count]);
+            relay.pump();
+        }
+        assert!(received.starts_with(&sent) && received.ends_with(b"more"));
+        assert!(relay.is_done());
     }
 
     #[test]

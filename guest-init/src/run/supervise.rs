@@ -8,7 +8,7 @@
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
-use protocol::{ExitStatus, FromGuest, ToGuest, TtySize};
+use protocol::{ExitStatus, FromGuest, NetworkConfig, ToGuest, TtySize};
 use rustix::{
     event::{PollFd, PollFlags, poll},
     io::{Errno, read},
@@ -19,6 +19,7 @@ use super::{
     cgroup::Cgroup,
     relay::Relay,
     stdio::{self, Stdio},
+    suspend::Still,
 };
 use crate::{
     control::{Control, monotonic_ms, timeout},
@@ -46,6 +47,15 @@ enum Phase {
     Closing { streams_closed_at: Option<i64> },
 }
 
+/// What the workload's machine is made of, as far as it stands still with it.
+#[derive(Debug)]
+pub struct Ground {
+    /// Filesystems that are written to disks.
+    pub disks: Vec<OwnedFd>,
+    /// The machine's place in the network.
+    pub network: Option<NetworkConfig>,
+}
+
 /// Which descriptor an event belongs to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Source {
@@ -69,6 +79,7 @@ pub struct Supervisor<'a> {
     stdio: Stdio,
     cgroup: Cgroup,
     sessions: Sessions,
+    ground: &'a mut Ground,
     phase: Phase,
     unburied: bool,
 }
@@ -82,6 +93,7 @@ impl<'a> Supervisor<'a> {
         stdio: Stdio,
         cgroup: Cgroup,
         sessions: Sessions,
+        ground: &'a mut Ground,
     ) -> Self {
         // A child may have ended before SIGCHLD was looked at.
         Self {
@@ -91,6 +103,7 @@ impl<'a> Supervisor<'a> {
             stdio,
             cgroup,
             sessions,
+            ground,
             phase: Phase::Running { kill_at: None },
             unburied: true,
         }
@@ -257,7 +270,32 @@ impl<'a> Supervisor<'a> {
         match frame {
             ToGuest::Signal { signal } => self.signal(signal),
             ToGuest::Resize(size) => self.resize(size),
+            ToGuest::Suspend { force } => self.suspend(force),
+            // For a machine that stands still.
+            ToGuest::Resume(_) => {}
         }
+    }
+
+    fn suspend(&mut self, force: bool) {
+        let not_now = if !matches!(self.phase, Phase::Running { kill_at: None }) {
+            Some("its process is ending".to_string())
+        } else if !force && self.sessions.count() > 0 {
+            let count = self.sessions.count();
+            Some(format!("it has open sessions (exec, cp, …): {count}"))
+        } else {
+            None
+        };
+        let Ground { disks, network } = &mut *self.ground;
+        let mut still = Still { cgroup: &self.cgroup, stdio: &mut self.stdio, disks, network };
+        match not_now {
+            Some(message) => still.decline(message, self.control),
+            None => {
+                self.sessions.interrupt();
+                still.suspend(self.control);
+            }
+        }
+        // Nobody's end was noticed meanwhile.
+        self.unburied = true;
     }
 
     fn signal(&self, signal: i32) {

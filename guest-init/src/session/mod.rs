@@ -117,6 +117,22 @@ impl Sessions {
         });
     }
 
+    /// How many clients there are.
+    pub fn count(&self) -> usize {
+        self.slots.iter().flatten().count()
+    }
+
+    /// Sends all clients away: the machine is about to stand still, and their connections will not survive that.
+    pub fn interrupt(&mut self) {
+        for slot in &mut self.slots {
+            if let Some(Session::Greeting { mut client, .. } | Session::Command { mut client, .. }) =
+                slot.take()
+            {
+                client.send_last(&failed(&Failure::new(FailureKind::Setup, "the machine was suspended")));
+            }
+        }
+    }
+
     /// Whether no client is left.
     pub fn are_over(&self) -> bool {
         self.slots.iter().all(Option::is_none)

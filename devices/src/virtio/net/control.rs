@@ -7,6 +7,7 @@ use super::{
         Memory,
         rate::Rate,
         ring::{Chain, Ring, RingError, total},
+        state::RingState,
         throttle::Throttle,
     },
     NetConfig,
@@ -74,6 +75,10 @@ impl Control {
             self.ring.push(memory, self.chain.head(), u32::from(ack_at == 0))?;
         }
         Ok(true)
+    }
+
+    pub fn state(&self) -> RingState {
+        self.ring.state(0)
     }
 
     pub fn needs_interrupt(&mut self, memory: &Memory) -> Result<bool, RingError> {

@@ -8,6 +8,7 @@ mod config;
 mod control;
 mod queues;
 mod receive;
+mod state;
 #[allow(unsafe_code, reason = "ioctls of /dev/net/tun")]
 mod tap;
 mod transmit;

@@ -45,6 +45,11 @@ impl Queues {
         Ok(Queues { pairs, control })
     }
 
+    /// The index of the control queue, if there is one: without MQ it follows the first pair.
+    pub fn control_index(features: u64, config: NetConfig) -> usize {
+        2 * usize::from(config::negotiated_pairs(features, config))
+    }
+
     /// The index of receiveq of this pair; transmitq's is the next.
     pub fn index(pair: usize) -> u32 {
         2 * pair as u32

@@ -12,6 +12,7 @@ use super::{
     super::{
         Memory,
         ring::{Buffer, Chain, Ring, RingError, section, total},
+        state::RingState,
         throttle::Throttle,
         transfer::{Span, Transfer},
     },
@@ -91,6 +92,12 @@ impl Receiver {
 
     pub fn needs_interrupt(&mut self, memory: &Memory) -> Result<bool, RingError> {
         self.ring.needs_interrupt(memory)
+    }
+
+    /// Where the queue stands without the chains that wait for a packet: they are still the driver's to offer.
+    pub fn state(&self) -> RingState {
+        // No more chains than the ring has can be out.
+        self.ring.state(self.posted.len() as u16)
     }
 
     /// Takes chains from the ring until the largest packet has room, or there are no more.

@@ -112,6 +112,32 @@ fn a_packet_goes_out_whole_from_several_buffers() {
 }
 
 #[test]
+fn buffers_that_wait_for_a_packet_are_there_again_after_a_snapshot() {
+    for features in [0, MRG | EVENT_IDX] {
+        let (mut guest, ..) = guest(features, 16);
+        for _ in 0..5 {
+            post(&mut guest, 2000);
+        }
+        guest.kick(0);
+        let state = guest.transport.save().unwrap();
+        let (here, there) = UnixDatagram::pair().unwrap();
+        here.set_nonblocking(true).unwrap();
+        let wire = Wire { socket: here, offload: Arc::default() };
+        let device = Arc::new(Mutex::new(Net::new(Box::new(wire), CONFIG).unwrap()));
+        let mut next = guest.continued(device, &state).unwrap();
+        next.run();
+        for _ in 0..5 {
+            there.send(&packet(500)).unwrap();
+        }
+        next.run();
+        for _ in 0..5 {
+            assert_eq!(next.used(0).unwrap().1, 500);
+        }
+        assert_eq!(next.used(0), None);
+    }
+}
+
+#[test]
 fn what_is_no_packet_is_returned_and_not_sent() {
     let (mut guest, wire, _) = guest(0, 16);
     let at = guest.allocate(70_000);

@@ -6,6 +6,7 @@ use super::{
     super::{
         Memory,
         ring::{Chain, Ring, RingError, total},
+        state::RingState,
         throttle::Throttle,
         transfer::{Span, Transfer},
     },
@@ -58,6 +59,10 @@ impl Transmitter {
             self.ring.push(memory, self.chain.head(), 0)?;
         }
         Ok(true)
+    }
+
+    pub fn state(&self) -> RingState {
+        self.ring.state(0)
     }
 
     pub fn needs_interrupt(&mut self, memory: &Memory) -> Result<bool, RingError> {

@@ -18,6 +18,7 @@ use crate::virtio::{
     ActivateError, Activation, Interrupt, InterruptReason, Memory, VirtioDevice,
     events::QueueEvents,
     ring::{Ring, RingError},
+    state::{DeviceState, SaveError},
     throttle::Throttle,
     transfer::Transfer,
 };
@@ -35,11 +36,11 @@ const BACKEND: u32 = 0x200;
 /// A network card for the guest, served by this process.
 pub struct Net {
     backend: Box<dyn Backend>,
-    config: NetConfig,
+    pub(super) config: NetConfig,
     mover: Mover,
     commands: Throttle,
     events: QueueEvents,
-    active: Option<Active>,
+    pub(super) active: Option<Active>,
 }
 
 /// What moves packets and outlives the driver.
@@ -50,15 +51,16 @@ struct Mover {
     transmit: Throttle,
 }
 
-struct Active {
+pub(super) struct Active {
     memory: Memory,
     interrupt: Arc<dyn Interrupt>,
-    pairs: Vec<(Receiver, Transmitter)>,
+    pub(super) pairs: Vec<(Receiver, Transmitter)>,
     /// How many of them the driver uses.
-    used: usize,
+    pub(super) used: usize,
     /// The pair that comes first when all are served, so that none starves behind a rate limit.
     first: usize,
-    control: Option<Control>,
+    /// And the queue's index.
+    pub(super) control: Option<(Control, usize)>,
 }
 
 /// For which pairs there may be something to do.
@@ -171,7 +173,7 @@ impl Active {
 
     /// True when there may be more commands at once.
     fn obey(&mut self, backend: &mut dyn Backend, commands: &mut Throttle) -> Result<bool, RingError> {
-        let Some(control) = &mut self.control else { return Ok(false) };
+        let Some((control, _)) = &mut self.control else { return Ok(false) };
         let (used, available) = (&mut self.used, self.pairs.len());
         let more = control
             .process(&self.memory, commands, |wanted| switch_pairs(backend, used, available, wanted))?;
@@ -263,7 +265,8 @@ impl VirtioDevice for Net {
             watched.push((Queues::index(index) + 1, transmit.notify));
         }
         if let Some(control) = control {
-            active.control = Some(Control::new(Ring::new(control.queue)));
+            let index = Queues::control_index(features, self.config);
+            active.control = Some((Control::new(Ring::new(control.queue)), index));
             watched.push((CONTROL, control.notify));
         }
         self.active = Some(active);
@@ -275,5 +278,14 @@ impl VirtioDevice for Net {
         self.active = None;
         forget_pairs(&mut *self.backend);
         self.events.forget();
+    }
+
+    fn save(&mut self) -> Result<DeviceState, SaveError> {
+        Ok(self.saved())
+    }
+
+    fn restored(&mut self, state: &DeviceState) {
+        let Some(active) = &mut self.active else { return };
+        super::state::use_pairs(&mut *self.backend, &mut active.used, active.pairs.len(), state);
     }
 }

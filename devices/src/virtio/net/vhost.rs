@@ -28,6 +28,7 @@ use crate::virtio::{
     events::QueueEvents,
     mmio::{F_EVENT_IDX, F_INDIRECT_DESC, F_VERSION_1},
     ring::{Ring, RingError},
+    state::{DeviceState, SaveError},
     throttle::Throttle,
 };
 
@@ -42,23 +43,24 @@ type Handle = Kernel<Arc<Memory>>;
 
 /// A network card for the guest, served by the host's kernel.
 pub struct VhostNet {
-    tap: Tap,
-    config: NetConfig,
+    pub(super) tap: Tap,
+    pub(super) config: NetConfig,
     /// What this kernel's vhost can do, of what concerns it.
     features: u64,
     commands: Throttle,
     events: QueueEvents,
-    active: Option<Active>,
+    pub(super) active: Option<Active>,
 }
 
-struct Active {
+pub(super) struct Active {
     memory: Memory,
     interrupt: Arc<dyn Interrupt>,
     /// With the events that they wait for.
-    handles: Vec<(Handle, Pair)>,
+    pub(super) handles: Vec<(Handle, Pair)>,
     /// How many pairs the driver uses.
-    used: usize,
-    control: Option<Control>,
+    pub(super) used: usize,
+    /// And the queue's index.
+    pub(super) control: Option<(Control, usize)>,
 }
 
 impl VhostNet {
@@ -103,7 +105,7 @@ impl VhostNet {
 impl Active {
     /// Carries out the driver's commands; true when there may be more at once.
     fn obey(&mut self, tap: &mut Tap, commands: &mut Throttle) -> Result<bool, RingError> {
-        let Some(control) = &mut self.control else { return Ok(false) };
+        let Some((control, _)) = &mut self.control else { return Ok(false) };
         let (used, available) = (&mut self.used, self.handles.len());
         let more =
             control.process(&self.memory, commands, |wanted| switch_pairs(tap, used, available, wanted))?;
@@ -220,7 +222,7 @@ impl VirtioDevice for VhostNet {
         let mut watched = vec![(FAILED, failed)];
         let control = control.map(|ActiveQueue { queue, notify }| {
             watched.push((CONTROL, notify));
-            Control::new(Ring::new(queue))
+            (Control::new(Ring::new(queue)), Queues::control_index(features, self.config))
         });
         self.events.watch(watched);
         self.active = Some(Active { memory, interrupt, handles, used: 1, control });
@@ -231,5 +233,18 @@ impl VirtioDevice for VhostNet {
         self.active = None;
         forget_pairs(&mut self.tap);
         self.events.forget();
+    }
+
+    fn save(&mut self) -> Result<DeviceState, SaveError> {
+        self.stop_and_save()
+    }
+
+    fn go_on(&mut self) {
+        self.start_again();
+    }
+
+    fn restored(&mut self, state: &DeviceState) {
+        let Some(active) = &mut self.active else { return };
+        super::state::use_pairs(&mut self.tap, &mut active.used, active.handles.len(), state);
     }
 }

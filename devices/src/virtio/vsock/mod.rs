@@ -3,6 +3,7 @@
 mod connection;
 mod muxer;
 mod packet;
+mod state;
 
 use std::{
     io,
@@ -17,11 +18,13 @@ use std::{
 use connection::Connection;
 use event_manager::{EventOps, EventSet, Events, MutEventSubscriber};
 use muxer::{FIRST_CONNECTION, Muxer};
+use state::News;
 
 use super::{
-    ActivateError, Activation, ActiveQueue, Interrupt, InterruptReason, Memory, VirtioDevice,
+    ActivateError, Activation, Interrupt, InterruptReason, Memory, VirtioDevice,
     events::QueueEvents,
     ring::{Chain, Ring, RingError},
+    state::{DeviceState, SaveError},
 };
 
 const DEVICE_TYPE: u32 = 19;
@@ -47,6 +50,8 @@ pub struct Vsock {
     retired: Vec<Connection>,
     events: QueueEvents,
     active: Option<Active>,
+    /// A guest that continues a snapshot has not taken notice yet that its connections are gone.
+    news: News,
 }
 
 struct Active {
@@ -55,7 +60,7 @@ struct Active {
     rx: Ring,
     tx: Ring,
     /// Only a snapshot's resume has an event to put here.
-    _event: Option<ActiveQueue>,
+    event: Option<Ring>,
 }
 
 impl Vsock {
@@ -78,6 +83,7 @@ impl Vsock {
             retired: Vec::new(),
             events: QueueEvents::new()?,
             active: None,
+            news: News::None,
         })
     }
 
@@ -95,8 +101,12 @@ impl Vsock {
         if self.active.is_some() != self.listening {
             self.watch_listener(ops);
         }
-        if self.listening {
-            // The edge of a client that came while no driver was there has been lost.
+        // The edge of a client that came while no driver was there has been lost.
+        self.accept(ops);
+    }
+
+    fn accept(&mut self, ops: &mut EventOps) {
+        if self.listening && self.news == News::None {
             self.muxer.accept(&self.listener, ops);
         }
     }
@@ -199,11 +209,12 @@ impl MutEventSubscriber for Vsock {
                 return;
             }
             if events.fd() == self.listener.as_raw_fd() {
-                self.muxer.accept(&self.listener, ops);
+                self.accept(ops);
             } else {
                 self.muxer.socket_event(events, ops);
             }
         }
+        self.tell_news(ops);
         self.pump(ops);
     }
 }
@@ -248,18 +259,27 @@ impl VirtioDevice for Vsock {
             interrupt: activation.interrupt,
             rx: Ring::new(rx.queue),
             tx: Ring::new(tx.queue),
-            _event: event,
+            event: event.map(|event| Ring::new(event.queue)),
         });
         Ok(())
     }
 
     fn reset(&mut self) {
         self.active = None;
+        self.news = News::None;
         self.retired.extend(self.muxer.clear());
         self.events.forget();
         if self.listening {
             self.events.fire();
         }
+    }
+
+    fn save(&mut self) -> Result<DeviceState, SaveError> {
+        Ok(self.saved())
+    }
+
+    fn restored(&mut self, state: &DeviceState) {
+        self.continue_without_connections(state);
     }
 }
 

@@ -409,6 +409,18 @@ impl Muxer {
         connection.close();
     }
 
+    /// The port that the host's next connection gets.
+    pub fn next_port(&self) -> u32 {
+        self.next_port
+    }
+
+    /// Goes on with this port, if the host's connections may have it.
+    pub fn set_next_port(&mut self, port: u32) {
+        if (FIRST_HOST_PORT..u32::MAX).contains(&port) {
+            self.next_port = port;
+        }
+    }
+
     fn promise(&self) -> u32 {
         if self.promised + ALLOCATION <= SHARED_BYTES { ALLOCATION } else { SMALL_ALLOCATION }
     }

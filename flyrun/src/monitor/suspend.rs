@@ -1,0 +1,255 @@
+//! Bringing a machine that runs to disk, and a machine on disk back.
+//!
+//! ```text
+//! Started ── suspend ──▶ Suspending: freeze ──▶ stands ──▶ snapshot complete ── recorded ──▶ Suspended, VMM ended
+//!    ▲                        │           resume, or a failure          │
+//!    └────────────────────────┴─────────────────────────────────────────┘
+//! Suspended ── resume ──▶ Starting: VMM restored ──▶ guest-init connects ── recorded ──▶ Started ──▶ workload thawed
+//! ```
+//! The record decides: until it says Suspended the running machine is what counts, and until it says Started the snapshot is.
+//! In between neither changes the machine's disks, as guest-init keeps its filesystems frozen.
+
+use std::fs;
+use std::path::PathBuf;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use protocol::Renewal;
+
+use super::company::Place;
+use super::life::Life;
+use super::{Conversation, Monitor, Reply, entropy};
+use crate::error::{Context, Error, Result};
+use crate::machine::{Action, LastStart, SNAPSHOT, SNAPSHOT_STATE, Snapshot, State, Verdict, decide, now};
+use crate::usage::{Ledger, now_ms};
+
+/// How long what was being written to the workload's input may take to arrive.
+const INPUT_PATIENCE: Duration = Duration::from_secs(10);
+
+/// A suspend that is under way.
+#[derive(Debug, Default)]
+pub struct Suspending {
+    /// Those who want it done.
+    wanted: Vec<Conversation>,
+    /// Those who want it undone.
+    unwanted: Vec<Conversation>,
+    /// Why it is not to be completed.
+    given_up: Option<String>,
+    is_writing: bool,
+    /// How the workload is to be stopped once it runs on: the signal, and the time it has.
+    stop: Option<(i32, Duration)>,
+}
+
+impl Suspending {
+    /// Whether somebody wants it undone.
+    fn give_up(&mut self, why: &str) -> bool {
+        let first = self.given_up.is_none();
+        self.given_up.get_or_insert_with(|| why.to_string());
+        first
+    }
+}
+
+impl Monitor<'_> {
+    pub(super) fn snapshot_directory(&self) -> PathBuf {
+        self.machine.directory().join(SNAPSHOT)
+    }
+
+    /// Begins to suspend the machine, or joins one who did.
+    pub(super) fn suspend(&mut self, mut conversation: Conversation, force: bool, life: Option<&mut Life>) {
+        let begun = match (&mut self.suspending, life) {
+            (Some(suspending), _) => {
+                suspending.wanted.push(conversation);
+                return;
+            }
+            (None, Some(life)) if !life.has_exited() && !life.is_still() => self.begin_suspend(force, life),
+            _ => decide(self.machine.record(), Action::Suspend)
+                .and(Err(Error::new("its process does not run now"))),
+        };
+        match begun {
+            Ok(true) => {
+                self.suspending = Some(Suspending { wanted: vec![conversation], ..Suspending::default() });
+            }
+            Ok(false) => conversation.reply(&Reply::Done),
+            Err(error) => conversation.reply(&Reply::Failed { message: error.to_string() }),
+        }
+    }
+
+    fn begin_suspend(&mut self, force: bool, life: &mut Life) -> Result<bool> {
+        if decide(self.machine.record(), Action::Suspend)? == Verdict::Already {
+            return Ok(false);
+        }
+        if !self.machine.record().config.shares.is_empty() {
+            return Err(Error::new("it has directories of the host, which cannot be brought to disk")
+                .advice("Give it volumes instead, or let it stand still with `flyrun pause`."));
+        }
+        self.machine.become_state(State::Suspending, |_| {})?;
+        life.freeze(force);
+        if let Some(input) = &self.input {
+            input.hold(INPUT_PATIENCE);
+        }
+        Ok(true)
+    }
+
+    /// Undoes a suspend that is under way. `false` if there is none.
+    pub(super) fn cancel_suspend(
+        &mut self,
+        conversation: Option<Conversation>,
+        stop: Option<(i32, Duration)>,
+        life: &Life,
+    ) -> bool {
+        let Some(suspending) = &mut self.suspending else { return false };
+        suspending.unwanted.extend(conversation);
+        suspending.stop = stop.or(suspending.stop);
+        if suspending.give_up("it was told to go on instead")
+            && suspending.is_writing
+            && let Err(error) = life.vm.cancel_snapshot()
+        {
+            eprintln!("flyrun: {error}");
+        }
+        true
+    }
+
+    /// The workload stands: its memory is written, unless somebody has thought better of it.
+    pub(super) fn on_stands(&mut self, life: &mut Life, place: &Place) {
+        let directory = self.snapshot_directory();
+        let Some(suspending) = &mut self.suspending else { return self.go_on(life, place) };
+        if suspending.given_up.is_some() {
+            return self.go_on(life, place);
+        }
+        let begun = crate::paths::make_private_dir(&directory)
+            .and_then(|()| life.vm.pause())
+            .and_then(|()| life.vm.snapshot(&directory, &place.post).inspect_err(|_| _ = life.vm.resume()));
+        match begun {
+            Ok(()) => suspending.is_writing = true,
+            Err(error) => {
+                suspending.give_up(&error.to_string());
+                self.go_on(life, place);
+            }
+        }
+    }
+
+    /// The snapshot is complete, or is not to be. `true` when the machine is on disk.
+    pub(super) fn on_snapshotted(
+        &mut self,
+        result: std::result::Result<(), String>,
+        life: &mut Life,
+        place: &Place,
+    ) -> Result<bool> {
+        let number = place.network.as_ref().map(crate::network::Attached::number);
+        let is_given_up = self.suspending.as_ref().is_none_or(|suspending| suspending.given_up.is_some());
+        let recorded = result.map_err(Error::new).and_then(|()| {
+            if is_given_up {
+                return Err(Error::new("it was told to go on instead"));
+            }
+            let snapshot = Snapshot { taken_at_ms: now_ms(), network_number: number };
+            self.machine.become_state(State::Suspended, |record| record.snapshot = Some(snapshot))
+        });
+        let Err(error) = recorded else {
+            life.vm.end();
+            for mut conversation in self.suspending.take().unwrap_or_default().wanted {
+                conversation.reply(&Reply::Done);
+            }
+            return Ok(true);
+        };
+        self.invalidate_snapshot();
+        if is_given_up {
+            life.vm.await_resume()?;
+        } else {
+            life.vm.resume()?;
+        }
+        if let Some(suspending) = &mut self.suspending {
+            suspending.is_writing = false;
+            suspending.give_up(&error.to_string());
+        }
+        self.go_on(life, place);
+        Ok(false)
+    }
+
+    /// The guest would not stand still, and goes on by itself.
+    pub(super) fn on_stands_not(&mut self, why: &str) {
+        if let Some(suspending) = &mut self.suspending {
+            suspending.give_up(why);
+        }
+    }
+
+    /// The workload runs on after all.
+    pub(super) fn on_went_on(&mut self, life: &mut Life) {
+        let Some(suspending) = self.suspending.take() else { return };
+        if self.machine.record().state == State::Suspending {
+            self.try_become(State::Started, |_| {});
+        }
+        let why = suspending.given_up.unwrap_or_default();
+        for mut conversation in suspending.wanted {
+            conversation.reply(&Reply::Failed { message: why.clone() });
+        }
+        for mut conversation in suspending.unwanted {
+            conversation.reply(&Reply::Done);
+        }
+        if let Some((signal, patience)) = suspending.stop {
+            self.try_become(State::Stopping, |_| {});
+            life.stop(signal, patience);
+        }
+    }
+
+    fn go_on(&mut self, life: &mut Life, place: &Place) {
+        let renewal = self.renewal(place);
+        life.go_on(renewal);
+    }
+
+    /// A restored machine's guest-init has connected: from here on the running machine is what counts.
+    ///
+    /// # Errors
+    /// That cannot be written down.
+    pub(super) fn commit_resume(&mut self, life: &mut Life, place: &Place) -> Result<()> {
+        let suspended = self.machine.record().clone();
+        self.machine.become_state(State::Started, |record| {
+            record.snapshot = None;
+            record.started_at = Some(now());
+            record.last_start = Some(LastStart::Resumed);
+        })?;
+        self.invalidate_snapshot();
+        self.go_on(life, place);
+        Ledger::new(self.host.paths.usage()).end_suspension(&suspended);
+        Ok(())
+    }
+
+    /// The memory's file stays: the machine's pages are mapped from it, and the next snapshot needs only what has changed.
+    fn invalidate_snapshot(&self) {
+        let _ = fs::remove_file(self.snapshot_directory().join(SNAPSHOT_STATE));
+    }
+
+    /// Says how a machine that could not be resumed is started instead.
+    ///
+    /// # Errors
+    /// That cannot be written down.
+    pub(super) fn fall_back(&mut self, reason: String) -> Result<()> {
+        eprintln!("flyrun: cannot resume the machine, and boots it: {reason}");
+        Ledger::new(self.host.paths.usage()).end_suspension(self.machine.record());
+        self.machine.update(|record| record.snapshot = None)?;
+        let _ = fs::remove_dir_all(self.snapshot_directory());
+        self.cold_reason = Some(reason);
+        Ok(())
+    }
+
+    /// What the guest must learn before its workload goes on.
+    fn renewal(&self, place: &Place) -> Renewal {
+        let since_epoch = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+        Renewal {
+            entropy: entropy().unwrap_or_default(),
+            network: place.network.as_ref().map(|network| network.config.clone()),
+            terminal: self.machine.record().config.tty.then_some(self.view.terminal),
+            realtime_ns: u64::try_from(since_epoch.as_nanos()).unwrap_or(0),
+        }
+    }
+}
+
+/// Removes what a machine that ends otherwise has of a snapshot.
+///
+/// # Errors
+/// The system's.
+pub fn discard(directory: &std::path::Path) -> Result<()> {
+    let snapshot = directory.join(SNAPSHOT);
+    match fs::remove_dir_all(&snapshot) {
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(()),
+        other => other.context(format!("cannot remove {}", snapshot.display())),
+    }
+}

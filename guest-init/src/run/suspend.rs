@@ -1,0 +1,262 @@
+//! Standing still for a snapshot, and going on in another time and maybe another place.
+//!
+//! ```text
+//! Running ── Suspend ──▶ workload frozen ──▶ filesystems frozen ──▶ streams ended ── Frozen sent ──▶ waiting
+//!    ▲                                                                                                 │
+//!    └── Resumed sent ◀── workload thawed ◀── streams, network, filesystems, randomness, clock ◀── Resume
+//! ```
+//! Nobody but this process runs meanwhile, so it is one procedure that may wait. From the freezing of the filesystems to
+//! their thawing nothing is written to a disk: a snapshot taken in between stays true of them until the host says `Resume`.
+//! A restored machine finds all connections broken, and makes new ones.
+
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+
+use protocol::{FromGuest, NetworkConfig, Renewal, ToGuest, port};
+use rustix::{
+    event::{PollFd, PollFlags, poll},
+    fs::{CWD, Mode, OFlags, openat, rename},
+    io::Errno,
+    time::{ClockId, Timespec, clock_settime},
+};
+
+use super::{cgroup::Cgroup, filesystems, network, relay::Relay, seed_random, stdio, stdio::Stdio};
+use crate::{
+    control::{Control, monotonic_ms, timeout, wait_connected},
+    failure::{Failure, OrSetup},
+    sys,
+};
+
+/// How long the workload may take to stand still; a process in the middle of a slow write takes that long.
+const FREEZE_LIMIT_MS: i64 = 10_000;
+/// How long the host may take to read what the streams hold.
+const STREAMS_LIMIT_MS: i64 = 10_000;
+/// How long the host of a restored machine may take to answer.
+const RECONNECT_LIMIT_MS: i64 = 10_000;
+/// Pause between two attempts to reach it.
+const RECONNECT_PAUSE_MS: u64 = 5;
+
+/// Where programs find a number that no other run of this machine's memory has had. Of all places that programs see, /dev is on no
+/// disk: the number is renewed while those are frozen.
+const GENERATION: &str = "/dev/vm-generation-id";
+const GENERATION_BYTES: usize = 16;
+
+/// What is brought to stand still.
+#[derive(Debug)]
+pub struct Still<'a> {
+    /// The workload.
+    pub cgroup: &'a Cgroup,
+    /// Its streams.
+    pub stdio: &'a mut Stdio,
+    /// Filesystems that are written to disks.
+    pub disks: &'a [OwnedFd],
+    /// The machine's place in the network.
+    pub network: &'a mut Option<NetworkConfig>,
+}
+
+impl Still<'_> {
+    /// Stands still until the host says how to go on. The host is told when it may take the snapshot, or why it may not.
+    pub fn suspend(&mut self, control: &mut Control) {
+        // The host has ended its side of the streams in any case.
+        let frozen = self.freeze();
+        let stands = self.end_streams().and(frozen);
+        let renewal = match stands {
+            Ok(()) => {
+                control.send(&FromGuest::Frozen);
+                wait_for_resume(control)
+            }
+            Err(failure) => {
+                control.send(&FromGuest::NotFrozen { message: failure.one_line() });
+                Some(Renewal::default())
+            }
+        };
+        let resumed = self.go_on(renewal.as_ref());
+        match resumed {
+            Ok(()) if renewal.is_some() => control.send(&FromGuest::Resumed),
+            Ok(()) => {}
+            Err(failure) => control.send(&failure.to_frame()),
+        }
+    }
+
+    /// Says why nothing stands still. The host has ended its side of the streams all the same, and is told of new ones.
+    pub fn decline(&mut self, message: String, control: &mut Control) {
+        let ended = self.end_streams();
+        control.send(&FromGuest::NotFrozen { message });
+        match ended.and_then(|()| self.begin_streams()) {
+            Ok(()) => control.send(&FromGuest::Resumed),
+            Err(failure) => control.send(&failure.to_frame()),
+        }
+    }
+
+    fn freeze(&self) -> Result<(), Failure> {
+        self.cgroup.freeze(FREEZE_LIMIT_MS).or_setup(|| "freeze the workload".into())?;
+        for disk in self.disks {
+            rustix::fs::syncfs(disk).or_setup(|| "write a filesystem out".into())?;
+            sys::freeze_filesystem(disk.as_fd()).or_setup(|| "freeze a filesystem".into())?;
+        }
+        Ok(())
+    }
+
+    /// Everything that was read from the workload reaches the host, everything that the host has sent is taken. What the
+    /// workload's pipes hold stays in them.
+    fn end_streams(&mut self) -> Result<(), Failure> {
+        let until = monotonic_ms() + STREAMS_LIMIT_MS;
+        let mut result = Ok(());
+        for relay in &mut self.stdio.outputs {
+            result = result.and(end_output(relay, until));
+        }
+        if let Some(relay) = &mut self.stdio.input {
+            result = result.and(end_input(relay, until));
+        }
+        result.or_setup(|| "pass the streams on to the host".into())
+    }
+
+    /// Goes on, in an order in which nobody sees anything old: the workload comes last.
+    fn go_on(&mut self, renewal: Option<&Renewal>) -> Result<(), Failure> {
+        if let Some(renewal) = renewal {
+            set_clock(renewal.realtime_ns)?;
+            renew_random(&renewal.entropy)?;
+        }
+        for disk in self.disks {
+            // One that was never frozen says so.
+            let _ = sys::thaw_filesystem(disk.as_fd());
+        }
+        let renewed = renewal.map_or(Ok(()), |renewal| self.renew(renewal));
+        self.cgroup.thaw().or_setup(|| "thaw the workload".into())?;
+        renewed
+    }
+
+    fn renew(&mut self, renewal: &Renewal) -> Result<(), Failure> {
+        if let Some(network) = &renewal.network
+            && self.network.as_ref() != Some(network)
+        {
+            network::renew(self.network.as_ref(), network)?;
+            filesystems::rewrite_etc(network);
+            *self.network = Some(network.clone());
+        }
+        self.begin_streams()?;
+        if let (Some(terminal), Some(size)) = (&self.stdio.terminal, renewal.terminal) {
+            let _ = stdio::resize(terminal, size);
+        }
+        Ok(())
+    }
+
+    /// Connects the streams again that have not ended.
+    fn begin_streams(&mut self) -> Result<(), Failure> {
+        let terminal = self.stdio.terminal.is_some();
+        for (relay, port) in self.stdio.outputs.iter_mut().zip([port::STDOUT, port::STDERR]) {
+            let socket = connect(port)?;
+            if terminal && let Some(input) = &mut self.stdio.input {
+                input.join_host(stdio::duplicate(&socket).or_setup(|| "share the terminal's stream".into())?);
+            }
+            relay.join_host(socket);
+        }
+        if !terminal && let Some(input) = &mut self.stdio.input {
+            input.join_host(connect(port::STDIN)?);
+        }
+        Ok(())
+    }
+}
+
+fn connect(port: u32) -> Result<OwnedFd, Failure> {
+    let socket = sys::vsock_connect(port).or_setup(|| format!("connect to the host on vsock port {port}"))?;
+    wait_connected(socket.as_fd(), port)?;
+    Ok(socket)
+}
+
+/// Writes what is pending and says that nothing follows. The host tells by the stream's end when it has everything.
+fn end_output(relay: &mut Relay, until: i64) -> rustix::io::Result<()> {
+    while !relay.flush_to_host() {
+        match relay.sink_interest() {
+            Some((fd, flags)) => wait(fd, flags, until)?,
+            None => return Ok(()),
+        }
+    }
+    Ok(())
+}
+
+/// Takes what the host has sent before it stopped.
+fn end_input(relay: &mut Relay, until: i64) -> rustix::io::Result<()> {
+    while !relay.absorb()? {
+        match relay.source() {
+            Some(socket) => wait(socket, PollFlags::IN, until)?,
+            None => return Ok(()),
+        }
+    }
+    Ok(())
+}
+
+fn wait(fd: BorrowedFd<'_>, flags: PollFlags, until: i64) -> rustix::io::Result<()> {
+    let left = (until - monotonic_ms()).max(0);
+    match poll(&mut [PollFd::from_borrowed_fd(fd, flags)], Some(&timeout(left))) {
+        Ok(0) => Err(Errno::TIMEDOUT),
+        Ok(_) | Err(Errno::INTR) => Ok(()),
+        Err(errno) => Err(errno),
+    }
+}
+
+/// Waits for `Resume`, over a new connection where a restored machine's old one is broken. `None` when there is no host.
+fn wait_for_resume(control: &mut Control) -> Option<Renewal> {
+    let mut give_up_at = None;
+    loop {
+        while let Some(frame) = control.next_frame() {
+            // Signals and sizes that come now are for a workload that stands still.
+            if let ToGuest::Resume(renewal) = frame {
+                return Some(*renewal);
+            }
+        }
+        if control.is_closed() {
+            let until = *give_up_at.get_or_insert_with(|| monotonic_ms() + RECONNECT_LIMIT_MS);
+            match Control::connect().and_then(|mut fresh| fresh.establish().map(|()| fresh)) {
+                Ok(fresh) => *control = fresh,
+                Err(_) if monotonic_ms() < until => {
+                    std::thread::sleep(std::time::Duration::from_millis(RECONNECT_PAUSE_MS));
+                }
+                Err(_) => return None,
+            }
+            continue;
+        }
+        let mut fds = [PollFd::new(control, control.interest())];
+        if poll(&mut fds, None).is_ok() {
+            control.flush();
+            control.receive();
+        }
+    }
+}
+
+fn set_clock(realtime_ns: u64) -> Result<(), Failure> {
+    if realtime_ns == 0 {
+        return Ok(());
+    }
+    let (seconds, nanoseconds) = (realtime_ns / 1_000_000_000, realtime_ns % 1_000_000_000);
+    let now = Timespec { tv_sec: seconds.cast_signed(), tv_nsec: nanoseconds.cast_signed() };
+    clock_settime(ClockId::Realtime, now).or_setup(|| "set the clock".into())
+}
+
+/// The generator forgets what it was: bytes that were promised before the snapshot are not given out behind it.
+fn renew_random(entropy: &[u8]) -> Result<(), Failure> {
+    if entropy.is_empty() {
+        return Ok(());
+    }
+    seed_random(entropy)?;
+    openat(CWD, "/dev/random", OFlags::WRONLY | OFlags::CLOEXEC, Mode::empty())
+        .and_then(|device| sys::reseed_random(device.as_fd()))
+        .or_setup(|| "reseed the random generator".into())?;
+    write_generation();
+    Ok(())
+}
+
+/// Gives this run of the machine's memory its number, as a VM generation id: 32 hexadecimal digits, another after each
+/// resume.
+pub fn write_generation() {
+    let mut bytes = [0; GENERATION_BYTES];
+    if rustix::rand::getrandom(&mut bytes[..], rustix::rand::GetRandomFlags::empty()) != Ok(GENERATION_BYTES)
+    {
+        return;
+    }
+    let digits: String = bytes.iter().map(|byte| format!("{byte:02x}")).collect();
+    let draft = format!("{GENERATION}.new");
+    let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::TRUNC | OFlags::CLOEXEC | OFlags::NOFOLLOW;
+    let _ = openat(CWD, &draft, flags, Mode::from_raw_mode(0o444))
+        .and_then(|file| rustix::io::write(file, format!("{digits}\n").as_bytes()))
+        .and_then(|_| rename(&draft, GENERATION));
+}

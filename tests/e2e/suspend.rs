@@ -1,0 +1,189 @@
+//! Machines on disk: suspend and resume.
+
+use std::time::Duration;
+
+use tests::image::busybox;
+use tests::{Flyrun, flyrun::Outcome};
+
+/// Counts on standard output, in a file of its own disk, and says what clocks and randomness say.
+const COUNTER: &str = "i=0; while :; do i=$((i+1)); echo line $i; echo $i > /count; sleep 0.05; done";
+
+fn flyrun(arguments: &[&str]) -> Outcome {
+    Flyrun::shared().command(arguments).end()
+}
+
+/// A machine that is removed at the end of its test.
+struct Machine(String);
+
+impl Machine {
+    fn start(name: &str, flags: &[&str], script: &str) -> Machine {
+        let image = busybox();
+        let words = [&["run", "-d", "--name", name], flags, &[&image, "sh", "-c", script]].concat();
+        flyrun(&words).code(0);
+        Machine(name.to_string())
+    }
+
+    fn call(&self, command: &[&str]) -> Outcome {
+        flyrun(&[command, &[&self.0]].concat())
+    }
+
+    fn exec(&self, script: &str) -> String {
+        flyrun(&["exec", &self.0, "sh", "-c", script]).code(0).text()
+    }
+
+    fn state(&self) -> String {
+        let mut inspected = self.call(&["inspect"]).code(0);
+        inspected.json()[0]["state"].as_str().unwrap().to_string()
+    }
+
+    fn last_start(&self) -> serde_json::Value {
+        self.call(&["inspect"]).code(0).json()[0]["last_start"].clone()
+    }
+
+    fn lines(&self) -> usize {
+        self.call(&["logs"]).code(0).text().lines().count()
+    }
+
+    fn wait_for_lines(&self, more: usize) {
+        let before = self.lines();
+        for _ in 0..600 {
+            if self.lines() >= before + more {
+                return;
+            }
+            std::thread::sleep(Duration::from_millis(100));
+        }
+        panic!("{} prints nothing any more", self.0);
+    }
+}
+
+impl Drop for Machine {
+    fn drop(&mut self) {
+        let _ = self.call(&["rm", "-f"]);
+    }
+}
+
+#[test]
+fn a_machine_goes_on_where_it_was_and_its_log_has_no_gap() {
+    let machine = Machine::start("sleeper", &["-p", "127.0.0.1:18480:80"], COUNTER);
+    machine.wait_for_lines(5);
+    let address = machine.exec("ip -4 address show eth0 | grep inet");
+    for _ in 0..3 {
+        machine.call(&["suspend"]).code(0).prints("sleeper");
+        assert_eq!(machine.state(), "suspended");
+        let before = machine.lines();
+        machine.call(&["resume"]).code(0).prints("sleeper");
+        assert_eq!(machine.state(), "started");
+        assert_eq!(machine.last_start()["kind"], "resumed");
+        machine.wait_for_lines(5);
+        assert!(machine.lines() > before);
+    }
+    let log = machine.call(&["logs"]).code(0).text();
+    for (index, line) in log.lines().enumerate() {
+        assert_eq!(line, format!("line {}", index + 1));
+    }
+    assert_eq!(machine.exec("ip -4 address show eth0 | grep inet"), address);
+    let count: usize = machine.exec("cat /count").parse().unwrap();
+    assert!(count >= 15, "{count}");
+}
+
+#[test]
+fn what_is_suspended_twice_or_stopped_is_what_ps_says() {
+    let machine = Machine::start("states", &["--network", "none"], COUNTER);
+    machine.call(&["suspend"]).code(0);
+    machine.call(&["suspend"]).code(0);
+    flyrun(&["ps", "--filter", "status=suspended"]).code(0).prints_something_with("states");
+    machine.call(&["pause"]).code(125).complains_about("it is suspended");
+    flyrun(&["exec", "states", "true"]).code(125).complains_about("flyrun resume");
+    machine.call(&["rm"]).code(125).complains_about("it is suspended");
+    machine.call(&["stop"]).code(0);
+    assert_eq!(machine.state(), "stopped");
+    machine.call(&["resume"]).code(125).complains_about("flyrun start");
+    machine.call(&["start"]).code(0);
+    assert_eq!(machine.last_start()["kind"], "cold_boot");
+}
+
+#[test]
+fn time_and_randomness_are_renewed() {
+    let machine = Machine::start("renewed", &["--network", "none"], COUNTER);
+    let generation = machine.exec("cat /dev/vm-generation-id");
+    assert_eq!(generation.len(), 32);
+    let uptime: f64 = machine.exec("cut -d' ' -f1 /proc/uptime").parse().unwrap();
+    machine.call(&["suspend"]).code(0);
+    std::thread::sleep(Duration::from_secs(5));
+    machine.call(&["resume"]).code(0);
+    assert_ne!(machine.exec("cat /dev/vm-generation-id"), generation);
+    // Both ends of the same moment: what lies between is the time that two commands take.
+    let before = now();
+    let inside: u64 = machine.exec("date +%s").parse().unwrap();
+    assert!((before..=now()).contains(&inside), "{before} {inside}");
+    let later: f64 = machine.exec("cut -d' ' -f1 /proc/uptime").parse().unwrap();
+    assert!(later > uptime, "monotonic time went from {uptime} to {later}");
+}
+
+fn now() -> u64 {
+    std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap().as_secs()
+}
+
+#[test]
+fn an_open_session_is_a_reason_not_to_unless_by_force() {
+    let machine = Machine::start("visited", &["--network", "none"], COUNTER);
+    let words = ["exec", "visited", "sleep", "100000"];
+    let mut session = Flyrun::shared().command(&words).build(&[]);
+    session
+        .stdin(std::process::Stdio::null())
+        .stdout(std::process::Stdio::null())
+        .stderr(std::process::Stdio::null());
+    let mut session = session.spawn().unwrap();
+    for _ in 0..600 {
+        if machine.exec("ps | grep -c '[s]leep 100000' || true") != "0" {
+            break;
+        }
+        std::thread::sleep(Duration::from_millis(100));
+    }
+    machine.call(&["suspend"]).code(125).complains_about("open sessions");
+    assert_eq!(machine.state(), "started");
+    machine.wait_for_lines(3);
+    flyrun(&["suspend", "--force", "visited"]).code(0);
+    assert_ne!(session.wait().unwrap().code(), Some(0));
+    machine.call(&["resume"]).code(0);
+    machine.wait_for_lines(3);
+}
+
+#[test]
+fn a_damaged_snapshot_is_told_and_the_machine_boots() {
+    let machine = Machine::start("damaged", &["--network", "none"], COUNTER);
+    machine.wait_for_lines(2);
+    machine.call(&["suspend"]).code(0);
+    let directory = machine.call(&["inspect"]).code(0).json()[0]["directory"].as_str().unwrap().to_string();
+    let state = format!("{directory}/snapshot/state");
+    let mut bytes = std::fs::read(&state).unwrap();
+    let middle = bytes.len() / 2;
+    bytes[middle] ^= 1;
+    std::fs::write(&state, bytes).unwrap();
+    machine.call(&["resume"]).code(0);
+    let last_start = machine.last_start();
+    assert_eq!(last_start["kind"], "cold_boot");
+    assert!(last_start["reason"].as_str().is_some_and(|reason| !reason.is_empty()), "{last_start}");
+    machine.wait_for_lines(2);
+}
+
+#[test]
+fn a_suspended_machine_keeps_its_volume() {
+    let machine = Machine::start("keeper", &["--network", "none", "-v", "kept:/data"], COUNTER);
+    machine.exec("echo before > /data/file");
+    machine.call(&["suspend"]).code(0);
+    Flyrun::shared()
+        .run(&["-v", "kept:/data", &busybox(), "true"])
+        .end()
+        .code(125)
+        .complains_about("suspended");
+    machine.call(&["resume"]).code(0);
+    assert_eq!(machine.exec("cat /data/file"), "before");
+    drop(machine);
+    Flyrun::shared()
+        .run(&["-v", "kept:/data", &busybox(), "cat", "/data/file"])
+        .end()
+        .code(0)
+        .prints("before");
+    flyrun(&["volume", "rm", "kept"]).code(0);
+}

@@ -1,0 +1,392 @@
+//! Guest memory in files: what a snapshot has to write, and to which.
+//!
+//! | the machine's memory is | and the directory's | so the snapshot writes |
+//! |---|---|---|
+//! | its own, never a file's | anything | all that is not zero, to a new `memory` |
+//! | mapped from a file | `memory` is that file, and nobody else's | what was written since, into it |
+//! | mapped from a file | `memory` is that file and has other links | what was written since, to a new `memory`; the file becomes `base` |
+//! | mapped from a base | `base` is that file | what differs from the base, to `memory`, new unless it is its own |
+//! | mapped from a file | anything else | all that is not zero, to a new `memory` |
+
+use std::{
+    fs::File,
+    io,
+    ops::Range,
+    os::unix::fs::{FileExt, MetadataExt},
+    path::Path,
+};
+
+use devices::virtio::Memory;
+use rustix::{
+    fs::{FallocateFlags, SeekFrom, fallocate},
+    io::Errno,
+};
+use serde::{Deserialize, Serialize};
+
+use super::{
+    BASE, MEMORY,
+    pages::{self, Still, push},
+    refusal::Refusal,
+    sections::MemoryState,
+};
+use crate::memory::{HUGE_PAGE, PAGE};
+
+/// Pages of a clone's own memory: the first one's number, and how many.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Extent(pub u64, pub u64);
+
+/// Shorter runs of a clone's own pages are read, not mapped: each mapping costs the kernel as much as some copies.
+const MAPPED_BYTES: u64 = 64 << 10;
+/// The most runs that are mapped, far below the kernel's limit for a process.
+const MAX_MAPPINGS: usize = 8192;
+/// How much is written between two looks at whether the snapshot is still wanted.
+const CHUNK_BYTES: u64 = 4 << 20;
+
+/// The files that a machine's memory is mapped from.
+#[derive(Debug, Default)]
+pub struct Backing {
+    /// `memory`, when the machine was resumed.
+    own: Option<File>,
+    /// `base`, then, and the parts that `own` holds.
+    base: Option<(File, Vec<Range<u64>>)>,
+}
+
+/// What a snapshot has written.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct Written {
+    /// Bytes of pages that were looked at.
+    pub seen_bytes: u64,
+    /// Bytes of pages that were not zero, and so written.
+    pub written_bytes: u64,
+}
+
+/// What is to be done about a directory's files.
+#[derive(Debug)]
+pub struct Plan {
+    /// Write into the machine's `memory`, which a new `state` goes with only when all is there.
+    pub in_place: bool,
+    /// `memory` as it is becomes `base` first.
+    pub promote: bool,
+    since_resume: bool,
+    ranges: Vec<Range<u64>>,
+    /// What `memory` holds then, if there is a base.
+    extents: Option<Vec<Range<u64>>>,
+}
+
+impl Backing {
+    /// Maps a snapshot's memory.
+    ///
+    /// # Errors
+    /// A file is missing or has another length, or the list of a clone's pages is none.
+    pub fn restore(dir: &Path, memory: &Memory, state: &MemoryState) -> Result<Self, Refusal> {
+        let bytes = pages::image_bytes(memory);
+        let own = open(dir, MEMORY, bytes)?;
+        let failed = |error: io::Error| Refusal::Host(format!("cannot map the snapshot's memory: {error}"));
+        let Some(extents) = &state.extents else {
+            map_data(memory, &own, bytes).map_err(failed)?;
+            return Ok(Self { own: Some(own), base: None });
+        };
+        let extents = ranges(extents, bytes)?;
+        let base = open(dir, BASE, bytes)?;
+        map_data(memory, &base, bytes).map_err(failed)?;
+        let mut mappings = 0;
+        for range in &extents {
+            if range.end - range.start >= MAPPED_BYTES && mappings < MAX_MAPPINGS {
+                mappings += 1;
+                pages::map(memory, &own, range.clone()).map_err(failed)?;
+            } else {
+                pages::read(memory, &own, range.clone()).map_err(failed)?;
+            }
+        }
+        Ok(Self { own: Some(own), base: Some((base, extents)) })
+    }
+
+    /// What a snapshot in this directory has to write.
+    ///
+    /// # Errors
+    /// The host's.
+    pub fn plan(&self, dir: &Path, memory: &Still<'_>) -> io::Result<Plan> {
+        let changed = memory.anonymous()?;
+        let (own_here, base_here) = (dir.join(MEMORY), dir.join(BASE));
+        let Some(own) = &self.own else { return Ok(Plan::full(changed)) };
+        let alone = own.metadata()?.nlink() == 1;
+        let plan = match &self.base {
+            None if is(own, &own_here) && alone => {
+                Plan { in_place: true, promote: false, since_resume: true, ranges: changed, extents: None }
+            }
+            None if is(own, &own_here) || is(own, &base_here) => Plan::differing(changed, is(own, &own_here)),
+            None => Plan::full(self.everything(memory)?),
+            Some((base, extents)) if is(base, &base_here) => {
+                let all = union(changed.clone(), extents.clone());
+                if is(own, &own_here) && alone {
+                    Plan {
+                        in_place: true,
+                        promote: false,
+                        since_resume: true,
+                        ranges: changed,
+                        extents: Some(all),
+                    }
+                } else {
+                    Plan::differing(all, false)
+                }
+            }
+            Some(_) => Plan::full(self.everything(memory)?),
+        };
+        Ok(plan)
+    }
+
+    /// All parts of memory that may not be zero.
+    fn everything(&self, memory: &Still<'_>) -> io::Result<Vec<Range<u64>>> {
+        let bytes = pages::image_bytes(memory.memory());
+        let mut all = memory.anonymous()?;
+        if let Some((base, extents)) = &self.base {
+            all = union(union(all, extents.clone()), data(base, bytes)?);
+        } else if let Some(own) = &self.own {
+            all = union(all, data(own, bytes)?);
+        }
+        Ok(all)
+    }
+}
+
+/// CRC-32 of the image's pages that are not zero, each behind its number as eight bytes. `None` when `given_up` says so.
+///
+/// # Errors
+/// The host's.
+pub fn checksum(
+    backing: &Backing,
+    memory: &Still<'_>,
+    given_up: &mut dyn FnMut() -> bool,
+) -> io::Result<Option<u32>> {
+    let mut hash = crc32fast::Hasher::new();
+    for range in backing.everything(memory)? {
+        let mut at = range.start;
+        while at < range.end {
+            let end = range.end.min(at + CHUNK_BYTES);
+            for (offset, bytes) in memory.bytes(at..end) {
+                for (page, number) in bytes.chunks(PAGE as usize).zip(offset / PAGE..) {
+                    if !is_zero(page) {
+                        hash.update(&number.to_le_bytes());
+                        hash.update(page);
+                    }
+                }
+            }
+            if given_up() {
+                return Ok(None);
+            }
+            at = end;
+        }
+    }
+    Ok(Some(hash.finalize()))
+}
+
+impl Plan {
+    fn full(ranges: Vec<Range<u64>>) -> Self {
+        Self { in_place: false, promote: false, since_resume: false, ranges, extents: None }
+    }
+
+    fn differing(ranges: Vec<Range<u64>>, promote: bool) -> Self {
+        Self { in_place: false, promote, since_resume: true, extents: Some(ranges.clone()), ranges }
+    }
+
+    /// Whether only what was written since the machine was resumed is looked at.
+    pub fn since_resume(&self) -> bool {
+        self.since_resume
+    }
+
+    /// What `state` says of the files then.
+    pub fn state(&self) -> MemoryState {
+        let extent = |range: &Range<u64>| Extent(range.start / PAGE, (range.end - range.start) / PAGE);
+        MemoryState { extents: self.extents.as_ref().map(|ranges| ranges.iter().map(extent).collect()) }
+    }
+
+    /// Writes the pages to the file, with holes for those that are zero. `None` when `given_up` says so: then the file is
+    /// good for nothing but being written again.
+    ///
+    /// # Errors
+    /// The host's.
+    pub fn write(
+        &self,
+        memory: &Still<'_>,
+        file: &File,
+        given_up: &mut dyn FnMut() -> bool,
+    ) -> io::Result<Option<Written>> {
+        file.set_len(pages::image_bytes(memory.memory()))?;
+        let (mut written, mut since) = (Written::default(), 0);
+        for range in &self.ranges {
+            let mut at = range.start;
+            while at < range.end {
+                let end = range.end.min(at + CHUNK_BYTES);
+                for (offset, bytes) in memory.bytes(at..end) {
+                    self.write_piece(file, offset, bytes, &mut written)?;
+                }
+                since += end - at;
+                if since >= CHUNK_BYTES {
+                    since = 0;
+                    if given_up() {
+                        return Ok(None);
+                    }
+                }
+                at = end;
+            }
+        }
+        Ok(Some(written))
+    }
+
+    fn write_piece(&self, file: &File, offset: u64, bytes: &[u8], written: &mut Written) -> io::Result<()> {
+        written.seen_bytes += bytes.len() as u64;
+        let mut at = 0;
+        for run in runs(bytes) {
+            let place = offset + at;
+            let length = run.bytes.len() as u64;
+            if !run.zero {
+                file.write_all_at(run.bytes, place)?;
+                written.written_bytes += length;
+            } else if self.in_place {
+                punch(file, place, length)?;
+            }
+            at += length;
+        }
+        Ok(())
+    }
+}
+
+/// Pages one behind another that are all zero, or none of them.
+struct Run<'a> {
+    zero: bool,
+    bytes: &'a [u8],
+}
+
+fn runs(bytes: &[u8]) -> impl Iterator<Item = Run<'_>> {
+    let page = PAGE as usize;
+    let mut rest = bytes;
+    // Of the first page of the rest, so that no page is looked at twice.
+    let mut first_is_zero = rest.chunks(page).next().map(is_zero);
+    std::iter::from_fn(move || {
+        let zero = first_is_zero.take()?;
+        let mut length = 0;
+        for page in rest.chunks(page) {
+            let same = length == 0 || is_zero(page) == zero;
+            if !same {
+                first_is_zero = Some(!zero);
+                break;
+            }
+            length += page.len();
+        }
+        let (bytes, behind) = rest.split_at_checked(length)?;
+        rest = behind;
+        Some(Run { zero, bytes })
+    })
+}
+
+fn is_zero(page: &[u8]) -> bool {
+    let (blocks, rest) = page.as_chunks::<512>();
+    blocks.iter().all(block_is_zero) && rest.iter().all(|byte| *byte == 0)
+}
+
+/// Without a branch for each word: the compiler makes vector instructions of it.
+fn block_is_zero(bytes: &[u8; 512]) -> bool {
+    bytes.as_chunks::<8>().0.iter().fold(0, |bits, word| bits | u64::from_ne_bytes(*word)) == 0
+}
+
+fn punch(file: &File, offset: u64, length: u64) -> io::Result<()> {
+    let flags = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
+    match fallocate(file, flags, offset, length) {
+        Ok(()) => Ok(()),
+        Err(Errno::OPNOTSUPP | Errno::NOSYS) => file.write_all_at(&vec![0; length as usize], offset),
+        Err(error) => Err(error.into()),
+    }
+}
+
+/// Whether the open file is the one at the path.
+fn is(file: &File, path: &Path) -> bool {
+    match (file.metadata(), path.symlink_metadata()) {
+        (Ok(open), Ok(there)) => (open.dev(), open.ino()) == (there.dev(), there.ino()),
+        _ => false,
+    }
+}
+
+fn open(dir: &Path, name: &str, bytes: u64) -> Result<File, Refusal> {
+    let path = dir.join(name);
+    let missing = |error: io::Error| Refusal::Missing(format!("{}: {error}", path.display()));
+    // Written is only what nobody else has a link to; a clone's base may well be read-only.
+    let writable = File::options().read(true).write(true).open(&path);
+    let file = writable.or_else(|_| File::open(&path)).map_err(missing)?;
+    let found = file.metadata().map_err(missing)?;
+    if !found.is_file() {
+        return Err(Refusal::Corrupted(format!("{} is no file", path.display())));
+    }
+    match found.len() {
+        length if length < bytes => {
+            Err(Refusal::Truncated { what: path.display().to_string(), wanted: bytes, found: length })
+        }
+        length if length > bytes => {
+            let told = format!("{} has {length} bytes, and the machine has {bytes}", path.display());
+            Err(Refusal::Corrupted(told))
+        }
+        _ => Ok(file),
+    }
+}
+
+/// Maps the file but for its long holes, which stay anonymous: memory there is new, and not a copy of a page of zeros.
+fn map_data(memory: &Memory, file: &File, bytes: u64) -> io::Result<()> {
+    let mut parts: Vec<Range<u64>> = Vec::new();
+    for range in data(file, bytes)? {
+        match parts.last_mut() {
+            Some(last) if range.start - last.end < HUGE_PAGE => last.end = range.end,
+            _ => parts.push(range),
+        }
+    }
+    parts.into_iter().try_for_each(|range| pages::map(memory, file, range))
+}
+
+/// The parts of a file that are no holes, in whole pages.
+fn data(file: &File, bytes: u64) -> io::Result<Vec<Range<u64>>> {
+    let mut found = Vec::new();
+    let mut at = 0;
+    while at < bytes {
+        let start = match rustix::fs::seek(file, SeekFrom::Data(at)) {
+            Ok(start) => start,
+            // Only a hole is left.
+            Err(Errno::NXIO) => break,
+            Err(error) => return Err(error.into()),
+        };
+        let end = rustix::fs::seek(file, SeekFrom::Hole(start))?;
+        if end <= start || start < at {
+            return Err(io::ErrorKind::InvalidData.into());
+        }
+        push(&mut found, start / PAGE * PAGE..end.next_multiple_of(PAGE).min(bytes));
+        at = end;
+    }
+    Ok(found)
+}
+
+/// Both lists as one, in order.
+fn union(one: Vec<Range<u64>>, other: Vec<Range<u64>>) -> Vec<Range<u64>> {
+    let mut all = [one, other].concat();
+    all.sort_unstable_by_key(|range| range.start);
+    let mut merged = Vec::with_capacity(all.len());
+    all.into_iter().for_each(|range| push(&mut merged, range));
+    merged
+}
+
+/// A clone's list of pages as ranges of the image.
+fn ranges(extents: &[Extent], bytes: u64) -> Result<Vec<Range<u64>>, Refusal> {
+    let mut ranges: Vec<Range<u64>> = Vec::with_capacity(extents.len());
+    for Extent(first, count) in extents {
+        let start = first.checked_mul(PAGE);
+        let end = first.checked_add(*count).and_then(|end| end.checked_mul(PAGE)).filter(|end| *end <= bytes);
+        let (Some(start), Some(end)) = (start, end) else {
+            return Err(Refusal::Corrupted(format!(
+                "{count} pages from {first} on are not in the machine's memory"
+            )));
+        };
+        if *count == 0 || ranges.last().is_some_and(|last| last.end > start) {
+            return Err(Refusal::Corrupted("the list of a clone's pages is not in order".into()));
+        }
+        ranges.push(start..end);
+    }
+    Ok(ranges)
+}
+
+#[cfg(test)]
+mod tests;

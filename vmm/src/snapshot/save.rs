@@ -1,0 +1,225 @@
+//! Writes a machine that stands still to a directory.
+//!
+//! What is written takes its place last, by rename. Only a `memory` that the machine itself is mapped from is written in
+//! place: the `state` that goes with what was in it is removed before, as the machine has gone on from there anyway.
+
+use std::{
+    fs::{self, File},
+    io::{self, Write},
+    os::unix::fs::OpenOptionsExt,
+    path::Path,
+    sync::mpsc::{RecvTimeoutError, channel},
+    time::{Duration, SystemTime, UNIX_EPOCH},
+};
+
+use serde::Serialize;
+use thiserror::Error;
+
+use super::{
+    BASE, MEMORY, STATE, format,
+    format::Section,
+    image::{self, Plan, Written},
+    pages::Still,
+    sections::State,
+    subject::Subject,
+};
+use crate::machine::Standing;
+
+const NEW_MEMORY: &str = "memory.new";
+const NEW_STATE: &str = "state.new";
+/// How often it is looked whether the snapshot is still wanted, while the host's disk is written.
+const PATIENCE: Duration = Duration::from_millis(10);
+
+/// Why there is no snapshot.
+#[derive(Debug, Error, PartialEq, Eq)]
+pub enum NotSaved {
+    /// It is no longer wanted.
+    #[error("the snapshot was given up")]
+    GivenUp,
+    /// It cannot be made.
+    #[error("{0}")]
+    Failed(String),
+}
+
+/// What a snapshot was.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+pub struct Report {
+    /// Whether all of memory was looked at, or only what was written since the machine was resumed.
+    pub full: bool,
+    /// Size of guest memory.
+    pub memory_bytes: u64,
+    /// Pages.
+    #[serde(flatten)]
+    pub written: Written,
+    /// Length of `state`.
+    pub state_bytes: u64,
+}
+
+fn failed(what: impl std::fmt::Display) -> impl FnOnce(io::Error) -> NotSaved {
+    move |error| NotSaved::Failed(format!("{what}: {error}"))
+}
+
+/// What is asked of a snapshot.
+#[derive(Clone, Copy, Debug)]
+pub struct Order<'a> {
+    /// Where it goes; the directory is made if it is missing.
+    pub dir: &'a Path,
+    /// Whether the header is to have a checksum of memory, which takes reading all of it.
+    pub checksum: bool,
+}
+
+/// Writes the machine to a directory. On the thread of the event loop. The machine is
+/// afterwards as it was before, also if this fails or is given up.
+///
+/// # Errors
+/// Why there is no snapshot. Half-written files are gone then.
+pub fn save(
+    subject: &Subject,
+    standing: &Standing<'_>,
+    order: Order<'_>,
+    given_up: &mut dyn FnMut() -> bool,
+) -> Result<Report, NotSaved> {
+    let saved = attempt(subject, standing, order, given_up);
+    subject.go_on();
+    if saved.is_err() {
+        for name in [NEW_MEMORY, NEW_STATE] {
+            // Most often it was not there.
+            let _ = fs::remove_file(order.dir.join(name));
+        }
+    }
+    saved
+}
+
+fn attempt(
+    subject: &Subject,
+    _standing: &Standing<'_>,
+    Order { dir, checksum }: Order<'_>,
+    given_up: &mut dyn FnMut() -> bool,
+) -> Result<Report, NotSaved> {
+    let devices = subject.stop_devices().map_err(NotSaved::Failed)?;
+    // SAFETY: `_standing` says that no vCPU runs, and none will before it is given back. `stop_devices` has taken guest
+    // memory from the host's kernel; the devices of this process use it on this thread alone.
+    let still = unsafe { Still::new(&subject.memory) };
+    fs::create_dir_all(dir).map_err(failed(dir.display()))?;
+    let plan = subject.backing.plan(dir, &still).map_err(failed("/proc/self/pagemap"))?;
+    let state = subject.state(devices, &plan).map_err(NotSaved::Failed)?;
+    let written = write_memory(&plan, &still, dir, given_up)?;
+    let checksum = match checksum {
+        true => Some(sum(subject, &still, given_up)?),
+        false => None,
+    };
+    let state_bytes = write_state(subject, &plan, &state, checksum, dir)?;
+    if given_up() {
+        return Err(NotSaved::GivenUp);
+    }
+    put_in_place(&plan, dir).map_err(failed(dir.display()))?;
+    let memory_bytes = super::pages::image_bytes(&subject.memory);
+    Ok(Report { full: !plan.since_resume(), memory_bytes, written, state_bytes })
+}
+
+fn write_memory(
+    plan: &Plan,
+    still: &Still<'_>,
+    dir: &Path,
+    given_up: &mut dyn FnMut() -> bool,
+) -> Result<Written, NotSaved> {
+    let name = if plan.in_place { MEMORY } else { NEW_MEMORY };
+    let path = dir.join(name);
+    let options = || {
+        let mut options = File::options();
+        // The guest's secrets are in there.
+        options.write(true).create(!plan.in_place).truncate(!plan.in_place).mode(0o600);
+        options
+    };
+    let file = options().open(&path).map_err(failed(path.display()))?;
+    if plan.in_place {
+        remove_state(dir).map_err(failed(dir.display()))?;
+    }
+    let written = plan.write(still, &file, given_up).map_err(failed(path.display()))?;
+    let written = written.ok_or(NotSaved::GivenUp)?;
+    sync(file, given_up).map_err(failed(path.display()))?.then_some(written).ok_or(NotSaved::GivenUp)
+}
+
+/// Waits until the file is on the disk, or the snapshot is given up: then the disk goes on by itself. Returns whether it is.
+fn sync(file: File, given_up: &mut dyn FnMut() -> bool) -> io::Result<bool> {
+    let (done, told) = channel();
+    let builder = std::thread::Builder::new().name("fsync".into()).stack_size(64 << 10);
+    builder.spawn(move || {
+        // Nobody listens any more if the snapshot was given up.
+        let _ = done.send(file.sync_all());
+    })?;
+    loop {
+        match told.recv_timeout(PATIENCE) {
+            Ok(synced) => return synced.map(|()| true),
+            Err(RecvTimeoutError::Timeout) if given_up() => return Ok(false),
+            Err(RecvTimeoutError::Timeout) => {}
+            Err(RecvTimeoutError::Disconnected) => return Err(io::Error::other("fsync did not return")),
+        }
+    }
+}
+
+fn sum(subject: &Subject, still: &Still<'_>, given_up: &mut dyn FnMut() -> bool) -> Result<u32, NotSaved> {
+    let sum = image::checksum(&subject.backing, still, given_up).map_err(failed("checksum of memory"))?;
+    sum.ok_or(NotSaved::GivenUp)
+}
+
+fn write_state(
+    subject: &Subject,
+    plan: &Plan,
+    state: &State,
+    checksum: Option<u32>,
+    dir: &Path,
+) -> Result<u64, NotSaved> {
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    let header = subject.header(now.as_millis() as u64, plan, checksum).map_err(NotSaved::Failed)?;
+    let bytes = encode(&header, state).map_err(NotSaved::Failed)?;
+    if bytes.len() as u64 > format::MAX_FILE_BYTES {
+        return Err(NotSaved::Failed(format!(
+            "the state has {} bytes, which nobody would read",
+            bytes.len()
+        )));
+    }
+    let path = dir.join(NEW_STATE);
+    let write = || {
+        let mut file = File::options().write(true).create(true).truncate(true).mode(0o600).open(&path)?;
+        file.write_all(&bytes)?;
+        file.sync_all()
+    };
+    write().map_err(failed(path.display()))?;
+    Ok(bytes.len() as u64)
+}
+
+/// The bytes of the file `state`.
+///
+/// # Errors
+/// A path in the spec is not UTF-8.
+pub fn encode(header: &super::header::Header, state: &State) -> Result<Vec<u8>, String> {
+    let header = header.to_json().map_err(|error| format!("header: {error}"))?;
+    let sections = state.encode().map_err(|error| format!("state: {error}"))?;
+    let sections: Vec<_> = sections
+        .iter()
+        .map(|(id, version, payload)| Section { id: *id, version: *version, payload })
+        .collect();
+    Ok(format::encode(&header, &sections))
+}
+
+fn put_in_place(plan: &Plan, dir: &Path) -> io::Result<()> {
+    if !plan.in_place {
+        // Between here and the last rename there is no snapshot rather than a state with another's memory.
+        remove_state(dir)?;
+        if plan.promote {
+            fs::rename(dir.join(MEMORY), dir.join(BASE))?;
+        }
+        fs::rename(dir.join(NEW_MEMORY), dir.join(MEMORY))?;
+    }
+    fs::rename(dir.join(NEW_STATE), dir.join(STATE))?;
+    File::open(dir)?.sync_all()
+}
+
+fn remove_state(dir: &Path) -> io::Result<()> {
+    match fs::remove_file(dir.join(STATE)) {
+        Ok(()) => File::open(dir)?.sync_all(),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+        Err(error) => Err(error),
+    }
+}
