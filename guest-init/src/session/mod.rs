@@ -117,6 +117,11 @@ impl Sessions {
         });
     }
 
+    /// The machine may have another name than before.
+    pub fn machine_is_called(&mut self, hostname: String) {
+        self.beside.hostname = hostname;
+    }
+
     /// How many clients there are.
     pub fn count(&self) -> usize {
         self.slots.iter().flatten().count()
