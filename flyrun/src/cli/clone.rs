@@ -118,6 +118,10 @@ fn record_of(source: &Record, id: &str, name: Option<&str>) -> Record {
     record.last_start = None;
     if called_by_id {
         record.config.run.hostname = id.to_string();
+        let old = format!("HOSTNAME={}", source.id);
+        for entry in record.config.run.env.iter_mut().filter(|entry| **entry == old) {
+            *entry = format!("HOSTNAME={id}");
+        }
     }
     for published in &mut record.config.network.publish {
         published.host = 0;

@@ -119,6 +119,10 @@ impl Sessions {
 
     /// The machine may have another name than before.
     pub fn machine_is_called(&mut self, hostname: String) {
+        let old = format!("HOSTNAME={}", self.beside.hostname);
+        for entry in self.beside.env.iter_mut().filter(|entry| **entry == old) {
+            *entry = format!("HOSTNAME={hostname}");
+        }
         self.beside.hostname = hostname;
     }
 
