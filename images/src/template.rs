@@ -214,6 +214,26 @@ fn search_path() -> std::ffi::OsString {
     path
 }
 
+/// Copies a file to a new one that only its owner may read: by reference where the filesystem can, else with its holes. Not
+/// synced.
+///
+/// # Errors
+/// The system's. Nothing is left then.
+pub fn copy_file(from: &Path, to: &Path) -> Result<()> {
+    use std::os::unix::fs::OpenOptionsExt;
+    let source = File::open(from).map_err(|error| Error::io("open", from, error))?;
+    let file = File::options().read(true).write(true).create_new(true).mode(0o600).open(to);
+    let file = file.map_err(|error| Error::io("create", to, error))?;
+    if rustix::fs::ioctl_ficlone(&file, &source).is_ok() {
+        return Ok(());
+    }
+    let copied = copy_sparse(&source, &file);
+    if copied.is_err() {
+        files::remove(to)?;
+    }
+    copied.map_err(|error| Error::io("copy a file to", to, error))
+}
+
 /// Copies the data of a file and leaves its holes.
 fn copy_sparse(mut from: &File, mut to: &File) -> io::Result<()> {
     use rustix::fs::{SeekFrom as Whence, seek};

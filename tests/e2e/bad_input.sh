@@ -116,6 +116,13 @@ done
 try 0 '*started*live' 'env $in_full flyrun ps -a'
 try 0 'in' 'env $in_full flyrun exec live echo in'
 try 0 'live' 'env $in_full flyrun stop -t 0 live'
+# Room for a word about it, and none for its memory: it runs on.
+truncate -s -2M "$full/fill"
+try 0 'live' 'env $in_full flyrun start live'
+try 125 '*No space left on device*' 'env $in_full flyrun suspend live'
+try 0 'in' 'env $in_full flyrun exec live echo in'
+try 0 '*started*live' 'env $in_full flyrun ps -a'
+try 0 'live' 'env $in_full flyrun stop -t 0 live'
 rm "$full/fill"
 try 0 '*(137)*live' 'env $in_full flyrun ps -a'
 try 0 'live' 'env $in_full flyrun start live'

@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use clap::{Parser, Subcommand};
 
 mod attach;
+mod clone;
 mod completions;
 mod cp;
 mod create;
@@ -102,6 +103,7 @@ enum Command {
     Unpause(pause::Unpause),
     Suspend(suspend::Suspend),
     Resume(suspend::Resume),
+    Clone(clone::Arguments),
     Rm(rm::Arguments),
     Wait(wait::Arguments),
     Ps(ps::Arguments),
@@ -146,6 +148,7 @@ impl Cli {
             Command::Unpause(arguments) => pause::unpause(&context, &arguments),
             Command::Suspend(arguments) => suspend::suspend(&context, &arguments),
             Command::Resume(arguments) => suspend::resume(&context, &arguments),
+            Command::Clone(arguments) => clone::execute(&context, &arguments),
             Command::Rm(arguments) => rm::execute(&context, &arguments),
             Command::Wait(arguments) => wait::execute(&context, &arguments),
             Command::Ps(arguments) => ps::execute(&context, &arguments),

@@ -4,8 +4,9 @@ use clap::{Args, Subcommand};
 use serde::Serialize;
 
 use super::{Context, print_json, print_line, table};
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::exit_code::ExitCode;
+use crate::machine::State;
 use crate::size::Size;
 use crate::volume::{self, Volume, Volumes};
 
@@ -104,6 +105,16 @@ pub fn execute(context: &Context, arguments: &Arguments) -> Result<ExitCode> {
             return Ok(code);
         }
         Command::Extend { size, name } => {
+            // A suspended machine would find another disk than the one it has in memory.
+            let machines = context.machines().list()?;
+            let suspended = volume::users(&machines, name).find(|user| user.state == State::Suspended);
+            if let Some(user) = suspended {
+                return Err(Error::new(format!(
+                    "volume '{name}' is in use by {}, which is suspended",
+                    user.name
+                ))
+                .advice("Resume and stop that machine first."));
+            }
             let volume = volumes.extend(name, *size)?;
             print_line(&format!("{name} has {} now", volume.size))?;
         }

@@ -3,8 +3,9 @@
 use clap::Args;
 
 use super::{Context, lifecycle, print_line};
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::exit_code::ExitCode;
+use crate::machine::State;
 use crate::monitor::{Reply, Request};
 
 /// Wait until machines have ended, and print their exit codes
@@ -22,6 +23,10 @@ pub struct Arguments {
 pub fn execute(context: &Context, arguments: &Arguments) -> Result<ExitCode> {
     for name in &arguments.machines {
         let record = context.machines().find(name)?;
+        if record.state == State::Suspended {
+            return Err(Error::new(format!("{name}: it is suspended"))
+                .advice("It ends no sooner than it is resumed, with `flyrun resume`."));
+        }
         let ended = record.outcome.as_ref().map_or(0, |outcome| outcome.exit_code);
         let exit_code = match record.state.needs_monitor() {
             false => ended,

@@ -61,6 +61,38 @@ impl Machines {
         Ok(owned)
     }
 
+    /// Makes a machine whose directory `fill` fills first. Until that is done there is no machine, and whatever ends this process
+    /// leaves a directory that is swept away.
+    ///
+    /// # Errors
+    /// As [`Machines::create`], and what `fill` says. Nothing is left then.
+    pub fn create_filled(&self, record: Record, fill: impl FnOnce(&Path) -> Result<()>) -> Result<Owned> {
+        make_private_dir(&self.directory)?;
+        let directory = self.directory.join(&record.id);
+        let lock = {
+            let _names = self.lock_names()?;
+            self.ensure_free(&record.name, &record.id)?;
+            make_private_dir(&directory)?;
+            let lock = lock_file(&directory.join(LOCK))?;
+            lock.lock().context(format!("cannot lock machine {}", record.id))?;
+            lock
+        };
+        let owned = Owned { directory, record, lock };
+        let made = fill(&owned.directory).and_then(|()| {
+            // Copying may have taken a while.
+            let _names = self.lock_names()?;
+            self.ensure_free(&owned.record.name, &owned.record.id)?;
+            owned.save()
+        });
+        match made {
+            Ok(()) => Ok(owned),
+            Err(error) => {
+                let _ = fs::remove_dir_all(&owned.directory);
+                Err(error)
+            }
+        }
+    }
+
     /// Whether a process owns that machine at this moment.
     pub fn is_owned(&self, id: &str) -> bool {
         lock_file_of(&self.directory.join(id))

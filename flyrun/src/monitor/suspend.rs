@@ -235,6 +235,7 @@ impl Monitor<'_> {
         let since_epoch = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
         Renewal {
             entropy: entropy().unwrap_or_default(),
+            hostname: self.machine.record().config.run.hostname.clone(),
             network: place.network.as_ref().map(|network| network.config.clone()),
             terminal: self.machine.record().config.tty.then_some(self.view.terminal),
             realtime_ns: u64::try_from(since_epoch.as_nanos()).unwrap_or(0),

@@ -213,6 +213,8 @@ pub struct Renewal {
     pub realtime_ns: u64,
     /// Fresh random bytes of the host.
     pub entropy: Vec<u8>,
+    /// The host name of the machine, which for a clone is another than before; empty leaves it.
+    pub hostname: String,
     /// The machine's place in the network, which may be another than before; without it that stays.
     pub network: Option<NetworkConfig>,
     /// The size of the terminal now.

@@ -84,10 +84,9 @@ fn contents(hostname: &str, network: Option<&NetworkConfig>) -> Vec<(&'static st
     contents
 }
 
-/// Has the files say what is true of another place in the network. Those that the workload has covered or taken away stay so.
-pub fn rewrite_etc(network: &NetworkConfig) {
-    let hostname = rustix::system::uname().nodename().to_string_lossy().into_owned();
-    for (target, content) in contents(&hostname, Some(network)) {
+/// Has the files say what is true of another name or place in the network. Those that the workload has covered or taken away stay so.
+pub fn rewrite_etc(hostname: &str, network: Option<&NetworkConfig>) {
+    for (target, content) in contents(hostname, network) {
         let flags = OFlags::WRONLY | OFlags::TRUNC | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
         let _ =
             open(target, flags, Mode::empty()).and_then(|file| rustix::io::write(file, content.as_bytes()));

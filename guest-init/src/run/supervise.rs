@@ -19,7 +19,7 @@ use super::{
     cgroup::Cgroup,
     relay::Relay,
     stdio::{self, Stdio},
-    suspend::Still,
+    suspend::{Still, hostname},
 };
 use crate::{
     control::{Control, monotonic_ms, timeout},
@@ -292,6 +292,7 @@ impl<'a> Supervisor<'a> {
             None => {
                 self.sessions.interrupt();
                 still.suspend(self.control);
+                self.sessions.machine_is_called(hostname());
             }
         }
         // Nobody's end was noticed meanwhile.

@@ -19,7 +19,9 @@ use rustix::{
     time::{ClockId, Timespec, clock_settime},
 };
 
-use super::{cgroup::Cgroup, filesystems, network, relay::Relay, seed_random, stdio, stdio::Stdio};
+use super::{
+    cgroup::Cgroup, filesystems, network, relay::Relay, seed_random, set_hostname, stdio, stdio::Stdio,
+};
 use crate::{
     control::{Control, monotonic_ms, timeout, wait_connected},
     failure::{Failure, OrSetup},
@@ -126,12 +128,19 @@ impl Still<'_> {
     }
 
     fn renew(&mut self, renewal: &Renewal) -> Result<(), Failure> {
+        let mut is_elsewhere = !renewal.hostname.is_empty() && renewal.hostname != hostname();
+        if is_elsewhere {
+            set_hostname(&renewal.hostname)?;
+        }
         if let Some(network) = &renewal.network
             && self.network.as_ref() != Some(network)
         {
             network::renew(self.network.as_ref(), network)?;
-            filesystems::rewrite_etc(network);
             *self.network = Some(network.clone());
+            is_elsewhere = true;
+        }
+        if is_elsewhere {
+            filesystems::rewrite_etc(&hostname(), self.network.as_ref());
         }
         self.begin_streams()?;
         if let (Some(terminal), Some(size)) = (&self.stdio.terminal, renewal.terminal) {
@@ -221,6 +230,11 @@ fn wait_for_resume(control: &mut Control) -> Option<Renewal> {
             control.receive();
         }
     }
+}
+
+/// What the machine is called.
+pub fn hostname() -> String {
+    rustix::system::uname().nodename().to_string_lossy().into_owned()
 }
 
 fn set_clock(realtime_ns: u64) -> Result<(), Failure> {

@@ -117,6 +117,15 @@ impl Sessions {
         });
     }
 
+    /// The machine may have another name than before.
+    pub fn machine_is_called(&mut self, hostname: String) {
+        let old = format!("HOSTNAME={}", self.beside.hostname);
+        for entry in self.beside.env.iter_mut().filter(|entry| **entry == old) {
+            *entry = format!("HOSTNAME={hostname}");
+        }
+        self.beside.hostname = hostname;
+    }
+
     /// How many clients there are.
     pub fn count(&self) -> usize {
         self.slots.iter().flatten().count()
