@@ -134,10 +134,7 @@ impl Guest {
             }
             ["ping", text] => {
                 let socket = self.net.as_ref().ok_or(io::ErrorKind::NotFound)?;
-                socket.send_to(text.as_bytes(), (HOST, 7))?;
-                let mut bytes = [0; 100];
-                let count = socket.recv(&mut bytes)?;
-                String::from_utf8_lossy(&bytes[..count]).into_owned()
+                echoed(socket, text)?
             }
             other => format!("{other:?} is no question"),
         })
@@ -155,6 +152,24 @@ impl Guest {
             ended.fetch_add(1, Ordering::SeqCst);
         });
     }
+}
+
+/// Sends a text until it comes back. One packet may be lost: the host's kernel drops what it has for a TAP that has just been
+/// opened, as long as it has not seen the carrier.
+fn echoed(socket: &std::net::UdpSocket, text: &str) -> io::Result<String> {
+    const ATTEMPTS: usize = 60;
+    socket.set_read_timeout(Some(std::time::Duration::from_secs(1)))?;
+    for _ in 0..ATTEMPTS {
+        socket.send_to(text.as_bytes(), (HOST, 7))?;
+        let mut bytes = [0; 100];
+        while let Ok(count) = socket.recv(&mut bytes) {
+            // Another is the late echo of a packet that was thought lost.
+            if bytes.get(..count) == Some(text.as_bytes()) {
+                return Ok(text.to_string());
+            }
+        }
+    }
+    Err(io::ErrorKind::TimedOut.into())
 }
 
 fn number<T: std::str::FromStr<Err: std::error::Error + Send + Sync + 'static>>(text: &str) -> io::Result<T> {
