@@ -95,6 +95,7 @@ bench: build ## Measure in virtual time, and write target/bench.json
 soak: build images ## Kill commands, monitors and VMMs at random moments, ROUNDS times (default 300)
 	@export FLYRUN_TEST_IMAGES=$$(tests/images/build) FLYRUN_BIN=$(CURDIR)/$(DIST)/bin/flyrun FLYRUN_SOAK_ROUNDS=$(ROUNDS)
 	export CARGO_TARGET_X86_64_UNKNOWN_LINUX_GNU_RUNNER="$(CURDIR)/$(HOST) --cpus 1 --memory 8192 --timeout 7200 --"
+	if [[ -z "$(NAME)" ]]; then FLYRUN_REQUIRE_KVM=1 cargo test -p vmm --test snapshot -- --ignored --test-threads=1 network; fi
 	cargo test -p tests --test soak -- --nocapture --test-threads=1 $(NAME)
 
 fuzz: ## Fuzz each parser of foreign bytes for TIME seconds (default 600)
