@@ -9,16 +9,14 @@ use clap::Args;
 use super::{Context, lifecycle, new_machine, print_line};
 use crate::error::{Context as _, Error, Result};
 use crate::exit_code::ExitCode;
-use crate::machine::{Action, Owned, Patience, Record, SNAPSHOT, SNAPSHOT_STATE, State, decide, new_id, now};
+use crate::machine::{
+    Action, DISK, Owned, Patience, Record, SNAPSHOT, SNAPSHOT_STATE, State, decide, new_id, now,
+};
 use crate::monitor::{self, Request};
 use crate::usage::now_ms;
 
 /// The most clones of one command.
 const MAX_CLONES: u32 = 1000;
-/// A machine's own disk, in its directory.
-const DISK: &str = "disk.ext4";
-/// What a snapshot keeps of memory: never written as long as it has several links.
-const MEMORY: [&str; 2] = ["memory", "base"];
 
 /// Start copies of a machine, each from where it is
 #[derive(Debug, Args)]
@@ -59,20 +57,42 @@ pub fn execute(context: &Context, arguments: &Arguments) -> Result<ExitCode> {
         Error::new(format!("{}: somebody else has resumed it", record.name)).advice("Try again.")
     })?;
     // All are made before the first goes on, as the machine's own snapshot ends with its next life.
-    let clones = names.iter().map(|name| clone(context, &source, name.as_deref()));
-    let clones = clones.collect::<Result<Vec<_>>>();
+    let clones = clone_all(context, &source, &names);
     drop(source);
-    if runs {
-        lifecycle::start(context, &context.machines().find(&record.id)?)?;
+    let mut code = ExitCode::Success;
+    let mut tell = |id: &str, error: Error| {
+        anstream::eprintln!("flyrun: {id}: {error}");
+        code = error.exit_code();
+    };
+    if runs && let Err(error) = lifecycle::start(context, &context.machines().find(&record.id)?) {
+        tell(&record.name, error);
     }
     for clone in clones? {
         let id = clone.record().id.clone();
-        if !arguments.suspended {
-            monitor::spawn(&context.paths, clone)?;
+        // One that does not go on is there all the same, suspended.
+        if !arguments.suspended
+            && let Err(error) = monitor::spawn(&context.paths, clone)
+        {
+            tell(&id, error);
         }
         print_line(&id)?;
     }
-    Ok(ExitCode::Success)
+    Ok(code)
+}
+
+/// All of them, or none.
+fn clone_all(context: &Context, source: &Owned, names: &[Option<String>]) -> Result<Vec<Owned>> {
+    let mut clones = Vec::with_capacity(names.len());
+    for name in names {
+        match clone(context, source, name.as_deref()) {
+            Ok(clone) => clones.push(clone),
+            Err(error) => {
+                clones.into_iter().try_for_each(Owned::remove)?;
+                return Err(error);
+            }
+        }
+    }
+    Ok(clones)
 }
 
 fn check(record: &Record) -> Result<()> {
@@ -140,7 +160,8 @@ fn copy(from: &Path, to: &Path) -> Result<()> {
     }
     let (from, to) = (from.join(SNAPSHOT), to.join(SNAPSHOT));
     crate::paths::make_private_dir(&to)?;
-    for name in MEMORY {
+    // Neither is written as long as it has several links.
+    for name in [vmm::snapshot::MEMORY, vmm::snapshot::BASE] {
         match fs::hard_link(from.join(name), to.join(name)) {
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
             other => other.context(format!("cannot link {}", to.join(name).display()))?,

@@ -14,7 +14,7 @@ pub use changes::{Changes, Rates};
 pub use id::{is_name, new_id};
 pub use record::{Config, LastStart, Limits, LogLimits, Outcome, Record, Snapshot, VERSION};
 pub use state::{Action, State, Verdict};
-pub use store::{Ended, Machines, Owned, Patience, SNAPSHOT, SNAPSHOT_STATE};
+pub use store::{DISK, Ended, Machines, Owned, Patience, SNAPSHOT, SNAPSHOT_STATE};
 
 /// Whether an action makes sense now.
 ///

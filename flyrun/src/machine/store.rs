@@ -14,9 +14,11 @@ use crate::paths::{is_same_file, make_private_dir};
 
 const RECORD: &str = "machine.json";
 const LOCK: &str = "lock";
+/// A machine's own disk, in its directory.
+pub const DISK: &str = "disk.ext4";
 /// A machine's snapshot, in its directory, and what is there once the snapshot is whole.
 pub const SNAPSHOT: &str = "snapshot";
-pub const SNAPSHOT_STATE: &str = "state";
+pub const SNAPSHOT_STATE: &str = vmm::snapshot::STATE;
 /// How long a machine's lock may be held by somebody who only looks, or is about to let go.
 const LOCK_PATIENCE: Duration = Duration::from_secs(10);
 const LOCK_POLL: Duration = Duration::from_millis(5);

@@ -8,14 +8,12 @@ use vmm::spec::{DiskSpec, NetSpec};
 use super::Monitor;
 use crate::cgroup::Cgroup;
 use crate::error::{Context, Error, Result, from_images};
-use crate::machine::{Machines, State};
+use crate::machine::{DISK, Machines, State};
 use crate::paths::Part;
 use crate::share::Served;
 use crate::vm::{Streams, VmPlan};
 use crate::volume::{Attached, Volumes};
 use crate::{network, share, trace, volume};
-
-const DISK: &str = "disk.ext4";
 
 impl Monitor<'_> {
     /// Held as long as the machine runs, as the root filesystem is.

@@ -111,9 +111,9 @@ impl Monitor<'_> {
     /// The workload stands: its memory is written, unless somebody has thought better of it.
     pub(super) fn on_stands(&mut self, life: &mut Life, place: &Place) {
         let directory = self.snapshot_directory();
-        let Some(suspending) = &mut self.suspending else { return self.go_on(life, place) };
+        let Some(suspending) = &mut self.suspending else { return life.go_on(Renewal::default()) };
         if suspending.given_up.is_some() {
-            return self.go_on(life, place);
+            return life.go_on(Renewal::default());
         }
         let begun = crate::paths::make_private_dir(&directory)
             .and_then(|()| life.vm.pause())
@@ -122,7 +122,7 @@ impl Monitor<'_> {
             Ok(()) => suspending.is_writing = true,
             Err(error) => {
                 suspending.give_up(&error.to_string());
-                self.go_on(life, place);
+                life.go_on(Renewal::default());
             }
         }
     }
@@ -160,7 +160,7 @@ impl Monitor<'_> {
             suspending.is_writing = false;
             suspending.give_up(&error.to_string());
         }
-        self.go_on(life, place);
+        life.go_on(Renewal::default());
         Ok(false)
     }
 
@@ -190,16 +190,12 @@ impl Monitor<'_> {
         }
     }
 
-    fn go_on(&mut self, life: &mut Life, place: &Place) {
-        let renewal = self.renewal(place);
-        life.go_on(renewal);
-    }
-
     /// A restored machine's guest-init has connected: from here on the running machine is what counts.
     ///
     /// # Errors
-    /// That cannot be written down.
+    /// That cannot be written down, or the host has no randomness for it.
     pub(super) fn commit_resume(&mut self, life: &mut Life, place: &Place) -> Result<()> {
+        let renewal = self.renewal(place)?;
         let suspended = self.machine.record().clone();
         self.machine.become_state(State::Started, |record| {
             record.snapshot = None;
@@ -207,7 +203,8 @@ impl Monitor<'_> {
             record.last_start = Some(LastStart::Resumed);
         })?;
         self.invalidate_snapshot();
-        self.go_on(life, place);
+        // The time last, as writing the record down takes some.
+        life.go_on(Renewal { realtime_ns: realtime_ns(), ..renewal });
         Ledger::new(self.host.paths.usage()).end_suspension(&suspended);
         Ok(())
     }
@@ -230,17 +227,23 @@ impl Monitor<'_> {
         Ok(())
     }
 
-    /// What the guest must learn before its workload goes on.
-    fn renewal(&self, place: &Place) -> Renewal {
-        let since_epoch = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-        Renewal {
-            entropy: entropy().unwrap_or_default(),
+    /// What a restored guest must learn before its workload goes on. Without fresh randomness it must not: another may have gone
+    /// on from the same memory.
+    fn renewal(&self, place: &Place) -> Result<Renewal> {
+        Ok(Renewal {
+            realtime_ns: 0,
+            entropy: entropy()?,
             hostname: self.machine.record().config.run.hostname.clone(),
             network: place.network.as_ref().map(|network| network.config.clone()),
             terminal: self.machine.record().config.tty.then_some(self.view.terminal),
-            realtime_ns: u64::try_from(since_epoch.as_nanos()).unwrap_or(0),
-        }
+        })
     }
+}
+
+/// The time of day in nanoseconds since the epoch.
+fn realtime_ns() -> u64 {
+    let since_epoch = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    u64::try_from(since_epoch.as_nanos()).unwrap_or(0)
 }
 
 /// Removes what a machine that ends otherwise has of a snapshot.
