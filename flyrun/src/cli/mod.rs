@@ -7,6 +7,7 @@ use clap::{Parser, Subcommand};
 mod attach;
 mod clone;
 mod completions;
+mod config;
 mod cp;
 mod create;
 mod doctor;
@@ -123,6 +124,7 @@ enum Command {
     Images(images::Arguments),
     Rmi(rmi::Arguments),
     Prune(prune::Arguments),
+    Config(config::Arguments),
     Doctor(doctor::Arguments),
     Version(version::Arguments),
     Completions(completions::Arguments),
@@ -168,6 +170,7 @@ impl Cli {
             Command::Images(arguments) => images::execute(&context, &arguments),
             Command::Rmi(arguments) => rmi::execute(&context, &arguments),
             Command::Prune(arguments) => prune::execute(&context, &arguments),
+            Command::Config(arguments) => config::execute(&arguments),
             Command::Doctor(arguments) => doctor::execute(&context, &arguments),
             Command::Version(arguments) => version::execute(&arguments),
             Command::Completions(arguments) => completions::execute(&arguments),

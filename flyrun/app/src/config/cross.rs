@@ -1,0 +1,172 @@
+//! What one table cannot know alone: contradictions between the parts of a file.
+
+use super::Place;
+use super::model::*;
+use super::problem::Log;
+use super::read::{Draft, ServiceAt};
+
+/// Writes every contradiction to the log.
+pub(crate) fn check(draft: &Draft, log: &Log<'_>) {
+    ports_overlap(draft, log);
+    tls_has_a_certificate(draft, log);
+    force_https_has_a_target(draft, log);
+    machines_suffice(draft, log);
+    services_of_a_group_agree(draft, log);
+    a_volume_has_one_machine(draft, log);
+    bluegreen_has_no_volume(draft, log);
+}
+
+impl Draft {
+    fn services(&self) -> impl Iterator<Item = (&Service, &ServiceAt)> {
+        self.app.services.iter().zip(&self.services)
+    }
+}
+
+/// Two ports of one app on the same number would take each other's clients.
+fn ports_overlap(draft: &Draft, log: &Log<'_>) {
+    let mut ports: Vec<_> = draft
+        .services()
+        .flat_map(|(service, at)| service.ports.iter().zip(&at.ports))
+        .map(|(port, at)| (port.numbers.clone(), at.whole))
+        .collect();
+    ports.sort_by_key(|(numbers, at)| (*numbers.start(), *at));
+    // The highest number so far, and where it stands.
+    let mut taken: Option<(u16, usize)> = None;
+    for (numbers, at) in ports {
+        if let Some((last, other)) = taken.filter(|(last, _)| numbers.start() <= last) {
+            let (first, second) = (other.min(at), other.max(at));
+            log.advise(
+                second,
+                format!("port {} is taken already, at line {}", numbers.start(), log.position(first).line),
+                "Give each of the ports of all services a number of its own; [http_service] has 80 and 443.",
+            );
+            taken = Some((last.max(*numbers.end()), other));
+        } else {
+            taken = Some((*numbers.end(), at));
+        }
+    }
+}
+
+fn tls_has_a_certificate(draft: &Draft, log: &Log<'_>) {
+    if !draft.app.certificates.is_empty() {
+        return;
+    }
+    for (service, at) in draft.services() {
+        for (port, at) in service.ports.iter().zip(&at.ports).filter(|(port, _)| port.tls.is_some()) {
+            log.advise(
+                at.whole,
+                format!(
+                    "port {} has the handler \"tls\", and there is no certificate to show",
+                    port.numbers.start()
+                ),
+                "Name one: [[flyrun.tls]] with certificate and key, both PEM files.",
+            );
+        }
+    }
+}
+
+fn force_https_has_a_target(draft: &Draft, log: &Log<'_>) {
+    let speaks_https = |port: &Port| port.tls.is_some() && matches!(port.carries, Carries::Http(_));
+    if draft.app.services.iter().flat_map(|service| &service.ports).any(speaks_https) {
+        return;
+    }
+    for at in draft.services.iter().flat_map(|service| &service.ports).filter_map(|port| port.force_https) {
+        log.advise(
+            at,
+            "force_https sends clients to https, and no port of this app speaks it",
+            "Name a certificate ([[flyrun.tls]] with certificate and key), or write force_https = false.",
+        );
+    }
+}
+
+fn machines_suffice(draft: &Draft, log: &Log<'_>) {
+    for (service, at) in draft.services() {
+        if service.min_machines_running > draft.app.max_machines {
+            log.advise(
+                at.min_machines_running,
+                format!(
+                    "min_machines_running is {}, and max_machines {}",
+                    service.min_machines_running, draft.app.max_machines
+                ),
+                "Raise max_machines in [flyrun].",
+            );
+        }
+    }
+}
+
+/// A machine answers for all services of its group, and cannot be stopped for one alone.
+fn services_of_a_group_agree(draft: &Draft, log: &Log<'_>) {
+    for group in draft.app.groups.keys() {
+        let mut services = draft.services().filter(|(service, _)| service.groups.contains(group));
+        let Some((first, first_at)) = services.next() else { continue };
+        for (service, at) in services {
+            let differs = [
+                ("auto_stop_machines", service.auto_stop != first.auto_stop),
+                ("auto_start_machines", service.auto_start != first.auto_start),
+                ("min_machines_running", service.min_machines_running != first.min_machines_running),
+            ];
+            for (key, _) in differs.into_iter().filter(|(_, differs)| *differs) {
+                let line = log.position(first_at.whole).line;
+                log.advise(
+                    at.whole,
+                    format!("{key} differs from the service at line {line}, whose machines are the same (group '{group}')"),
+                    "Write the same in both: a machine is started and stopped for all its services.",
+                );
+            }
+        }
+    }
+}
+
+/// A filesystem that two machines write is lost.
+fn a_volume_has_one_machine(draft: &Draft, log: &Log<'_>) {
+    let Some((group, at)) = draft.mounts.iter().next() else { return };
+    if draft.app.max_machines > 1 {
+        log.advise(
+            draft.max_machines,
+            format!(
+                "max_machines is {}, and machines of group '{group}' have a volume (line {}), which one machine can have",
+                draft.app.max_machines,
+                log.position(*at).line
+            ),
+            "Leave max_machines away, or the mounts.",
+        );
+    }
+    let sources = |group: &Group| group.mounts.iter().map(|mount| mount.source.clone()).collect::<Vec<_>>();
+    let mut seen: Vec<(String, &String)> = Vec::new();
+    for (name, group) in &draft.app.groups {
+        for source in sources(group) {
+            if let Some((_, other)) = seen.iter().find(|(seen, other)| *seen == source && *other != name) {
+                log.advise(
+                    draft.mounts.get(name).copied().unwrap_or_default(),
+                    format!("the volume '{source}' is mounted in the groups '{other}' and '{name}', and one machine can have it"),
+                    "Give each group a volume of its own.",
+                );
+            }
+            seen.push((source, name));
+        }
+    }
+}
+
+fn bluegreen_has_no_volume(draft: &Draft, log: &Log<'_>) {
+    if draft.app.deploy.strategy == Strategy::Bluegreen && !draft.mounts.is_empty() {
+        log.advise(
+            draft.strategy,
+            "bluegreen runs the new machines beside the old ones, and a volume can be in one machine",
+            "Write strategy = \"rolling\".",
+        );
+    }
+}
+
+impl Draft {
+    /// Remembers where ports stand, for complaints about several apps.
+    pub fn remember_ports(&mut self) {
+        let ports = self
+            .app
+            .services
+            .iter()
+            .zip(&self.services)
+            .flat_map(|(service, at)| service.ports.iter().zip(&at.ports));
+        let places: Vec<_> = ports.map(|(port, at)| (Place::Port(*port.numbers.start()), at.whole)).collect();
+        self.places.extend(places);
+    }
+}

@@ -1,0 +1,102 @@
+//! What holds between the apps of one `flyrun serve`.
+
+use std::collections::BTreeMap;
+
+use super::model::{App, Carries, Port};
+use super::problem::{Position, Problem, Refused};
+use super::{File, Hostname, Place};
+
+/// The apps of these files, as one proxy can serve them.
+///
+/// # Errors
+/// Two have the same name, the same port where requests do not tell them apart, or the same host name where they do.
+pub fn together(files: &[File]) -> Result<Vec<App>, Refused> {
+    let mut problems = Vec::new();
+    names_differ(files, &mut problems);
+    ports_differ(files, &mut problems);
+    if problems.is_empty() {
+        return Ok(files.iter().map(|file| file.app.clone()).collect());
+    }
+    problems.sort_by(|a, b| (&a.file, a.position).cmp(&(&b.file, b.position)));
+    problems.dedup();
+    Err(Refused { problems, left_out: 0 })
+}
+
+fn names_differ(files: &[File], problems: &mut Vec<Problem>) {
+    let mut seen: BTreeMap<&str, &File> = BTreeMap::new();
+    for file in files {
+        if let Some(other) = seen.insert(&file.app.name, file) {
+            let message = format!("the app '{}' is in {} too", file.app.name, at(other, &Place::Name));
+            problems.push(file.problem(&Place::Name, message, "Give one of them another name."));
+        }
+    }
+}
+
+/// Who listens on a port.
+struct Listener<'f> {
+    file: &'f File,
+    port: &'f Port,
+}
+
+impl Listener<'_> {
+    fn place(&self) -> Place {
+        Place::Port(*self.port.numbers.start())
+    }
+}
+
+fn ports_differ(files: &[File], problems: &mut Vec<Problem>) {
+    let mut by_number: BTreeMap<u16, Vec<Listener<'_>>> = BTreeMap::new();
+    for file in files {
+        for port in file.app.services.iter().flat_map(|service| &service.ports) {
+            for number in port.numbers.clone() {
+                by_number.entry(number).or_default().push(Listener { file, port });
+            }
+        }
+    }
+    // The first two of each port, or all of a port of many apps? All pairs with the first: apps are few.
+    for (number, listeners) in &by_number {
+        let Some((first, others)) = listeners.split_first() else { continue };
+        for (index, other) in others.iter().enumerate() {
+            if let Some(why) = cannot_share(first.port, other.port) {
+                let message = format!("port {number} is {}'s too: {why}", at(first.file, &first.place()));
+                let advice = "Give one of them another port.";
+                problems.push(other.file.problem(&other.place(), message, advice));
+                continue;
+            }
+            for earlier in listeners.iter().take(index + 1) {
+                hostnames_differ(*number, earlier.file, other.file, problems);
+            }
+        }
+    }
+}
+
+/// Why clients of one port cannot be told apart; `None` if they can, by host name.
+fn cannot_share(one: &Port, other: &Port) -> Option<&'static str> {
+    match (&one.carries, &other.carries) {
+        (Carries::Http(_), Carries::Http(_)) if one.tls.is_some() == other.tls.is_some() => None,
+        (Carries::Tcp { .. }, Carries::Tcp { .. }) if one.tls.is_some() && other.tls.is_some() => None,
+        (Carries::Tcp { .. }, Carries::Tcp { .. }) => Some("raw TCP has no host name"),
+        _ => Some("the handlers differ"),
+    }
+}
+
+fn hostnames_differ(number: u16, one: &File, other: &File, problems: &mut Vec<Problem>) {
+    for name in other.app.hostnames.iter().filter(|name| one.app.hostnames.contains(name)) {
+        let place = Place::Hostname(name.clone());
+        let whose = at(one, &place);
+        let message = match name {
+            Hostname::Any => format!("every host name on port {number} is {whose}'s too"),
+            _ => format!("the host name '{name}' on port {number} is {whose}'s too"),
+        };
+        problems.push(other.problem(&place, message, "Give each app [flyrun] hostnames of its own."));
+    }
+}
+
+/// Another file in a sentence.
+fn at(file: &File, place: &Place) -> String {
+    let name = file.name.escape_debug();
+    match file.places.iter().find(|(known, _)| known == place) {
+        Some((_, Position { line, .. })) => format!("{name}:{line}"),
+        None => name.to_string(),
+    }
+}

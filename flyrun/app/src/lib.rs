@@ -1,0 +1,7 @@
+//! What an app is, without any I/O: `flyrun serve` gives it bytes and gets plain values.
+//!
+//! [`config`] reads a `fly.toml` strictly and resolves it.
+#![forbid(unsafe_code)]
+#![deny(missing_docs)]
+
+pub mod config;
