@@ -348,6 +348,12 @@ impl Section {
         if self.header.is_empty() { "the top level".into() } else { self.header.into() }
     }
 
+    /// The same behind "there is no such key".
+    pub(crate) fn within(&self) -> String {
+        let preposition = if self.header.is_empty() { "at" } else { "in" };
+        format!("{preposition} {}", self.place())
+    }
+
     pub(crate) fn has(&self, name: &str) -> bool {
         self.keys.iter().any(|key| key.name == name)
     }

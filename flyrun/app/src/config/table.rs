@@ -1,6 +1,5 @@
 //! A TOML table while it is read: gives out typed values, and writes down what is wrong with them.
 
-use std::collections::BTreeMap;
 use std::ops::RangeInclusive;
 use std::time::Duration;
 
@@ -59,7 +58,7 @@ impl<'t> Table<'t> {
                 }
                 None => self.log.advise(
                     at,
-                    format!("there is no key {} in {}", quote(name), self.section.place()),
+                    format!("there is no key {} {}", quote(name), self.section.within()),
                     self.section.advice_on(name),
                 ),
             }
@@ -201,6 +200,10 @@ impl<'t> Node<'t> {
         self.value.is_array()
     }
 
+    pub fn is_empty_list(&self) -> bool {
+        self.value.as_array().is_some_and(|list| list.is_empty())
+    }
+
     /// A whole number; old files have ports as text, which counts too.
     pub fn number(&self, range: RangeInclusive<u32>, what: &str) -> Option<u32> {
         let number = self.as_integer().or_else(|| self.as_text()?.parse().ok());
@@ -307,25 +310,23 @@ impl<'t> Node<'t> {
             .collect()
     }
 
-    /// A table of names and texts, of which both must satisfy a condition.
-    pub fn text_map(
+    /// A table of names and texts: the pairs of which both satisfy their condition.
+    pub fn text_pairs(
         &self,
-        is_name: impl Fn(&str) -> bool,
-        wanted_name: &str,
-        is_text: impl Fn(&str) -> bool,
-        wanted_text: &str,
-    ) -> BTreeMap<String, String> {
-        let mut map = BTreeMap::new();
+        (is_name, wanted_name): (impl Fn(&str) -> bool, &str),
+        (is_text, wanted_text): (impl Fn(&str) -> bool, &str),
+    ) -> Vec<(Node<'t>, String)> {
+        let mut pairs = Vec::new();
         for entry in self.entries() {
             if !is_name(entry.name) {
                 self.log.add(entry.key_at, format!("{} is not {wanted_name}", quote(entry.name)));
             } else if let Some(text) = entry.as_scalar().filter(|text| is_text(text)) {
-                map.insert(entry.name.to_string(), text);
+                pairs.push((entry, text));
             } else {
                 entry.wrong(wanted_text);
             }
         }
-        map
+        pairs
     }
 }
 

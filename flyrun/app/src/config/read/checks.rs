@@ -44,8 +44,8 @@ fn method(node: &Node<'_>) -> Option<Method> {
 
 fn headers(table: &Table<'_>) -> BTreeMap<String, String> {
     let Some(node) = table.get("headers") else { return BTreeMap::new() };
-    let map = node.text_map(is_header_name, "a header's name", is_header_value, HEADER_VALUE);
-    map.into_iter().map(|(name, value)| (name.to_ascii_lowercase(), value)).collect()
+    let pairs = node.text_pairs((is_header_name, "a header's name"), (is_header_value, HEADER_VALUE));
+    pairs.into_iter().map(|(entry, value)| (entry.name.to_ascii_lowercase(), value)).collect()
 }
 
 /// `[checks]`.

@@ -82,7 +82,7 @@ fn hostnames(table: &Table<'_>, log: &Log<'_>, places: &mut Vec<(Place, usize)>)
             }
         }
     }
-    if names.is_empty() && node.is_list() {
+    if node.is_empty_list() {
         node.wrong("at least one host name");
     }
     names

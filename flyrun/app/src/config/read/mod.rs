@@ -18,7 +18,7 @@ use toml::de::DeTable;
 use super::Place;
 use super::keys;
 use super::model::*;
-use super::problem::Log;
+use super::problem::{Log, quote};
 use super::table::{Bare, Table};
 use words::*;
 
@@ -126,18 +126,12 @@ fn deploy(top: &Table<'_>) -> (Deploy, usize) {
 /// `[env]`.
 fn env(top: &Table<'_>, log: &Log<'_>) -> BTreeMap<String, String> {
     let Some(node) = top.get("env") else { return BTreeMap::new() };
-    for entry in node.entries() {
-        if entry.name.starts_with("FLY_") {
-            log.advise(
-                entry.key_at,
-                format!(
-                    "{} cannot be set: names that begin with FLY_ are flyrun's",
-                    super::problem::quote(entry.name)
-                ),
-                "Choose another name.",
-            );
-        }
-    }
     let is_name = |name: &str| !name.is_empty() && !name.contains(['=', '\0']);
-    node.text_map(is_name, "the name of a variable", |text| !text.contains('\0'), "a text without zero bytes")
+    let is_text = |text: &str| !text.contains('\0');
+    let pairs = node.text_pairs((is_name, "the name of a variable"), (is_text, "a text without zero bytes"));
+    for (entry, _) in pairs.iter().filter(|(entry, _)| entry.name.starts_with("FLY_")) {
+        let message = format!("{} cannot be set: names that begin with FLY_ are flyrun's", quote(entry.name));
+        log.advise(entry.key_at, message, "Choose another name.");
+    }
+    pairs.into_iter().map(|(entry, text)| (entry.name.to_string(), text)).collect()
 }

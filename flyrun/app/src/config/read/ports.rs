@@ -58,7 +58,7 @@ pub(super) fn read(table: &Table<'_>, log: &Log<'_>) -> Option<(Port, PortAt)> {
     }
     Some((
         Port { numbers, tls, carries },
-        PortAt { whole: table.at, force_https: force_https.map(|node| node.at) },
+        PortAt { whole: table.at, force_https: force_https.filter(|_| handlers.http).map(|node| node.at) },
     ))
 }
 
@@ -171,7 +171,7 @@ fn tls(table: &Table<'_>, handlers: Handlers) -> Option<Tls> {
         let mut versions = node.texts(&known, |element, _| element.choice::<TlsVersion>());
         versions.sort_by_key(|version| *version == TlsVersion::V1_3);
         versions.dedup();
-        if versions.is_empty() {
+        if node.is_empty_list() {
             node.wrong(&format!("a list with {known}"));
         }
         versions
@@ -247,9 +247,8 @@ fn rule(node: &Node<'_>) -> Option<HeaderRule> {
     } else {
         node.text_that(is_header_value, WANTED).map(|text| vec![text.to_string()])?
     };
-    if values.is_empty() {
+    if node.is_empty_list() {
         node.wrong(WANTED);
-        return None;
     }
     Some(HeaderRule::Set(values))
 }
