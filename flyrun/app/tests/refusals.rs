@@ -81,6 +81,11 @@ fn wrong_types_and_ranges_say_what_would_be_right() {
     one("kill_signal = 'SIGNOPE'", "3:15", &["\"SIGINT\", \"SIGTERM\""]);
     one("services = 1", "3:12", &["'services' is 1: it must be a table, or several"]);
     one("http_service = []", "3:16", &["a table, [http_service]"]);
+    one(
+        &format!("[flyrun]\nhostnames = [{}]", (0..1001).map(|n| format!("'a{n}',")).collect::<String>()),
+        "4:13",
+        &["has 1001 elements, at most 1000"],
+    );
     one("env = 'A=1'", "3:7", &["it must be a table"]);
     one("[env]\nA = [1]", "4:5", &["'A' is a list"]);
     one("[env]\nFLY_APP_NAME = 'x'", "4:1", &["FLY_ are flyrun's"]);
@@ -123,8 +128,15 @@ fn contradictions_are_found() {
         "7:1",
         &["port 5 is taken already, at line 5"],
     );
-    one(&format!("{PORT}start_port = 9\nend_port = 1"), "5:1", &["no range"]);
+    one(&format!("{PORT}start_port = 9\nend_port = 1"), "5:1", &["no port from 9 to 1"]);
     one(&format!("{PORT}handlers = []"), "5:1", &["have no number"]);
+    one(
+        &format!(
+            "{PORT}start_port = 1\nend_port = 1000\n[[services.ports]]\nstart_port = 2000\nend_port = 2024"
+        ),
+        "8:1",
+        &["more than 1024 ports"],
+    );
     one(SERVICE, "3:1", &["has no ports"]);
     one(&format!("{HTTP}processes = ['web']"), "4:14", &["a group of [processes], of which there is: app"]);
     one(&format!("{HTTP}force_https = true"), "4:15", &["no port of this app speaks it", "[[flyrun.tls]]"]);

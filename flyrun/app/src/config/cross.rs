@@ -8,6 +8,7 @@ use super::read::{Draft, ServiceAt};
 /// Writes every contradiction to the log.
 pub(crate) fn check(draft: &Draft, log: &Log<'_>) {
     ports_overlap(draft, log);
+    ports_are_bounded(draft, log);
     tls_has_a_certificate(draft, log);
     force_https_has_a_target(draft, log);
     machines_suffice(draft, log);
@@ -43,6 +44,22 @@ fn ports_overlap(draft: &Draft, log: &Log<'_>) {
             taken = Some((last.max(*numbers.end()), other));
         } else {
             taken = Some((*numbers.end(), at));
+        }
+    }
+}
+
+/// Each port is a socket of the proxy.
+fn ports_are_bounded(draft: &Draft, log: &Log<'_>) {
+    const MAX_PORTS: usize = 1024;
+    let mut count = 0;
+    for (port, at) in draft.services().flat_map(|(service, at)| service.ports.iter().zip(&at.ports)) {
+        let before = count;
+        count += port.numbers.len();
+        if before <= MAX_PORTS && count > MAX_PORTS {
+            log.add(
+                at.whole,
+                format!("with these the app has more than {MAX_PORTS} ports, which is the most"),
+            );
         }
     }
 }

@@ -156,7 +156,7 @@ pub(crate) static PORTS: Section = Section {
 };
 
 pub(crate) static CONCURRENCY: Section = Section {
-    header: "[http_service.concurrency], [services.concurrency]",
+    header: "[….concurrency]",
     keys: &[key("type", r#""connections""#), key("soft_limit", "20"), key("hard_limit", NONE)],
     foreign: &[],
 };
@@ -210,11 +210,13 @@ pub(crate) static TCP_CHECKS: Section = Section {
     foreign: FOREIGN_CHECK,
 };
 
-pub(crate) static HTTP_CHECKS: Section = Section {
-    header: "[[http_service.checks]], [[services.http_checks]]",
-    keys: &[INTERVAL, TIMEOUT, GRACE_PERIOD, METHOD, PATH, PROTOCOL, HEADERS],
-    foreign: FOREIGN_CHECK,
-};
+const HTTP_CHECK: &[Key] = &[INTERVAL, TIMEOUT, GRACE_PERIOD, METHOD, PATH, PROTOCOL, HEADERS];
+
+pub(crate) static HTTP_SERVICE_CHECKS: Section =
+    Section { header: "[[http_service.checks]]", keys: HTTP_CHECK, foreign: FOREIGN_CHECK };
+
+pub(crate) static HTTP_CHECKS: Section =
+    Section { header: "[[services.http_checks]]", keys: HTTP_CHECK, foreign: FOREIGN_CHECK };
 
 pub(crate) static CHECKS: Section = Section {
     header: "[checks.NAME]",
@@ -330,6 +332,7 @@ pub static SECTIONS: &[&Section] = &[
     &RESPONSE,
     &TLS_OPTIONS,
     &PROXY_PROTO_OPTIONS,
+    &HTTP_SERVICE_CHECKS,
     &HTTP_CHECKS,
     &TCP_CHECKS,
     &CHECKS,
@@ -372,7 +375,7 @@ impl Section {
         }
         let homes: Vec<_> =
             SECTIONS.iter().filter(|section| section.has(name)).map(|section| section.place()).collect();
-        if let ([home], false) = (homes.as_slice(), homes.is_empty()) {
+        if let [home] = homes.as_slice() {
             let above = if home == "the top level" { ", above the first table" } else { "" };
             return format!("'{name}' belongs to {home}{above}.");
         }

@@ -56,9 +56,9 @@ pub struct Group {
     pub vm: Vm,
     /// `[[restart]]`.
     pub restart: Restart,
-    /// `[[mounts]]`: with any the group has one machine.
+    /// `[[mounts]]`, by destination: with any the group has one machine.
     pub mounts: Vec<Mount>,
-    /// `[[files]]`.
+    /// `[[files]]`, by path.
     pub files: Vec<GuestFile>,
     /// `[[metrics]]`: where machines tell Prometheus about themselves.
     pub metrics: Option<Metrics>,
@@ -121,7 +121,7 @@ pub struct Service {
     pub groups: Vec<String>,
     /// `internal_port`: where the process listens in its machine.
     pub internal_port: u16,
-    /// `ports`: at least one. No two of all apps overlap, unless requests tell the apps apart.
+    /// `ports`: at least one. No two of an app overlap; all services together have at most 1024.
     pub ports: Vec<Port>,
     /// `concurrency`.
     pub concurrency: Concurrency,

@@ -11,8 +11,8 @@ use super::units::duration_text;
 
 /// The app as TOML that reads as the same app. `[http_service]` is among `[[services]]`, as what it stands for.
 pub fn to_toml(app: &App) -> Table {
-    let of_groups = |tables: fn(&str, &Group) -> Vec<Table>| -> Vec<Table> {
-        app.groups.iter().flat_map(|(name, group)| tables(name, group)).collect()
+    let each = |table: fn(&Group) -> Build| -> Vec<Table> {
+        app.groups.iter().map(|(name, group)| table(group).groups(vec![name.clone()])).collect()
     };
     Build::default()
         .put("app", &*app.name)
@@ -25,20 +25,11 @@ pub fn to_toml(app: &App) -> Table {
         .put("processes", processes(&app.groups))
         .tables("services", app.services.iter().map(service).collect())
         .some("checks", (!app.checks.is_empty()).then(|| checks(&app.checks)))
-        .tables("vm", of_groups(|name, group| vec![vm(&group.vm).group(name)]))
-        .tables("restart", of_groups(|name, group| vec![restart(&group.restart).group(name)]))
-        .tables(
-            "mounts",
-            of_groups(|name, group| group.mounts.iter().map(|one| mount(one).group(name)).collect()),
-        )
-        .tables(
-            "files",
-            of_groups(|name, group| group.files.iter().map(|one| file(one).group(name)).collect()),
-        )
-        .tables(
-            "metrics",
-            of_groups(|name, group| group.metrics.iter().map(|one| metrics(one).group(name)).collect()),
-        )
+        .tables("vm", each(|group| vm(&group.vm)))
+        .tables("restart", each(|group| restart(&group.restart)))
+        .tables("mounts", shared(app, |group| &group.mounts, mount))
+        .tables("files", shared(app, |group| &group.files, file))
+        .tables("metrics", shared(app, |group| group.metrics.as_slice(), metrics))
         .put("flyrun", flyrun(app))
         .table
 }
@@ -67,9 +58,23 @@ impl Build {
         self.some(key, (!tables.is_empty()).then_some(tables))
     }
 
-    fn group(self, name: &str) -> Table {
-        self.put("processes", vec![name.to_string()]).table
+    fn groups(self, names: Vec<String>) -> Table {
+        self.put("processes", names).table
     }
+}
+
+/// What several groups have is written once.
+fn shared<T: PartialEq>(app: &App, of: fn(&Group) -> &[T], table: fn(&T) -> Build) -> Vec<Table> {
+    let mut found: Vec<(&T, Vec<String>)> = Vec::new();
+    for (name, group) in &app.groups {
+        for item in of(group) {
+            match found.iter_mut().find(|(known, _)| *known == item) {
+                Some((_, names)) => names.push(name.clone()),
+                None => found.push((item, vec![name.clone()])),
+            }
+        }
+    }
+    found.into_iter().map(|(item, names)| table(item).groups(names)).collect()
 }
 
 fn texts(map: &BTreeMap<String, String>) -> Table {

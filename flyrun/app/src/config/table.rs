@@ -33,6 +33,9 @@ pub(crate) struct Node<'t> {
     log: &'t Log<'t>,
 }
 
+/// The most elements of a list or table that are read: work that grows with their square stays small.
+const MAX_ELEMENTS: usize = 1000;
+
 /// What a bare number means where a duration is wanted.
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum Bare {
@@ -122,12 +125,12 @@ impl<'t> Table<'t> {
 impl<'t> Node<'t> {
     /// Says that this value must be something else.
     pub fn wrong(&self, wanted: &str) {
-        self.log.add(self.at, format!("'{}' is {}: it must be {wanted}", self.name, self.told()));
+        self.log.add(self.at, format!("{} is {}: it must be {wanted}", quote(self.name), self.told()));
     }
 
     /// Says that the key cannot stand here.
     pub fn refuse(&self, why: &str, advice: &str) {
-        self.log.advise(self.at, format!("'{}' {why}", self.name), advice);
+        self.log.advise(self.at, format!("{} {why}", quote(self.name)), advice);
     }
 
     /// The value, in a sentence.
@@ -265,14 +268,25 @@ impl<'t> Node<'t> {
         size
     }
 
+    fn bound(&self, count: usize) {
+        if count > MAX_ELEMENTS {
+            self.log.add(
+                self.at,
+                format!("{} has {count} elements, at most {MAX_ELEMENTS} are allowed", quote(self.name)),
+            );
+        }
+    }
+
     /// The elements of a list.
     pub fn list(&self, wanted: &str) -> Vec<Node<'t>> {
         let Some(list) = self.value.as_array() else {
             self.wrong(wanted);
             return Vec::new();
         };
+        self.bound(list.len());
         let list: &'t DeArray<'t> = list;
         list.iter()
+            .take(MAX_ELEMENTS)
             .map(|element| Node { at: element.span().start, value: element.get_ref(), ..*self })
             .collect()
     }
@@ -298,8 +312,10 @@ impl<'t> Node<'t> {
             self.wrong("a table");
             return Vec::new();
         };
+        self.bound(entries.len());
         entries
             .iter()
+            .take(MAX_ELEMENTS)
             .map(|(key, value)| Node {
                 name: key.get_ref(),
                 key_at: key.span().start,

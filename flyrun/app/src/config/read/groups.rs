@@ -123,6 +123,11 @@ pub(super) fn read(top: &Table<'_>, log: &Log<'_>, places: &mut Vec<(Place, usiz
             }
         }
     }
+    // In an order that does not depend on which group was named first; a mount comes before those inside it.
+    for group in groups.values_mut() {
+        group.mounts.sort_by(|a, b| a.destination.cmp(&b.destination));
+        group.files.sort_by(|a, b| a.guest_path.cmp(&b.guest_path));
+    }
     Read { groups, names, mounts: mounts_at }
 }
 

@@ -11,8 +11,6 @@ use crate::config::problem::{Log, quote};
 use crate::config::table::{Bare, Node, Table, one_of};
 use crate::config::{Named, keys};
 
-/// Each port of a range is a socket of the proxy.
-const MAX_RANGE: u16 = 1024;
 const HTTP_ALPN: [&str; 2] = ["h2", "http/1.1"];
 
 /// Where the parts of a port stand, as offsets.
@@ -95,12 +93,9 @@ fn numbers(table: &Table<'_>, log: &Log<'_>) -> Option<RangeInclusive<u16>> {
         (Some(port), None, None) => port.map(|port| port..=port),
         (None, Some(first), Some(last)) => {
             let (first, last) = (first?, last?);
-            if first > last || last - first >= MAX_RANGE {
-                log.advise(
-                    table.at,
-                    format!("ports {first} to {last} are no range of 1 to {MAX_RANGE} ports"),
-                    "Let start_port be the lower one, and write several [[services.ports]] for more.",
-                );
+            if first > last {
+                let message = format!("there is no port from {first} to {last}");
+                log.advise(table.at, message, "Let start_port be the lower one.");
                 return None;
             }
             Some(first..=last)

@@ -43,7 +43,7 @@ fn http_service(
 ) -> (Service, ServiceAt) {
     let (ports, ports_at) = ports::of_http_service(table, has_certificate, log).into_iter().unzip();
     let internal_port = table.get("internal_port").and_then(|node| node.port()).unwrap_or(8080);
-    let checks = table.tables("checks", &keys::HTTP_CHECKS).iter().map(checks::http).collect();
+    let checks = table.tables("checks", &keys::HTTP_SERVICE_CHECKS).iter().map(checks::http).collect();
     common(table, names, internal_port, (ports, ports_at), checks, log)
 }
 
