@@ -39,7 +39,11 @@ pub fn load(path: &Path) -> Result<Vec<AppFile>, Refused> {
     if refused.problems.is_empty() { Ok(files) } else { Err(refused) }
 }
 
-fn load_file(path: &Path) -> Result<AppFile, Refused> {
+/// Reads one file.
+///
+/// # Errors
+/// All that is wrong with it.
+pub fn load_file(path: &Path) -> Result<AppFile, Refused> {
     let mut bytes = Vec::new();
     let limit = MAX_FILE_BYTES as u64 + 1;
     let read = File::open(path).and_then(|file| file.take(limit).read_to_end(&mut bytes));

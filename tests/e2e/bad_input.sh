@@ -49,6 +49,32 @@ refuse '*' 'flyrun run'
 refuse '*' 'flyrun nonsense'
 unchanged flags
 
+# files of apps: what is added to one that is fine
+apps=$(mktemp -d)
+export apps
+for more in 'kil_timeout = 5' 'swap_size_mb = 512' 'kill_signal = "SIGNOPE"' 'kill_timeout = "soon"' 'services = 7' 'build.image = "a/UPPER"' \
+    'http_service.internal_port = 0' 'http_service.force_https = true' 'http_service.processes = ["none"]' \
+    'http_service.concurrency = { soft_limit = 3, hard_limit = 2 }' 'http_service = { auto_stop_machines = "stop", auto_start_machines = false }' \
+    'http_service.min_machines_running = 2' 'services = [{ internal_port = 1 }]' 'services = [{ internal_port = 1, ports = [{ port = 1 }, { port = 1 }] }]' \
+    'services = [{ internal_port = 1, ports = [{ port = 1, handlers = ["tls"] }] }]' 'vm.cpus = 99' 'vm.memory = "1mb"' 'vm.gpu_kind = "a10"' \
+    'mounts = { source = "a/b", destination = "/d" }' 'mounts = { source = "a", destination = "d" }' 'files = { guest_path = "/f", local_path = "none" }' \
+    'flyrun.hostnames = ["a b"]' 'env.FLY_REGION = "x"' 'processes.a = "quote \""' '"\u001b[31m" = 1' 'x' '[' '= 1'; do
+    image=nginx
+    [[ $more == build.image* ]] && image=
+    printf 'app = "a"\n%s%s\n' "${image:+$'build.image = "nginx"\n'}" "$more" > "$apps/fly.toml"
+    refuse 'flyrun: /*/fly.toml:[23]:*: *' 'flyrun config validate $apps/fly.toml'
+    refuse 'flyrun: /*/fly.toml:[23]:*: *' 'flyrun config show --json $apps/fly.toml'
+done
+refuse '*no *.toml*' 'rm $apps/fly.toml; flyrun config validate $apps'
+refuse '*cannot be read*' 'flyrun config validate $apps/none.toml'
+refuse '*cannot be read*' 'flyrun config show $apps'
+refuse '*more than 1024 KiB*' 'flyrun config validate /dev/zero'
+refuse '*is not UTF-8*' 'printf "\377" > $apps/fly.toml; flyrun config validate $apps/fly.toml'
+refuse '*port 5432*raw TCP*' 'for app in a b; do printf "app = \"$app\"\nbuild.image = \"x\"\nservices = { internal_port = 1, ports = { port = 5432 } }\n" > $apps/$app.toml; done; rm $apps/fly.toml; flyrun config validate $apps'
+refuse '*' 'flyrun config'
+rm -r "$apps"
+unchanged config
+
 # names
 for name in 'a b' '' '-x' '../x' 'a/b' $'a\nb' $'\e[31mred' 'ä' "$(printf 'n%.0s' {1..64})"; do
     export name

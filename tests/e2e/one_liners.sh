@@ -210,6 +210,27 @@ try 0 'True' 'flyrun usage --json httpd | python3 -c "import json,sys; u = json.
 try 0 'ID*NAME' 'flyrun usage --until 2020-01-01'
 try 125 "*nothing was used by a machine 'nobody'*" 'flyrun usage nobody'
 
+# files of apps
+apps=$(mktemp -d)
+export apps
+cat > "$apps/web.toml" << 'EOF'
+app = "web"
+build.image = "nginx"
+[http_service]
+internal_port = 80
+auto_stop_machines = "suspend"
+[flyrun]
+hostnames = ["web.example.com"]
+EOF
+sed 's/web/api/' "$apps/web.toml" > "$apps/api.toml"
+try 0 "$apps/web.toml: app web, image nginx, port 80" 'flyrun config validate $apps/web.toml'
+try 0 $'*/api.toml: app api, *\n*/web.toml: app web, *' 'flyrun config validate $apps'
+try 0 'app = "web"*auto_stop_machines = "suspend"*soft_limit = 20*idle_timeout = "1m"*' 'flyrun config show $apps/web.toml'
+try 0 '' 'flyrun config show $apps/web.toml > $apps/shown && flyrun config show $apps/shown | diff - $apps/shown'
+try 0 'suspend' 'flyrun config show --json $apps/web.toml | python3 -c "import json,sys; print(json.load(sys.stdin)[\"services\"][0][\"auto_stop_machines\"])"'
+try 125 "*web.toml:5:1: there is no key 'auto_stop_machine' in \[http_service\]*Did you mean 'auto_stop_machines'?" 'sed -i s/machines/machine/ $apps/web.toml; flyrun config validate $apps/web.toml'
+rm -r "$apps"
+
 # nothing is left
 try 0 '' 'flyrun prune > /dev/null; flyrun ps -aq'
 

@@ -1,4 +1,5 @@
 //! Every key that is listed as supported does something, and README.md lists them all.
+#![allow(clippy::expect_used, clippy::panic, clippy::unwrap_used, reason = "a test that cannot go on panics")]
 
 mod common;
 

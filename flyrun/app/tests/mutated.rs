@@ -1,4 +1,5 @@
 //! Files that nobody wrote: whatever the bytes are, they are read or refused, and a refusal points into the file.
+#![allow(clippy::expect_used, clippy::panic, clippy::unwrap_used, reason = "a test that cannot go on panics")]
 
 mod common;
 

@@ -1,4 +1,5 @@
 //! What cannot be served is refused, with place, fact and remedy.
+#![allow(clippy::expect_used, clippy::panic, clippy::unwrap_used, reason = "a test that cannot go on panics")]
 
 mod common;
 
@@ -137,6 +138,7 @@ fn contradictions_are_found() {
         "8:1",
         &["more than 1024 ports"],
     );
+    one("[[services]]\nports = [{ port = 1 }]", "3:1", &["'internal_port' is missing in [[services]]"]);
     one(SERVICE, "3:1", &["has no ports"]);
     one(&format!("{HTTP}processes = ['web']"), "4:14", &["a group of [processes], of which there is: app"]);
     one(&format!("{HTTP}force_https = true"), "4:15", &["no port of this app speaks it", "[[flyrun.tls]]"]);
@@ -191,7 +193,10 @@ fn everything_that_is_wrong_is_told_in_the_order_of_the_file() {
         starts,
         ["fly.toml:1:1", "fly.toml:1:1", "fly.toml:2:15", "fly.toml:3:1", "fly.toml:5:8", "fly.toml:7:5"]
     );
-    assert!(told[0].contains("has no 'app'") && told[1].contains("no image to run"), "{told:#?}");
+    assert!(
+        told[0].contains("'app' is missing at the top level") && told[1].contains("no image to run"),
+        "{told:#?}"
+    );
 }
 
 #[test]

@@ -1,4 +1,5 @@
 //! What `flyrun config show` prints of any app reads as the same app.
+#![allow(clippy::expect_used, clippy::panic, clippy::unwrap_used, reason = "a test that cannot go on panics")]
 
 mod common;
 

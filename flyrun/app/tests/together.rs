@@ -1,4 +1,5 @@
 //! Several apps behind one proxy.
+#![allow(clippy::expect_used, clippy::panic, clippy::unwrap_used, reason = "a test that cannot go on panics")]
 
 use app::config::{File, read, together};
 

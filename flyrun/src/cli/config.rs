@@ -7,7 +7,7 @@ use app::config::{Refused, model::App, to_toml};
 use clap::{Args, Subcommand};
 
 use super::{print_json, print_line};
-use crate::apps::{AppFile, load};
+use crate::apps::{AppFile, load, load_file};
 use crate::error::{Context as _, Result};
 use crate::exit_code::ExitCode;
 
@@ -63,23 +63,20 @@ fn validate(paths: &[PathBuf]) -> Result<ExitCode> {
 }
 
 fn show(path: &Path, json: bool) -> Result<ExitCode> {
-    let files = match load(path) {
-        Ok(files) => files,
+    let file = match load_file(path) {
+        Ok(file) => file,
         Err(refused) => return Ok(tell(&refused)),
     };
-    for file in files {
-        let table = to_toml(&file.app);
-        if json {
-            print_json(&table)?;
-        } else {
-            let text = toml::to_string(&table).context("cannot write TOML")?;
-            print_line(text.trim_end())?;
-        }
+    let table = to_toml(&file.app);
+    if json {
+        return print_json(&table);
     }
+    let text = toml::to_string(&table).context("cannot write TOML")?;
+    print_line(text.trim_end())?;
     Ok(ExitCode::Success)
 }
 
-/// `shop.toml: shop: nginx, ports 80 and 443`.
+/// `shop.toml: app shop, image nginx, ports 80, 443`.
 fn summary(file: &AppFile) -> String {
     let App { name, image, services, .. } = &file.app;
     let ports: BTreeSet<_> = services

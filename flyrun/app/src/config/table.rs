@@ -86,7 +86,7 @@ impl<'t> Table<'t> {
     pub fn required(&self, name: &str) -> Option<Node<'t>> {
         let node = self.get(name);
         if node.is_none() {
-            self.log.add(self.at, format!("{} has no '{name}', which it must have", self.section.place()));
+            self.log.add(self.at, format!("'{name}' is missing {}", self.section.within()));
         }
         node
     }
