@@ -64,3 +64,14 @@ fn raw_tcp_ports_are_one_apps_alone() {
         "{mixed:#?}"
     );
 }
+
+#[test]
+fn each_pair_of_apps_is_told_once() {
+    let range = "[[services]]\ninternal_port = 1\nports = [{ start_port = 70, end_port = 90 }]\n";
+    let apps: Vec<_> =
+        ["a", "b", "c"].iter().map(|name| file(&format!("{name}.toml"), name, range)).collect();
+    assert_eq!(told(&apps).len(), 2);
+    let tls = "[http_service]\n[flyrun]\ntls = { certificate = 'c', key = 'k' }";
+    let apps: Vec<_> = ["a", "b", "c"].iter().map(|name| file(&format!("{name}.toml"), name, tls)).collect();
+    assert_eq!(told(&apps).len(), 2);
+}

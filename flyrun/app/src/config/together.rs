@@ -1,6 +1,6 @@
 //! What holds between the apps of one `flyrun serve`.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use super::model::{App, Carries, Port};
 use super::problem::{Position, Problem, Refused};
@@ -18,7 +18,6 @@ pub fn together(files: &[File]) -> Result<Vec<App>, Refused> {
         return Ok(files.iter().map(|file| file.app.clone()).collect());
     }
     problems.sort_by(|a, b| (&a.file, a.position).cmp(&(&b.file, b.position)));
-    problems.dedup();
     Err(Refused { problems, left_out: 0 })
 }
 
@@ -53,18 +52,31 @@ fn ports_differ(files: &[File], problems: &mut Vec<Problem>) {
             }
         }
     }
-    // The first two of each port, or all of a port of many apps? All pairs with the first: apps are few.
+    // Two ranges, or ports 80 and 443, have the same to say of each number.
+    let mut told = BTreeSet::new();
     for (number, listeners) in &by_number {
-        let Some((first, others)) = listeners.split_first() else { continue };
-        for (index, other) in others.iter().enumerate() {
-            if let Some(why) = cannot_share(first.port, other.port) {
-                let message = format!("port {number} is {}'s too: {why}", at(first.file, &first.place()));
-                let advice = "Give one of them another port.";
-                problems.push(other.file.problem(&other.place(), message, advice));
+        for (index, later) in listeners.iter().enumerate() {
+            let earlier = || listeners.iter().take(index);
+            if let Some((first, why)) =
+                earlier().find_map(|one| Some((one, cannot_share(one.port, later.port)?)))
+            {
+                if told.insert((&later.file.name, &first.file.name, None)) {
+                    let message = format!("port {number} is {}'s too: {why}", at(first.file, &first.place()));
+                    problems.push(later.file.problem(
+                        &later.place(),
+                        message,
+                        "Give one of them another port.",
+                    ));
+                }
                 continue;
             }
-            for earlier in listeners.iter().take(index + 1) {
-                hostnames_differ(*number, earlier.file, other.file, problems);
+            for name in &later.file.app.hostnames {
+                let whose = earlier().find(|one| one.file.app.hostnames.contains(name));
+                if let Some(first) =
+                    whose.filter(|one| told.insert((&later.file.name, &one.file.name, Some(name))))
+                {
+                    problems.push(same_hostname(*number, first.file, later.file, name));
+                }
             }
         }
     }
@@ -80,16 +92,14 @@ fn cannot_share(one: &Port, other: &Port) -> Option<&'static str> {
     }
 }
 
-fn hostnames_differ(number: u16, one: &File, other: &File, problems: &mut Vec<Problem>) {
-    for name in other.app.hostnames.iter().filter(|name| one.app.hostnames.contains(name)) {
-        let place = Place::Hostname(name.clone());
-        let whose = at(one, &place);
-        let message = match name {
-            Hostname::Any => format!("every host name on port {number} is {whose}'s too"),
-            _ => format!("the host name '{name}' on port {number} is {whose}'s too"),
-        };
-        problems.push(other.problem(&place, message, "Give each app [flyrun] hostnames of its own."));
-    }
+fn same_hostname(number: u16, first: &File, later: &File, name: &Hostname) -> Problem {
+    let place = Place::Hostname(name.clone());
+    let whose = at(first, &place);
+    let message = match name {
+        Hostname::Any => format!("every host name on port {number} is {whose}'s too"),
+        _ => format!("the host name '{name}' on port {number} is {whose}'s too"),
+    };
+    later.problem(&place, message, "Give each app [flyrun] hostnames of its own.")
 }
 
 /// Another file in a sentence.
