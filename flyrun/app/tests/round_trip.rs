@@ -173,7 +173,7 @@ prop_compose! {
         (kill_signal, kill_timeout, deploy) in (one_of::<Signal>(), millis(0..=300_000), deploy()),
         env in btree_map("[A-EG-Z_a-z ]{1,8}", text(), 0..3),
         (hostnames, certificates) in (hostnames(), vec(("[ -~]{1,8}", text()), 0..3)),
-        (idle_timeout, start_timeout, queue_timeout, queue_limit) in (upto_a_day(), upto_a_day(), upto_a_day(), 0u32..=1_000_000),
+        (idle_timeout, start_timeout, queue_timeout, queue_limit) in (upto_a_day(), upto_a_day(), upto_a_day(), 1u32..=1_000_000),
         (max_machines, auto_start, auto_stop, min_machines_running) in (1u32..=1000, any::<bool>(), one_of::<AutoStop>(), 0u32..=1000),
         groups in Just(groups),
     ) -> App {

@@ -52,7 +52,7 @@ pub(super) fn read(top: &Table<'_>, log: &Log<'_>, places: &mut Vec<(Place, usiz
         *time = table.duration(name, Bare::Seconds, UP_TO_A_DAY, *time);
     }
     if let Some(limit) =
-        table.get("queue_limit").and_then(|node| node.number(0..=MAX_QUEUE, "a number of requests"))
+        table.get("queue_limit").and_then(|node| node.number(1..=MAX_QUEUE, "a number of requests"))
     {
         read.queue_limit = limit;
     }

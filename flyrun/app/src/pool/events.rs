@@ -1,0 +1,204 @@
+//! What happens to a pool. Each event changes what it is about; [`Pool::settle`] draws the conclusions.
+
+use std::time::Duration;
+
+use super::slot::{Reason, Rest, STABLE};
+use super::{Action, Life, Moment, Origin, Pool, Refusal, Request, Slot, State};
+
+impl Pool {
+    /// A request has come.
+    pub fn request(&mut self, now: Moment, request: Request) -> Vec<Action> {
+        if self.pick().is_none() && self.queue.len() >= self.limits.queue_limit {
+            let action =
+                Action::Refuse { request, why: Refusal::QueueFull, retry_after: Duration::from_secs(1) };
+            self.actions.push(action);
+        } else {
+            self.queue.push(request, now.saturating_add(self.limits.queue_timeout));
+        }
+        self.settle(now)
+    }
+
+    /// The client of a request that waits has left.
+    pub fn cancelled(&mut self, now: Moment, request: Request) -> Vec<Action> {
+        self.queue.remove(request);
+        self.settle(now)
+    }
+
+    /// A request that was forwarded is over: answered, failed, or its client has left.
+    pub fn ended(&mut self, now: Moment, life: Life) -> Vec<Action> {
+        if let Some(load) = self.of(life).and_then(Slot::load_mut) {
+            *load = load.saturating_sub(1);
+        }
+        self.settle(now)
+    }
+
+    /// A machine that was started runs, and its check passes.
+    ///
+    /// ## Booting => Ready
+    pub fn ready(&mut self, now: Moment, life: Life) -> Vec<Action> {
+        if let Some(slot) = self.of(life)
+            && matches!(slot.state, State::Booting { .. })
+        {
+            slot.state = State::Ready { load: 0, failing: None };
+            slot.ready_at = now;
+            slot.comes_back = false;
+            self.boots.lift();
+        }
+        self.settle(now)
+    }
+
+    /// A start has failed, and nothing of it is left but the log.
+    ///
+    /// ## Booting => Cold, and on to Booting if it was a resume
+    pub fn start_failed(&mut self, now: Moment, life: Life) -> Vec<Action> {
+        if let Some(slot) = self.of(life)
+            && let State::Booting { origin, .. } = slot.state
+        {
+            self.boot_failed(now, life, origin);
+        }
+        self.settle(now)
+    }
+
+    /// What a snapshot could not do, a boot may, at once; what a boot could not do, needs a pause.
+    pub(super) fn boot_failed(&mut self, now: Moment, life: Life, origin: Origin) {
+        let Some(slot) = self.of(life) else { return };
+        slot.state = State::Cold;
+        match origin {
+            Origin::Cold => self.boots.failed(now, life),
+            Origin::Suspended | Origin::Suspending if self.boots.forbids(now).is_none() => {
+                self.start(now, life.slot)
+            }
+            Origin::Suspended | Origin::Suspending => {}
+        }
+    }
+
+    /// A check of a machine that is ready has been made.
+    pub fn checked(&mut self, now: Moment, life: Life, passed: bool) -> Vec<Action> {
+        if let Some(slot) = self.of(life)
+            && let State::Ready { failing, .. } = &mut slot.state
+        {
+            *failing = if passed { None } else { failing.or(Some(now)) };
+        }
+        self.settle(now)
+    }
+
+    /// A machine has been suspended or stopped, as it was asked to.
+    ///
+    /// ## Suspending => (Suspended | Cold)
+    pub fn at_rest(&mut self, now: Moment, life: Life) -> Vec<Action> {
+        let version = self.version;
+        if let Some(slot) = self.of(life)
+            && let State::Suspending { rest } = slot.state
+        {
+            let is_old = slot.version != version;
+            slot.state = match rest {
+                Rest::Suspended if !is_old => State::Suspended,
+                Rest::Suspended | Rest::Cold => State::Cold,
+            };
+            slot.version = version;
+            if rest == Rest::Suspended && is_old {
+                self.actions.push(Action::Discard(life));
+            }
+        }
+        self.settle(now)
+    }
+
+    /// A machine could not be suspended, and runs on.
+    ///
+    /// ## Suspending => Ready
+    pub fn rest_failed(&mut self, now: Moment, life: Life) -> Vec<Action> {
+        if let Some(slot) = self.of(life)
+            && matches!(slot.state, State::Suspending { rest: Rest::Suspended })
+        {
+            slot.state = State::Ready { load: 0, failing: None };
+            // Or it would be tried again at once.
+            self.quiet = None;
+        }
+        self.settle(now)
+    }
+
+    /// A machine has ended by itself, or its snapshot is gone.
+    ///
+    /// ## (Booting | Ready | Draining | Suspending | Suspended) => Cold
+    pub fn died(&mut self, now: Moment, life: Life) -> Vec<Action> {
+        let version = self.version;
+        if let Some(slot) = self.of(life) {
+            match slot.state {
+                State::Booting { origin, .. } => self.boot_failed(now, life, origin),
+                State::Ready { .. } => {
+                    slot.state = State::Cold;
+                    slot.version = version;
+                    if now.saturating_sub(slot.ready_at) < STABLE {
+                        self.boots.failed(now, life);
+                    } else {
+                        self.boots.succeeded();
+                    }
+                }
+                State::Draining { .. } | State::Suspending { .. } | State::Suspended => {
+                    slot.state = State::Cold;
+                    slot.version = version;
+                }
+                State::Cold => {}
+            }
+        }
+        self.settle(now)
+    }
+
+    /// There is a new version. Machines that run are replaced one after another; what is suspended or starts goes at once.
+    pub fn deploy(&mut self, now: Moment) -> Vec<Action> {
+        self.version += 1;
+        self.boots.succeeded();
+        for (index, slot) in self.slots.iter_mut().enumerate() {
+            let life = Life { slot: index, number: slot.life };
+            match slot.state {
+                State::Cold => {}
+                State::Booting { .. } => {
+                    self.actions.push(Action::Kill(life));
+                    slot.comes_back = true;
+                }
+                State::Suspended => self.actions.push(Action::Discard(life)),
+                State::Ready { .. } | State::Draining { .. } | State::Suspending { .. } => continue,
+            }
+            slot.state = State::Cold;
+            slot.version = self.version;
+        }
+        self.settle(now)
+    }
+
+    /// Time has passed: to be called at [`Pool::next_tick`], and whenever else.
+    pub fn tick(&mut self, now: Moment) -> Vec<Action> {
+        while let Some(request) = self.queue.pop_expired(now) {
+            let retry_after = self.limits.start_timeout;
+            self.actions.push(Action::Refuse { request, why: Refusal::TimedOut, retry_after });
+        }
+        let limits = self.limits;
+        for index in 0..self.slots.len() {
+            let Some(slot) = self.slots.get_mut(index) else { continue };
+            if slot.deadline(&limits).is_none_or(|deadline| now < deadline) {
+                continue;
+            }
+            let life = Life { slot: index, number: slot.life };
+            match slot.state {
+                State::Booting { origin, .. } => {
+                    self.actions.push(Action::Kill(life));
+                    self.boot_failed(now, life, origin);
+                }
+                State::Ready { load, .. } => {
+                    slot.comes_back = true;
+                    slot.state = State::Draining { since: now, load, reason: Reason::Replaced };
+                }
+                State::Draining { .. } => {
+                    slot.state = State::Suspending { rest: Rest::Cold };
+                    self.actions.push(Action::Stop(life));
+                }
+                State::Cold | State::Suspending { .. } | State::Suspended => {}
+            }
+        }
+        self.settle(now)
+    }
+
+    /// The slot of a life that is not over.
+    fn of(&mut self, life: Life) -> Option<&mut Slot> {
+        self.slots.get_mut(life.slot).filter(|slot| slot.life == life.number)
+    }
+}

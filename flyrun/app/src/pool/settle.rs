@@ -1,0 +1,197 @@
+//! The conclusions: who is forwarded, what starts, what ends. Called after every event, and changes nothing when called twice.
+
+use super::slot::{Reason, Rest};
+use super::{Action, Life, Moment, Origin, Pool, Quiet, Refusal, Slot, State};
+use crate::config::model::AutoStop;
+
+impl Pool {
+    /// Draws every conclusion that can be drawn now.
+    pub(super) fn settle(&mut self, now: Moment) -> Vec<Action> {
+        self.forward();
+        self.replace_one(now);
+        self.start_needed(now);
+        self.forward();
+        self.refuse_hopeless(now);
+        self.end_unneeded(now);
+        self.rest_drained();
+        std::mem::take(&mut self.actions)
+    }
+
+    /// The machine for the next request: the least loaded below its hard limit, which is below the soft one if any is.
+    pub(super) fn pick(&self) -> Option<usize> {
+        let loads = self.slots.iter().enumerate().filter_map(|(index, slot)| Some((slot.routable()?, index)));
+        loads.filter(|(load, _)| *load < self.limits.hard_limit).min().map(|(_, index)| index)
+    }
+
+    fn forward(&mut self) {
+        while !self.queue.is_empty()
+            && let Some(index) = self.pick()
+        {
+            let Some(slot) = self.slots.get_mut(index) else { return };
+            let life = Life { slot: index, number: slot.life };
+            let (Some(load), Some(request)) = (slot.load_mut(), self.queue.pop()) else { return };
+            *load += 1;
+            self.actions.push(Action::Forward { request, life });
+        }
+    }
+
+    /// After a deploy machines go one by one: the next when the last one's place is taken.
+    ///
+    /// ## Ready => Draining
+    fn replace_one(&mut self, now: Moment) {
+        let is_moving = |slot: &Slot| {
+            let replaced = matches!(slot.state, State::Draining { reason: Reason::Replaced, .. });
+            replaced || slot.comes_back || matches!(slot.state, State::Booting { .. })
+        };
+        if self.slots.iter().any(is_moving) {
+            return;
+        }
+        let version = self.version;
+        let old = self.slots.iter_mut().filter(|slot| slot.version != version);
+        let ready = old.filter_map(|slot| match slot.state {
+            State::Ready { load, .. } => Some((load, slot)),
+            _ => None,
+        });
+        if let Some((load, slot)) = ready.min_by_key(|(load, _)| *load) {
+            slot.comes_back = true;
+            slot.state = State::Draining { since: now, load, reason: Reason::Replaced };
+        }
+    }
+
+    /// How many machines the requests need that there are.
+    fn needed(&self) -> u32 {
+        let load = |slot: &Slot| match slot.state {
+            State::Ready { load, .. } => u64::from(load),
+            _ => 0,
+        };
+        let all = self.slots.iter().map(load).sum::<u64>() + self.queue.len() as u64;
+        u32::try_from(all.div_ceil(u64::from(self.limits.soft_limit.max(1)))).unwrap_or(u32::MAX)
+    }
+
+    fn running(&self) -> u32 {
+        self.slots.iter().filter(|slot| slot.runs()).count() as u32
+    }
+
+    /// How many are to run.
+    fn target(&self) -> u32 {
+        let demand = if self.limits.auto_start { self.needed() } else { 0 };
+        demand.max(self.limits.min_running).min(self.limits.max_machines)
+    }
+
+    /// Whether a machine would be started if boots were allowed now.
+    pub(super) fn wants_boot(&self) -> bool {
+        let can_boot = self.slots.len() < self.limits.max_machines as usize
+            || self.slots.iter().any(|slot| slot.state == State::Cold);
+        can_boot && (self.running() < self.target() || self.slots.iter().any(Self::is_missed))
+    }
+
+    fn is_missed(slot: &Slot) -> bool {
+        slot.comes_back && slot.state == State::Cold
+    }
+
+    fn start_needed(&mut self, now: Moment) {
+        let may_boot = self.boots.forbids(now).is_none();
+        let missed: Vec<usize> = (0..self.slots.len())
+            .filter(|index| self.slots.get(*index).is_some_and(Self::is_missed))
+            .collect();
+        for index in missed.into_iter().filter(|_| may_boot) {
+            self.start(now, index);
+        }
+        while self.running() < self.target() {
+            let Some(index) = self.startable(may_boot) else { break };
+            self.start(now, index);
+        }
+    }
+
+    /// The slot that can answer soonest; a new one if that may be.
+    fn startable(&mut self, may_boot: bool) -> Option<usize> {
+        let version = self.version;
+        let rank = |slot: &Slot| match slot.state {
+            State::Draining { reason: Reason::Excess, .. } if slot.version == version => Some(0),
+            State::Suspending { rest: Rest::Suspended } if slot.version == version => Some(1),
+            State::Suspended => Some(2),
+            State::Cold if may_boot => Some(3),
+            _ => None,
+        };
+        let ranked = self.slots.iter().enumerate().filter_map(|(index, slot)| Some((rank(slot)?, index)));
+        let best = ranked.min().map(|(_, index)| index);
+        if best.is_none() && may_boot && self.slots.len() < self.limits.max_machines as usize {
+            self.slots.push(Slot::new(version));
+            return Some(self.slots.len() - 1);
+        }
+        best
+    }
+
+    /// ## Draining => Ready
+    /// ## (Suspending | Suspended | Cold) => Booting
+    pub(super) fn start(&mut self, now: Moment, index: usize) {
+        let Some(slot) = self.slots.get_mut(index) else { return };
+        let origin = match slot.state {
+            State::Draining { load, .. } => {
+                slot.state = State::Ready { load, failing: None };
+                return;
+            }
+            State::Suspending { .. } => Origin::Suspending,
+            State::Suspended => Origin::Suspended,
+            State::Cold | State::Booting { .. } | State::Ready { .. } => Origin::Cold,
+        };
+        slot.life += 1;
+        slot.version = self.version;
+        slot.state = State::Booting { since: now, origin };
+        let life = Life { slot: index, number: slot.life };
+        self.actions.push(Action::Start { life, origin });
+    }
+
+    /// Whoever waits for nothing is told so.
+    fn refuse_hopeless(&mut self, now: Moment) {
+        let hopeless = self.slots.iter().all(|slot| matches!(slot.state, State::Cold | State::Suspended));
+        if !hopeless || self.queue.is_empty() {
+            return;
+        }
+        let why = self.boots.forbids(now).map_or(Refusal::NotStarted, |life| Refusal::StartFailed { life });
+        let retry_after = self.boots.due().saturating_sub(now);
+        while let Some(request) = self.queue.pop() {
+            self.actions.push(Action::Refuse { request, why, retry_after });
+        }
+    }
+
+    /// When fewer machines would have done for long enough, the least loaded ones get no more requests.
+    ///
+    /// ## Ready => Draining
+    fn end_unneeded(&mut self, now: Moment) {
+        let ready = self.slots.iter().filter(|slot| slot.routable().is_some()).count() as u32;
+        let needed = self.needed().max(self.limits.min_running);
+        if self.limits.auto_stop == AutoStop::Off || needed >= ready {
+            self.quiet = None;
+            return;
+        }
+        let quiet = self.quiet.get_or_insert(Quiet { since: now, needed });
+        quiet.needed = quiet.needed.max(needed);
+        if now < quiet.since.saturating_add(self.limits.idle_timeout) {
+            return;
+        }
+        let excess = ready.saturating_sub(quiet.needed);
+        self.quiet = None;
+        for _ in 0..excess {
+            let loads = self.slots.iter_mut().filter_map(|slot| Some((slot.routable()?, slot)));
+            let Some((load, slot)) = loads.min_by_key(|(load, _)| *load) else { return };
+            slot.state = State::Draining { since: now, load, reason: Reason::Excess };
+        }
+    }
+
+    /// ## Draining => Suspending
+    fn rest_drained(&mut self) {
+        let idle_rest = Slot::rest(self.limits.auto_stop);
+        for (index, slot) in self.slots.iter_mut().enumerate() {
+            let State::Draining { load: 0, reason, .. } = slot.state else { continue };
+            let life = Life { slot: index, number: slot.life };
+            let is_old = slot.version != self.version;
+            let rest = if reason == Reason::Replaced || is_old { Rest::Cold } else { idle_rest };
+            slot.state = State::Suspending { rest };
+            self.actions.push(match rest {
+                Rest::Suspended => Action::Suspend(life),
+                Rest::Cold => Action::Stop(life),
+            });
+        }
+    }
+}

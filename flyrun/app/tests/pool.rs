@@ -1,0 +1,459 @@
+//! The pool against everything that can happen in any order.
+
+#![allow(clippy::expect_used, clippy::panic, clippy::unwrap_used, reason = "a test that cannot go on panics")]
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
+
+use app::config::model::AutoStop;
+use app::pool::{Action, Life, Limits, Moment, Origin, Pool, Refusal, State};
+use proptest::prelude::*;
+use proptest::sample::select;
+
+/// What happens next. Indices select among the machines or requests that it can happen to.
+#[derive(Clone, Debug)]
+enum Event {
+    Request,
+    Cancel(usize),
+    End(usize),
+    Ready(usize),
+    StartFails(usize),
+    Check(usize, bool),
+    Rests(usize),
+    RestFails(usize),
+    Dies(usize),
+    Deploy,
+    Passes(u64),
+    NextTick,
+    /// Something is told of a life that is over.
+    Late(usize, u8),
+}
+
+fn event() -> impl Strategy<Value = Event> {
+    prop_oneof![
+        8 => Just(Event::Request),
+        1 => any::<usize>().prop_map(Event::Cancel),
+        5 => any::<usize>().prop_map(Event::End),
+        5 => any::<usize>().prop_map(Event::Ready),
+        2 => any::<usize>().prop_map(Event::StartFails),
+        2 => any::<(usize, bool)>().prop_map(|(index, passed)| Event::Check(index, passed)),
+        4 => any::<usize>().prop_map(Event::Rests),
+        1 => any::<usize>().prop_map(Event::RestFails),
+        1 => any::<usize>().prop_map(Event::Dies),
+        1 => Just(Event::Deploy),
+        2 => (0u64..20_000).prop_map(Event::Passes),
+        4 => Just(Event::NextTick),
+        1 => any::<(usize, u8)>().prop_map(|(index, kind)| Event::Late(index, kind)),
+    ]
+}
+
+prop_compose! {
+    fn limits()(
+        (soft_limit, more) in (1u32..5, 0u32..5),
+        (max_machines, min_running) in (1u32..5, 0u32..5),
+        auto_stop in select(vec![AutoStop::Off, AutoStop::Stop, AutoStop::Suspend]),
+        auto_start in prop::bool::weighted(0.9),
+        queue_limit in 1usize..12,
+    ) -> Limits {
+        let seconds = Duration::from_secs;
+        Limits {
+            soft_limit, hard_limit: soft_limit + more, max_machines, min_running: min_running.min(max_machines),
+            auto_stop, auto_start, queue_limit,
+            idle_timeout: seconds(5), start_timeout: seconds(10), drain_timeout: seconds(20), queue_timeout: seconds(8),
+        }
+    }
+}
+
+/// What the owner of a pool knows, from what it was told to do.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Machine {
+    Starts,
+    Runs { passes: bool },
+    Ends { suspends: bool },
+    Suspended,
+}
+
+/// A host that does what the pool says, and checks that it can be done.
+struct Host {
+    pool: Pool,
+    limits: Limits,
+    now: Moment,
+    machines: BTreeMap<Life, Machine>,
+    past: Vec<Life>,
+    waiting: BTreeSet<u64>,
+    forwarded: Vec<Life>,
+    requests: u64,
+}
+
+impl Host {
+    fn new(limits: Limits) -> Host {
+        let mut host = Host {
+            pool: Pool::new(limits),
+            limits,
+            now: Duration::ZERO,
+            machines: BTreeMap::new(),
+            past: Vec::new(),
+            waiting: BTreeSet::new(),
+            forwarded: Vec::new(),
+            requests: 0,
+        };
+        let actions = host.pool.tick(host.now);
+        host.follow(actions);
+        host
+    }
+
+    fn is_in(&self, wanted: impl Fn(Machine) -> bool) -> Vec<Life> {
+        self.machines.iter().filter(|(_, machine)| wanted(**machine)).map(|(life, _)| *life).collect()
+    }
+
+    fn over(&mut self, life: Life) -> Option<Machine> {
+        self.past.push(life);
+        self.machines.remove(&life)
+    }
+
+    fn follow(&mut self, actions: Vec<Action>) {
+        for action in actions {
+            match action {
+                Action::Forward { request, life } => {
+                    assert!(self.waiting.remove(&request), "{action:?}: it does not wait");
+                    let machine = self.machines.get(&life);
+                    assert_eq!(machine, Some(&Machine::Runs { passes: true }), "{action:?}");
+                    self.forwarded.push(life);
+                    let load = self.forwarded.iter().filter(|other| **other == life).count();
+                    assert!(load <= self.limits.hard_limit as usize, "{action:?}: beyond the hard limit");
+                }
+                Action::Refuse { request, why, .. } => {
+                    assert!(self.waiting.remove(&request), "{action:?}: it does not wait");
+                    if why == Refusal::NotStarted {
+                        assert!(!self.limits.auto_start);
+                    }
+                }
+                Action::Start { life, origin } => self.starts(life, origin),
+                Action::Suspend(life) => {
+                    assert!(!self.forwarded.contains(&life), "{action:?}: it has requests");
+                    let before = self.machines.insert(life, Machine::Ends { suspends: true });
+                    assert!(matches!(before, Some(Machine::Runs { .. })), "{action:?} of {before:?}");
+                    assert_eq!(self.limits.auto_stop, AutoStop::Suspend);
+                }
+                Action::Stop(life) => {
+                    let before = self.machines.insert(life, Machine::Ends { suspends: false });
+                    assert!(matches!(before, Some(Machine::Runs { .. })), "{action:?} of {before:?}");
+                    self.forwarded.retain(|other| *other != life);
+                }
+                Action::Kill(life) => assert_eq!(self.over(life), Some(Machine::Starts), "{action:?}"),
+                Action::Discard(life) => assert_eq!(self.over(life), Some(Machine::Suspended), "{action:?}"),
+            }
+        }
+    }
+
+    fn starts(&mut self, life: Life, origin: Origin) {
+        let before = self.machines.keys().find(|other| other.slot == life.slot).copied();
+        let wanted = match origin {
+            Origin::Cold => None,
+            Origin::Suspended => Some(Machine::Suspended),
+            Origin::Suspending => Some(Machine::Ends { suspends: true }),
+        };
+        let before = before.and_then(|before| self.over(before));
+        assert_eq!(before, wanted, "{life:?} starts from {origin:?}");
+        assert!(!self.past.contains(&life), "{life:?} is not new");
+        self.machines.insert(life, Machine::Starts);
+        assert!(self.machines.len() <= self.limits.max_machines as usize);
+    }
+
+    fn happens(&mut self, event: &Event) {
+        let choose =
+            |index: &usize, lives: Vec<Life>| (!lives.is_empty()).then(|| lives[index % lives.len()]);
+        let actions = match event {
+            Event::Request => {
+                self.requests += 1;
+                self.waiting.insert(self.requests);
+                self.pool.request(self.now, self.requests)
+            }
+            Event::Cancel(index) if !self.waiting.is_empty() => {
+                let nth = self.waiting.iter().nth(index % self.waiting.len());
+                let request = *nth.expect("it is among them");
+                self.waiting.remove(&request);
+                self.pool.cancelled(self.now, request)
+            }
+            Event::End(index) if !self.forwarded.is_empty() => {
+                let life = self.forwarded.swap_remove(index % self.forwarded.len());
+                self.pool.ended(self.now, life)
+            }
+            Event::Ready(index) => {
+                let Some(life) = choose(index, self.is_in(|machine| machine == Machine::Starts)) else {
+                    return;
+                };
+                self.machines.insert(life, Machine::Runs { passes: true });
+                self.pool.ready(self.now, life)
+            }
+            Event::StartFails(index) => {
+                let Some(life) = choose(index, self.is_in(|machine| machine == Machine::Starts)) else {
+                    return;
+                };
+                self.over(life);
+                self.pool.start_failed(self.now, life)
+            }
+            Event::Check(index, passed) => {
+                let running = self.is_in(|machine| matches!(machine, Machine::Runs { .. }));
+                let Some(life) = choose(index, running) else { return };
+                self.machines.insert(life, Machine::Runs { passes: *passed });
+                self.pool.checked(self.now, life, *passed)
+            }
+            Event::Rests(index) => {
+                let ending = self.is_in(|machine| matches!(machine, Machine::Ends { .. }));
+                let Some(life) = choose(index, ending) else { return };
+                match self.machines.get(&life) {
+                    Some(Machine::Ends { suspends: true }) => {
+                        self.machines.insert(life, Machine::Suspended);
+                    }
+                    _ => {
+                        self.over(life);
+                    }
+                }
+                self.pool.at_rest(self.now, life)
+            }
+            Event::RestFails(index) => {
+                let ending = self.is_in(|machine| machine == Machine::Ends { suspends: true });
+                let Some(life) = choose(index, ending) else { return };
+                self.machines.insert(life, Machine::Runs { passes: true });
+                self.pool.rest_failed(self.now, life)
+            }
+            Event::Dies(index) => {
+                let Some(life) = choose(index, self.machines.keys().copied().collect()) else { return };
+                self.over(life);
+                self.forwarded.retain(|other| *other != life);
+                self.pool.died(self.now, life)
+            }
+            Event::Deploy => self.pool.deploy(self.now),
+            Event::Passes(millis) => {
+                self.now += Duration::from_millis(*millis);
+                self.pool.tick(self.now)
+            }
+            Event::NextTick => {
+                let Some(at) = self.pool.next_tick() else { return };
+                assert!(at > self.now, "what was due at {at:?} is not done at {:?}", self.now);
+                self.now = at;
+                self.pool.tick(self.now)
+            }
+            Event::Late(index, kind) => {
+                let Some(life) = choose(index, self.past.clone()) else { return };
+                match kind % 6 {
+                    0 => self.pool.ready(self.now, life),
+                    1 => self.pool.start_failed(self.now, life),
+                    2 => self.pool.at_rest(self.now, life),
+                    3 => self.pool.died(self.now, life),
+                    4 => self.pool.ended(self.now, life),
+                    _ => self.pool.checked(self.now, life, false),
+                }
+            }
+            Event::Cancel(_) | Event::End(_) => return,
+        };
+        self.follow(actions);
+        self.agrees();
+    }
+
+    /// Both sides know the same.
+    fn agrees(&self) {
+        assert_eq!(self.pool.waiting(), self.waiting.len());
+        assert!(self.waiting.len() <= self.limits.queue_limit, "more wait than may");
+        if let Some(at) = self.pool.next_tick() {
+            assert!(at > self.now, "{at:?} is past at {:?}", self.now);
+        }
+        for (life, state) in self.pool.slots() {
+            let machine = self.machines.get(&life).copied();
+            let load = self.forwarded.iter().filter(|other| **other == life).count() as u32;
+            let agrees = match (state, machine) {
+                (State::Cold, None) | (State::Booting { .. }, Some(Machine::Starts)) => true,
+                (State::Ready { load: known, failing }, Some(Machine::Runs { passes })) => {
+                    known == load && passes == failing.is_none()
+                }
+                (State::Draining { load: known, .. }, Some(Machine::Runs { .. })) => {
+                    known == load && load > 0
+                }
+                (State::Suspending { .. }, Some(Machine::Ends { .. })) => true,
+                (State::Suspended, Some(Machine::Suspended)) => true,
+                _ => false,
+            };
+            assert!(agrees, "{life:?}: {state:?} is {machine:?} with {load}");
+        }
+        let hopeful = self.limits.auto_start || !self.machines.is_empty();
+        assert!(self.waiting.is_empty() || hopeful, "they wait for nothing");
+    }
+
+    /// Everything goes well from now on, and time passes.
+    fn calms_down(&mut self) {
+        for _ in 0..200 {
+            for event in [Event::Ready(0), Event::Rests(0), Event::Check(0, true)] {
+                for _ in 0..self.limits.max_machines {
+                    self.happens(&event);
+                }
+            }
+            for life in self.is_in(|machine| machine == Machine::Runs { passes: false }) {
+                self.machines.insert(life, Machine::Runs { passes: true });
+                let actions = self.pool.checked(self.now, life, true);
+                self.follow(actions);
+            }
+            while !self.forwarded.is_empty() {
+                self.happens(&Event::End(0));
+            }
+            self.happens(&Event::Passes(2000));
+        }
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 256, failure_persistence: None, ..ProptestConfig::default() })]
+
+    #[test]
+    fn whatever_happens_the_rules_hold(limits in limits(), events in prop::collection::vec(event(), 0..120)) {
+        let mut host = Host::new(limits);
+        events.iter().for_each(|event| host.happens(event));
+    }
+
+    #[test]
+    fn who_waits_is_answered_even_if_nothing_ever_starts(limits in limits(), events in prop::collection::vec(event(), 0..60)) {
+        let mut host = Host::new(limits);
+        events.iter().for_each(|event| host.happens(event));
+        host.happens(&Event::Passes(8_000));
+        prop_assert!(host.waiting.is_empty());
+    }
+
+    #[test]
+    fn when_all_goes_well_as_many_run_as_are_to_and_are_new(limits in limits(), events in prop::collection::vec(event(), 0..80)) {
+        let mut host = Host::new(limits);
+        events.iter().for_each(|event| host.happens(event));
+        let old: BTreeSet<Life> = host.machines.keys().copied().collect();
+        host.happens(&Event::Deploy);
+        host.calms_down();
+        prop_assert!(host.waiting.is_empty());
+        let running = host.is_in(|machine| matches!(machine, Machine::Runs { .. }));
+        prop_assert!(running.iter().all(|life| !old.contains(life)), "{old:?} were to be replaced: {running:?}");
+        if limits.auto_stop == AutoStop::Off {
+            prop_assert!(running.len() >= limits.min_running as usize);
+        } else {
+            prop_assert_eq!(running.len(), limits.min_running as usize);
+        }
+    }
+}
+
+fn one_machine() -> Limits {
+    Limits {
+        soft_limit: 20,
+        hard_limit: u32::MAX,
+        min_running: 0,
+        max_machines: 1,
+        auto_stop: AutoStop::Suspend,
+        auto_start: true,
+        idle_timeout: Duration::from_secs(60),
+        start_timeout: Duration::from_secs(60),
+        drain_timeout: Duration::from_secs(300),
+        queue_timeout: Duration::from_secs(60),
+        queue_limit: 1024,
+    }
+}
+
+const FIRST: Life = Life { slot: 0, number: 1 };
+const SECOND: Life = Life { slot: 0, number: 2 };
+const ZERO: Moment = Duration::ZERO;
+
+#[test]
+fn a_thousand_requests_start_one_machine() {
+    let mut pool = Pool::new(one_machine());
+    let actions: Vec<_> = (0..1000).flat_map(|request| pool.request(ZERO, request)).collect();
+    assert_eq!(actions, [Action::Start { life: FIRST, origin: Origin::Cold }]);
+    assert_eq!(pool.ready(ZERO, FIRST).len(), 1000, "and all are forwarded");
+}
+
+#[test]
+fn a_machine_that_is_idle_is_suspended_and_comes_back_with_a_request() {
+    let mut pool = Pool::new(one_machine());
+    pool.request(ZERO, 1);
+    pool.ready(ZERO, FIRST);
+    pool.ended(ZERO, FIRST);
+    let minute = pool.next_tick().expect("it is idle");
+    assert_eq!(minute, Duration::from_secs(60));
+    assert_eq!(pool.tick(minute), [Action::Suspend(FIRST)]);
+    pool.at_rest(minute, FIRST);
+    assert_eq!(pool.request(minute, 2), [Action::Start { life: SECOND, origin: Origin::Suspended }]);
+    assert_eq!(pool.ready(minute, SECOND), [Action::Forward { request: 2, life: SECOND }]);
+}
+
+#[test]
+fn a_request_gives_a_suspend_up() {
+    let mut pool = Pool::new(one_machine());
+    pool.request(ZERO, 1);
+    pool.ready(ZERO, FIRST);
+    pool.ended(ZERO, FIRST);
+    pool.tick(Duration::from_secs(60));
+    let start = Action::Start { life: SECOND, origin: Origin::Suspending };
+    assert_eq!(pool.request(Duration::from_secs(60), 2), [start]);
+    assert_eq!(pool.at_rest(Duration::from_secs(61), FIRST), [], "that comes too late");
+}
+
+#[test]
+fn what_does_not_resume_is_booted_and_what_does_not_boot_is_told() {
+    let mut pool = Pool::new(one_machine());
+    pool.request(ZERO, 1);
+    pool.ready(ZERO, FIRST);
+    pool.ended(ZERO, FIRST);
+    let now = Duration::from_secs(60);
+    pool.tick(now);
+    pool.at_rest(now, FIRST);
+    pool.request(now, 2);
+    let third = Life { slot: 0, number: 3 };
+    assert_eq!(pool.start_failed(now, SECOND), [Action::Start { life: third, origin: Origin::Cold }]);
+    let why = Refusal::StartFailed { life: third };
+    let retry_after = Duration::from_millis(100);
+    assert_eq!(pool.start_failed(now, third), [Action::Refuse { request: 2, why, retry_after }]);
+    assert_eq!(
+        pool.request(now, 3),
+        [Action::Refuse { request: 3, why, retry_after }],
+        "nor is the next one kept"
+    );
+    let start = Action::Start { life: Life { slot: 0, number: 4 }, origin: Origin::Cold };
+    assert_eq!(pool.request(now + retry_after, 4), [start]);
+}
+
+#[test]
+fn more_than_the_soft_limit_starts_another_and_the_least_loaded_gets_the_next() {
+    let mut pool = Pool::new(Limits { soft_limit: 2, max_machines: 3, ..one_machine() });
+    pool.request(ZERO, 1);
+    pool.ready(ZERO, FIRST);
+    assert_eq!(pool.request(ZERO, 2), [Action::Forward { request: 2, life: FIRST }]);
+    let other = Life { slot: 1, number: 1 };
+    let both =
+        [Action::Forward { request: 3, life: FIRST }, Action::Start { life: other, origin: Origin::Cold }];
+    assert_eq!(pool.request(ZERO, 3), both, "nobody waits while there is room below the hard limit");
+    pool.ready(ZERO, other);
+    assert_eq!(pool.request(ZERO, 4), [Action::Forward { request: 4, life: other }]);
+}
+
+#[test]
+fn a_machine_whose_check_fails_gets_nothing_and_is_replaced() {
+    let mut pool = Pool::new(one_machine());
+    pool.request(ZERO, 1);
+    pool.ready(ZERO, FIRST);
+    pool.ended(ZERO, FIRST);
+    pool.checked(ZERO, FIRST, false);
+    assert_eq!(pool.request(ZERO, 2), []);
+    let minute = Duration::from_secs(60);
+    let told = pool.tick(minute);
+    assert!(told.contains(&Action::Stop(FIRST)), "{told:?}");
+    assert_eq!(pool.at_rest(minute, FIRST), [Action::Start { life: SECOND, origin: Origin::Cold }]);
+}
+
+#[test]
+fn a_deploy_replaces_one_machine_after_another_and_stops_where_the_new_one_does_not_start() {
+    let mut pool = Pool::new(Limits { min_running: 2, max_machines: 2, ..one_machine() });
+    pool.tick(ZERO);
+    let other = Life { slot: 1, number: 1 };
+    pool.ready(ZERO, FIRST);
+    pool.ready(ZERO, other);
+    assert_eq!(pool.deploy(ZERO), [Action::Stop(FIRST)]);
+    assert_eq!(pool.at_rest(ZERO, FIRST), [Action::Start { life: SECOND, origin: Origin::Cold }]);
+    assert_eq!(pool.start_failed(ZERO, SECOND), []);
+    let third = Life { slot: 0, number: 3 };
+    let later = pool.next_tick().expect("it is tried again");
+    assert_eq!(pool.tick(later), [Action::Start { life: third, origin: Origin::Cold }]);
+    assert_eq!(pool.ready(later, third), [Action::Stop(other)], "only now");
+}
