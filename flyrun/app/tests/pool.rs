@@ -415,6 +415,30 @@ fn what_does_not_resume_is_booted_and_what_does_not_boot_is_told() {
 }
 
 #[test]
+fn a_start_that_succeeds_ends_the_pause_of_the_others() {
+    let mut pool = Pool::new(Limits { min_running: 2, max_machines: 2, ..one_machine() });
+    pool.tick(ZERO);
+    assert_eq!(pool.start_failed(ZERO, FIRST), []);
+    let start = Action::Start { life: SECOND, origin: Origin::Cold };
+    assert_eq!(pool.ready(ZERO, Life { slot: 1, number: 1 }), [start]);
+}
+
+#[test]
+fn a_file_says_what_a_group_goes_by() {
+    let text = "app = 'a'\nbuild.image = 'b'\nprocesses = { web = '', worker = '' }\n\
+        [http_service]\nprocesses = ['web']\nauto_stop_machines = 'suspend'\n[http_service.concurrency]\nhard_limit = 7\n\
+        [flyrun]\nmax_machines = 3\nqueue_limit = 5";
+    let file = app::config::read("fly.toml", text.as_bytes()).expect("it is fine");
+    let web = Limits::new(&file.app, "web");
+    assert_eq!((web.soft_limit, web.hard_limit, web.queue_limit), (7, 7, 5));
+    assert_eq!((web.min_running, web.max_machines, web.auto_stop), (0, 3, AutoStop::Suspend));
+    let worker = Limits::new(&file.app, "worker");
+    assert_eq!((worker.min_running, worker.max_machines, worker.auto_stop), (1, 1, AutoStop::Off));
+    let started = Pool::new(worker).tick(ZERO);
+    assert_eq!(started, [Action::Start { life: FIRST, origin: Origin::Cold }], "without being asked");
+}
+
+#[test]
 fn more_than_the_soft_limit_starts_another_and_the_least_loaded_gets_the_next() {
     let mut pool = Pool::new(Limits { soft_limit: 2, max_machines: 3, ..one_machine() });
     pool.request(ZERO, 1);

@@ -30,7 +30,7 @@ pub use slot::{Life, Origin, State};
 
 use std::time::Duration;
 
-use crate::config::model::{App, AutoStop, Service};
+use crate::config::model::{App, AutoStop};
 use backoff::Backoff;
 use queue::Queue;
 use slot::Slot;
@@ -69,15 +69,21 @@ pub struct Limits {
 }
 
 impl Limits {
-    /// What the file of an app says for a service.
-    pub fn new(app: &App, service: &Service) -> Limits {
+    /// What the file of an app says for the machines of a group. A group without services has one machine, which runs.
+    pub fn new(app: &App, group: &str) -> Limits {
+        let services =
+            || app.services.iter().filter(|service| service.groups.iter().any(|name| name == group));
+        // They agree about starting and stopping; what is too much for one of them is too much for the machine.
+        let first = services().next();
+        let soft = services().map(|service| service.concurrency.soft_limit).min();
+        let hard = services().filter_map(|service| service.concurrency.hard_limit).min().unwrap_or(u32::MAX);
         Limits {
-            soft_limit: service.concurrency.soft_limit,
-            hard_limit: service.concurrency.hard_limit.unwrap_or(u32::MAX),
-            min_running: service.min_machines_running,
-            max_machines: app.max_machines,
-            auto_stop: service.auto_stop,
-            auto_start: service.auto_start,
+            soft_limit: soft.unwrap_or(u32::MAX).min(hard),
+            hard_limit: hard,
+            min_running: first.map_or(1, |service| service.min_machines_running),
+            max_machines: if first.is_some() { app.max_machines } else { 1 },
+            auto_stop: first.map_or(AutoStop::Off, |service| service.auto_stop),
+            auto_start: first.is_some_and(|service| service.auto_start),
             idle_timeout: app.idle_timeout,
             start_timeout: app.start_timeout,
             drain_timeout: app.deploy.wait_timeout,

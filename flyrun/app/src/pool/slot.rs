@@ -104,7 +104,7 @@ impl Slot {
     /// The load of a machine that can be given a request.
     pub fn routable(&self) -> Option<u32> {
         match self.state {
-            State::Ready { load, failing: None, .. } => Some(load),
+            State::Ready { load, failing: None } => Some(load),
             _ => None,
         }
     }
