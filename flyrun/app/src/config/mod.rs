@@ -2,13 +2,13 @@
 //!
 //! A file goes one way, and each step is a module:
 //!
-//! 1. [`syntax`]: bytes become a TOML tree that knows where each value stands;
-//! 2. [`read`]: the tree becomes the model, table by table, through [`table::Table`], which knows by [`keys`] what each
-//!    table may have. Whatever is wrong is written to a [`problem::Log`], and reading goes on;
-//! 3. [`cross`]: what one table cannot know alone, such as a port that two services want;
-//! 4. [`together`]: what holds between the apps of one `flyrun serve`.
+//! 1. `syntax`: bytes become a TOML tree that knows where each value stands;
+//! 2. `read`: the tree becomes the model, table by table, through `table::Table`, which knows by [`keys`] what each
+//!    table may have. Whatever is wrong is written to a `problem::Log`, and reading goes on;
+//! 3. `cross`: what one table cannot know alone, such as a port that two services want;
+//! 4. [`together()`]: what holds between the apps of one `flyrun serve`.
 //!
-//! What comes out is a [`model::App`], in which every default is filled in and every unit is a type. [`render`] writes it
+//! What comes out is a [`model::App`], in which every default is filled in and every unit is a type. `render` writes it
 //! as a fly.toml that reads as the same app.
 
 mod cross;

@@ -62,6 +62,8 @@ impl From<Problem> for Refused {
 pub(crate) struct Log<'t> {
     file: &'t str,
     text: &'t str,
+    /// Where each line begins.
+    lines: Vec<usize>,
     found: RefCell<Found>,
 }
 
@@ -73,7 +75,9 @@ struct Found {
 
 impl<'t> Log<'t> {
     pub fn new(file: &'t str, text: &'t str) -> Self {
-        Log { file, text, found: RefCell::default() }
+        let newlines = text.bytes().enumerate().filter(|(_, byte)| *byte == b'\n');
+        let lines = std::iter::once(0).chain(newlines.map(|(at, _)| at + 1)).collect();
+        Log { file, text, lines, found: RefCell::default() }
     }
 
     /// Adds a problem whose message says itself what to do.
@@ -96,10 +100,11 @@ impl<'t> Log<'t> {
     }
 
     pub fn position(&self, at: usize) -> Position {
-        let before = self.text.get(..at).unwrap_or(self.text);
-        let line_start = before.rfind('\n').map_or(0, |newline| newline + 1);
-        let line = before.bytes().filter(|byte| *byte == b'\n').count() + 1;
-        let column = before.get(line_start..).map_or(0, |line| line.chars().count()) + 1;
+        let line = self.lines.partition_point(|start| *start <= at);
+        let start = self.lines.get(line.saturating_sub(1)).copied().unwrap_or_default();
+        let before = self.text.as_bytes().get(start..at).unwrap_or_default();
+        // Each character has one byte that does not continue another.
+        let column = before.iter().filter(|byte| **byte & 0xc0 != 0x80).count() + 1;
         Position { line, column }
     }
 
@@ -138,7 +143,7 @@ mod tests {
         let log = Log::new("x", "ab\nüx\n");
         let position = |at| (log.position(at).line, log.position(at).column);
         assert_eq!([position(0), position(1), position(3), position(5)], [(1, 1), (1, 2), (2, 1), (2, 2)]);
-        assert_eq!(position(4), (3, 1), "an offset inside a character is no reason to panic");
+        assert_eq!(position(4), (2, 2), "an offset inside a character is no reason to panic");
         assert_eq!(position(999), (3, 1));
     }
 

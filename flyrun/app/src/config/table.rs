@@ -262,7 +262,7 @@ impl<'t> Node<'t> {
                 "a size from {} to {} in whole MiB, such as \"512mb\", or a number of {}",
                 range.start(),
                 range.end(),
-                &bare.to_string()[1..]
+                bare.to_string().trim_start_matches('1')
             ));
         }
         size

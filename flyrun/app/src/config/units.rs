@@ -26,17 +26,16 @@ impl Bytes {
         let unit = unit.trim_start();
         let shift = match unit {
             "b" => 0,
-            _ => {
-                SIZES.iter().find(|(name, _)| unit == *name || unit == &name[..1] || is_binary(unit, name))?.1
-            }
+            _ => SIZES.iter().find(|(name, _)| is_unit(unit, name))?.1,
         };
         decimal(number, 1 << shift).map(Bytes)
     }
 }
 
-/// `mib` beside `mb`.
-fn is_binary(unit: &str, name: &str) -> bool {
-    unit.strip_suffix("ib").is_some_and(|letter| name.strip_suffix('b') == Some(letter))
+/// `mb`, `mib` and `m` are one unit.
+fn is_unit(text: &str, name: &str) -> bool {
+    let letter = name.strip_suffix('b').unwrap_or(name);
+    text.strip_prefix(letter).is_some_and(|rest| matches!(rest, "" | "b" | "ib"))
 }
 
 impl fmt::Display for Bytes {

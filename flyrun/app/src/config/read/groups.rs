@@ -73,62 +73,71 @@ pub(super) fn read(top: &Table<'_>, log: &Log<'_>, places: &mut Vec<(Place, usiz
     let names = Names::new(commands.keys().cloned().collect());
     let vms = one_each(top, &names, log, ("vm", &keys::VM), |table| vm(table, log));
     let restarts = one_each(top, &names, log, ("restart", &keys::RESTART), |table| restart(table, log));
-    let mut groups: BTreeMap<String, Group> = BTreeMap::new();
-    for (name, command) in commands {
-        let group = Group {
-            command,
-            vm: vms.get(&name).copied().unwrap_or(SMALLEST),
-            restart: restarts.get(&name).copied().unwrap_or(Restart::OnFailure { retries: DEFAULT_RETRIES }),
-            mounts: Vec::new(),
-            files: Vec::new(),
-            metrics: None,
-        };
-        groups.insert(name, group);
-    }
-    let mut mounts_at = BTreeMap::new();
+    let group = |(name, command): (String, Vec<String>)| {
+        let vm = vms.get(&name).copied().unwrap_or(SMALLEST);
+        let restart = restarts.get(&name).copied().unwrap_or(Restart::OnFailure { retries: DEFAULT_RETRIES });
+        let group = Group { command, vm, restart, mounts: Vec::new(), files: Vec::new(), metrics: None };
+        (name, group)
+    };
+    let mut read = Read { groups: commands.into_iter().map(group).collect(), names, mounts: BTreeMap::new() };
     for table in top.tables("mounts", &keys::MOUNTS) {
         let Some(mount) = mount(&table) else { continue };
-        for name in names.of(&table) {
-            let Some(group) = groups.get_mut(&name) else { continue };
-            if group
-                .mounts
-                .iter()
-                .any(|other| other.destination == mount.destination || other.source == mount.source)
-            {
-                let message =
-                    format!("another [[mounts]] of {} has this source or destination", quote(&name));
-                log.advise(table.at, message, "Leave one of them away.");
-            }
-            mounts_at.entry(name).or_insert(table.at);
-            group.mounts.push(mount.clone());
+        for name in read.names.of(&table) {
+            read.mounts.entry(name).or_insert(table.at);
         }
+        let clashes = |other: &Mount| other.destination == mount.destination || other.source == mount.source;
+        read.add(
+            &table,
+            log,
+            ("[[mounts]] with this source or destination", |group| {
+                let is_new = !group.mounts.iter().any(clashes);
+                group.mounts.push(mount.clone());
+                is_new
+            }),
+        );
     }
     for table in top.tables("files", &keys::FILES) {
         let Some(file) = file(&table, log, places) else { continue };
-        for name in names.of(&table) {
-            let Some(group) = groups.get_mut(&name) else { continue };
-            if group.files.iter().any(|other| other.guest_path == file.guest_path) {
-                let message = format!("another [[files]] of {} has this guest_path", quote(&name));
-                log.advise(table.at, message, "Leave one of them away.");
-            }
-            group.files.push(file.clone());
-        }
+        read.add(
+            &table,
+            log,
+            ("[[files]] with this guest_path", |group| {
+                let is_new = !group.files.iter().any(|other| other.guest_path == file.guest_path);
+                group.files.push(file.clone());
+                is_new
+            }),
+        );
     }
     for table in top.tables("metrics", &keys::METRICS) {
         let Some(metrics) = metrics(&table) else { continue };
-        for name in names.of(&table) {
-            let Some(group) = groups.get_mut(&name) else { continue };
-            if group.metrics.replace(metrics.clone()).is_some() {
-                twice(log, table.at, &keys::METRICS, &name);
+        read.add(&table, log, ("[[metrics]]", |group| group.metrics.replace(metrics.clone()).is_none()));
+    }
+    read.sort();
+    read
+}
+
+impl Read {
+    /// Adds what a table says to each of its groups; `add` tells whether that is new there.
+    fn add(
+        &mut self,
+        table: &Table<'_>,
+        log: &Log<'_>,
+        (what, mut add): (&str, impl FnMut(&mut Group) -> bool),
+    ) {
+        for name in self.names.of(table) {
+            if self.groups.get_mut(&name).is_some_and(|group| !add(group)) {
+                twice(log, table.at, what, &name);
             }
         }
     }
-    // In an order that does not depend on which group was named first; a mount comes before those inside it.
-    for group in groups.values_mut() {
-        group.mounts.sort_by(|a, b| a.destination.cmp(&b.destination));
-        group.files.sort_by(|a, b| a.guest_path.cmp(&b.guest_path));
+
+    /// In an order that does not depend on which group was named first; a mount comes before those inside it.
+    fn sort(&mut self) {
+        for group in self.groups.values_mut() {
+            group.mounts.sort_by(|a, b| a.destination.cmp(&b.destination));
+            group.files.sort_by(|a, b| a.guest_path.cmp(&b.guest_path));
+        }
     }
-    Read { groups, names, mounts: mounts_at }
 }
 
 fn commands(top: &Table<'_>, log: &Log<'_>) -> BTreeMap<String, Vec<String>> {
@@ -159,11 +168,11 @@ fn one_each<T: Copy>(
         let value = read(&table);
         let named = names.named(&table);
         if named.is_empty() && common.replace(value).is_some() {
-            twice(log, table.at, section, "all groups");
+            twice(log, table.at, section.header, "all groups");
         }
         for name in named {
             if own.insert(name.clone(), value).is_some() {
-                twice(log, table.at, section, &name);
+                twice(log, table.at, section.header, &name);
             }
         }
     }
@@ -175,10 +184,10 @@ fn one_each<T: Copy>(
     own
 }
 
-fn twice(log: &Log<'_>, at: usize, section: &Section, group: &str) {
+fn twice(log: &Log<'_>, at: usize, what: &str, group: &str) {
     log.advise(
         at,
-        format!("this is another {} for {}", section.header, quote(group)),
+        format!("this is another {what} for {}", quote(group)),
         "Leave one of them away, or name other groups under processes.",
     );
 }
