@@ -77,10 +77,11 @@ fn host_files<'f>(file: &'f AppFile, path: &'f Path) -> impl Iterator<Item = Pro
     let base = path.parent().unwrap_or(Path::new(""));
     file.host_files().filter_map(move |name| {
         let path = base.join(name);
-        let why = match File::open(&path).and_then(|opened| opened.metadata()) {
-            Ok(metadata) if metadata.is_file() => return None,
-            Ok(_) => "it is not a file".to_string(),
-            Err(error) => error.to_string(),
+        // Only what is a file is opened: a pipe would wait for its other end.
+        let why = match fs::metadata(&path).map(|metadata| metadata.is_file().then(|| File::open(&path))) {
+            Ok(Some(Ok(_))) => return None,
+            Ok(None) => "it is not a file".to_string(),
+            Ok(Some(Err(error))) | Err(error) => error.to_string(),
         };
         let place = Place::HostFile(name.to_string());
         let message = format!("cannot read {:?}: {why}", path.display().to_string());
@@ -98,5 +99,53 @@ fn problem(path: &Path, message: &str, advice: &str) -> Problem {
         position: None,
         message: message.to_string(),
         advice: Some(advice.to_string()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const WEB: &str = "app = 'web'\nbuild.image = 'nginx'\n[http_service]\n";
+
+    fn told(path: &Path) -> Vec<String> {
+        match load(path) {
+            Ok(files) => files.into_iter().map(|file| file.app.name).collect(),
+            Err(refused) => refused.problems.into_iter().map(|problem| problem.message).collect(),
+        }
+    }
+
+    #[test]
+    fn a_directory_is_every_toml_in_it_by_name() {
+        let directory = tempfile::tempdir().unwrap();
+        let write = |name: &str, text: &str| fs::write(directory.path().join(name), text).unwrap();
+        assert_eq!(told(directory.path()), ["no *.toml is in this directory"]);
+        write("z.toml", WEB);
+        write("a.toml", "app = 'job'\nbuild.image = 'oci:.'\n");
+        write(".a.toml.swp.toml", "an editor's");
+        write("notes.txt", "mine");
+        fs::create_dir(directory.path().join("old.toml")).unwrap();
+        assert_eq!(told(directory.path()), ["job", "web"]);
+        write("b.toml", "app = 'web'\nbuild.image = 'Upper/x Y'\n");
+        let told = told(directory.path());
+        assert!(told.len() == 1 && told[0].contains("is not"), "{told:?}");
+    }
+
+    #[test]
+    fn files_that_an_app_names_count_from_its_own() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("fly.toml");
+        let file =
+            |local_path: &str| format!("{WEB}[[files]]\nguest_path = '/f'\nlocal_path = '{local_path}'\n");
+        fs::write(directory.path().join("f"), "content").unwrap();
+        fs::write(&path, file("f")).unwrap();
+        assert_eq!(told(&path), ["web"]);
+        fs::write(&path, file(".")).unwrap();
+        assert!(told(&path)[0].ends_with("it is not a file"), "{:?}", told(&path));
+        rustix::fs::mkfifoat(rustix::fs::CWD, directory.path().join("pipe"), 0o600.into()).unwrap();
+        fs::write(&path, file("pipe")).unwrap();
+        assert!(told(&path)[0].ends_with("it is not a file"), "{:?}", told(&path));
+        fs::write(&path, file("none")).unwrap();
+        assert!(told(&path)[0].contains("none\": No such file"), "{:?}", told(&path));
     }
 }

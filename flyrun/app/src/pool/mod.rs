@@ -3,14 +3,18 @@
 //! A [`Pool`] is the machines of one group of one app. Each is a slot:
 //!
 //! ```text
-//!            start                 ready                    idle, replaced
-//!   Cold ───────────▶ Booting ───────────────▶ Ready ─────────────────────▶ Draining
-//!    ▲ ▲                 ▲  │ failed             ▲ │ died                      │ nothing left
-//!    │ └─────────────────│──┴───────────────────│─┘                           ▼
-//!    │                   │ start                │ wanted after all        Suspending
-//!    │                   ├──────────── Suspended ◀─────────────────────────── │ │
-//!    │                   └─────────────────────────────────────────────────── ┘ │ stopped
-//!    └──────────────────────────────────────────────────────────────────────────┘
+//! Cold        a start:                      Booting
+//! Booting     its check passes:             Ready
+//!             it fails, dies, takes long:   Cold; a resume that fails goes on as a boot
+//! Ready       not needed, or replaced:      Draining
+//!             it dies:                      Cold
+//! Draining    no requests are left:         Suspending
+//!             it is needed after all:       Ready
+//! Suspending  done:                         Suspended or Cold
+//!             it is needed after all:       Booting
+//!             it cannot be suspended:       Ready
+//! Suspended   a start:                      Booting
+//!             a deploy:                     Cold
 //! ```
 //!
 //! Its owner tells it what happened and when, and does what it answers, in order. Everything about a machine names its
@@ -26,7 +30,7 @@ mod queue;
 mod settle;
 mod slot;
 
-pub use slot::{Life, Origin, State};
+pub use slot::{Life, Origin, Reason, Rest, State};
 
 use std::time::Duration;
 
