@@ -5,6 +5,9 @@ use std::time::Duration;
 use super::slot::{Reason, Rest, STABLE};
 use super::{Action, Life, Moment, Origin, Pool, Refusal, Request, Slot, State};
 
+/// When to ask again, where nothing tells how long it will take.
+const SOON: Duration = Duration::from_secs(1);
+
 impl Pool {
     /// A request has come.
     pub fn request(&mut self, now: Moment, request: Request) -> Vec<Action> {
@@ -168,8 +171,7 @@ impl Pool {
     /// Time has passed: to be called at [`Pool::next_tick`], and whenever else.
     pub fn tick(&mut self, now: Moment) -> Vec<Action> {
         while let Some(request) = self.queue.pop_expired(now) {
-            let retry_after = self.limits.start_timeout;
-            self.actions.push(Action::Refuse { request, why: Refusal::TimedOut, retry_after });
+            self.actions.push(Action::Refuse { request, why: Refusal::TimedOut, retry_after: SOON });
         }
         let limits = self.limits;
         for index in 0..self.slots.len() {
