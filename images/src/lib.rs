@@ -75,4 +75,6 @@ pub use reference::{Reference, ReferenceError, RegistryName, Source};
 pub use store::{
     ImageSummary, PruneOptions, PruneReport, RemoveReport, RootfsDraft, RootfsLease, RootfsSlot, Store,
 };
-pub use template::{DISK_DEFAULT_BYTES, MAX_BYTES, MIN_BYTES, ROOTFS_BYTES, TemplateKind, copy_file};
+pub use template::{
+    DISK_DEFAULT_BYTES, MAX_BYTES, MIN_BYTES, ROOTFS_BYTES, TemplateKind, copy_file, copy_file_unless,
+};
