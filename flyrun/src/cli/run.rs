@@ -38,7 +38,11 @@ pub fn execute(context: &Context, arguments: &Arguments) -> Result<ExitCode> {
         new_machine::check_terminal(arguments.flags.interactive, arguments.flags.tty)?;
     }
     let made = new_machine::make(context, &arguments.flags, State::Starting)?;
+    let id = made.machine.record().id.clone();
     let result = if arguments.detach { detach(context, made) } else { follow(context, arguments, made) };
+    if result.is_err() && arguments.flags.from_snapshot.is_some() {
+        super::from_snapshot::undo(context, &id);
+    }
     // The slow part of keeping house is done when nobody waits for it any more.
     context.keep_house()?;
     result
