@@ -26,7 +26,7 @@
 //! | `blobs/sha256/<hex>` | manifests, indexes, configurations, layers as they came, each named by its SHA-256; read-only |
 //! | `blobs/lock` | held shared by whoever adds an image, exclusively by whoever removes blobs |
 //! | `refs/<sha256 of the name>.json` | which image a canonical name stands for, with all that a start needs |
-//! | `rootfs/<chain id>.ext4` | the unpacked root filesystem of those layers; read-only; held shared by each machine that uses it |
+//! | `rootfs/<chain id>.ext4` | the unpacked root filesystem of those layers; read-only; held shared by each machine that uses it. One that came with a snapshot is named by its content |
 //! | `templates/<kind>-<bytes>-v<n>.ext4` | empty filesystems, copied and never written |
 //! | `tmp/…` | drafts: each is locked by the process that makes it |
 //!

@@ -35,6 +35,7 @@ struct Report {
 
 pub fn execute(context: &Context, arguments: &Arguments) -> Result<ExitCode> {
     let ended = context.machines().remove_ended(Ended::All)?;
+    context.snapshots().sweep()?;
     context.paths.sweep_run_dirs();
     crate::network::sweep(&context.paths, &|id| context.machines().is_owned(id))?;
     let keep = rootfs::in_use(&context.machines().list()?, &context.snapshots().list()?);

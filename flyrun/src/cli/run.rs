@@ -19,6 +19,7 @@ use crate::trace;
   flyrun run --rm --memory 1g --cpus 2 -e POSTGRES_PASSWORD=x postgres
   flyrun run --rm oci-archive:app.tar
   flyrun run -d --name web --restart always nginx
+  flyrun run -d --name two --from-snapshot warm
 
 IMAGE is a name (alpine, ghcr.io/a/b:1, localhost:5000/x), docker://NAME, oci:DIR[:TAG], oci-archive:FILE[:TAG],
 docker-archive:FILE[:TAG], docker-daemon:NAME, or the path of such a directory or file.")]

@@ -225,7 +225,7 @@ impl Monitor<'_> {
 /// Without the monitor's own thread, as a disk may take its time to sync. If this process ends first there is no snapshot.
 fn publish(mut conversation: Conversation, draft: Draft, record: snapshot::Record) -> Result<()> {
     spawn_thread("publish", move || {
-        conversation.reply(&match finish(draft, &record) {
+        conversation.reply(&match finish(draft, record) {
             Ok(()) => Reply::Done,
             Err(error) => Reply::Failed { message: error.to_string() },
         });
@@ -233,11 +233,12 @@ fn publish(mut conversation: Conversation, draft: Draft, record: snapshot::Recor
     .context("cannot start a thread")
 }
 
-fn finish(draft: Draft, record: &snapshot::Record) -> Result<()> {
+fn finish(draft: Draft, mut record: snapshot::Record) -> Result<()> {
     let header = snapshot::header(&draft.snapshot())?;
+    record.taken_at_ms = header.taken_unix_ms;
     if !header.memory.base {
         // Linked, and of no use: the machine's memory was from elsewhere.
         draft.remove_base()?;
     }
-    draft.publish(record)
+    draft.publish(&record)
 }

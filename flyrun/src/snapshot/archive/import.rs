@@ -39,7 +39,8 @@ pub fn import(
     name: Option<&str>,
 ) -> Result<(Record, Option<String>)> {
     let draft = snapshots.begin(&new_id()?)?;
-    let (manifest, header) = unpack(&draft, input)?;
+    let known = |record: &Record| snapshots.check_name(name.unwrap_or(&record.name));
+    let (manifest, header) = unpack(&draft, input, known)?;
     let lease = take_rootfs(&draft, store, &manifest, &header)?;
     let mut record = manifest.record;
     record.id = draft.id().to_string();
@@ -61,7 +62,11 @@ pub fn import(
 }
 
 /// Everything but the root filesystem, at its place in the draft and as it must be.
-fn unpack(draft: &Draft, input: impl Read) -> Result<(Manifest, Header)> {
+fn unpack(
+    draft: &Draft,
+    input: impl Read,
+    check_name: impl FnOnce(&Record) -> Result<()>,
+) -> Result<(Manifest, Header)> {
     let budget = Budget::default();
     let reader = Bounded::new(decompressed(input).map_err(|error| unreadable(&error))?, budget.clone());
     let mut archive = Archive::new(reader);
@@ -69,6 +74,7 @@ fn unpack(draft: &Draft, input: impl Read) -> Result<(Manifest, Header)> {
     let mut entries = archive.entries().map_err(|error| unreadable(&error))?;
     let manifest = read_manifest(&mut entries, &budget)?;
     judge::manifest(&manifest).map_err(refused)?;
+    check_name(&manifest.record)?;
     let mut header = None;
     for file in &manifest.files {
         let path = place(draft, &file.name);

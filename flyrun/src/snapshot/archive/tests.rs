@@ -415,3 +415,44 @@ fn a_named_network_is_not_joined_by_itself() {
     assert_eq!((record.name.as_str(), &record.machine.config.network.mode), ("other", &Mode::Default));
     assert!(left.unwrap().contains("'shop'"));
 }
+
+#[test]
+fn whatever_is_changed_is_refused_or_makes_no_difference() {
+    let (here, there) = (Host::new(), Host::empty());
+    let tar = changed(&here, |_| {});
+    let whole = there.import(&tar).unwrap();
+    let digest = |record: &Record, name: &str| {
+        let path = there.snapshots.directory_of(&record.id).join(name);
+        super::digest::digest(&File::open(path).unwrap()).unwrap()
+    };
+    let names = ["snapshot/state", "snapshot/memory", DISK];
+    let digests = names.map(|name| digest(&whole, name));
+    there.snapshots.remove(&whole.id).unwrap();
+    let before = there.everything();
+    let mut random = 0x9e37_79b9_7f4a_7c15_u64;
+    let mut below = |bound: usize| {
+        random ^= random << 13;
+        random ^= random >> 7;
+        random ^= random << 17;
+        random as usize % bound
+    };
+    for _ in 0..150 {
+        let mut bytes = tar.clone();
+        // Heads as often as content, which is most of it.
+        let at = if below(2) == 0 { below(6000) } else { below(bytes.len()) };
+        match below(3) {
+            0 => bytes[at] ^= 1 << below(8),
+            1 => drop(bytes.drain(at..(at + 1 + below(600)).min(tar.len()))),
+            _ => {
+                let part: Vec<u8> = bytes[at..(at + 512).min(tar.len())].to_vec();
+                let to = below(bytes.len());
+                bytes.splice(to..to, part);
+            }
+        }
+        if let Ok(record) = there.import(&bytes) {
+            assert_eq!(names.map(|name| digest(&record, name)), digests);
+            there.snapshots.remove(&record.id).unwrap();
+        }
+        assert_eq!(there.everything(), before);
+    }
+}
