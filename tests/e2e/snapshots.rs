@@ -5,6 +5,7 @@ use std::path::Path;
 use std::process::Stdio;
 use std::time::Duration;
 
+use rustix::process::{Pid, Signal, kill_process};
 use tests::Flyrun;
 use tests::flyrun::{Outcome, scratch};
 use tests::image::busybox;
@@ -282,6 +283,20 @@ fn snapshots_that_cannot_be_gone_on_from_are_booted_from_their_disk() {
     house.flyrun(&["snapshot", "rm", "damaged"]).code(0);
 }
 
+/// The process that owns a machine in the background.
+fn monitor_of(id: &str) -> Pid {
+    let entries = std::fs::read_dir("/proc").unwrap().flatten();
+    let is_monitor = |line: &[u8]| {
+        let words: Vec<_> = line.split(|byte| *byte == 0).collect();
+        words.contains(&&b"monitor"[..]) && words.contains(&id.as_bytes())
+    };
+    let mut pids = entries.filter_map(|entry| {
+        let line = std::fs::read(entry.path().join("cmdline")).ok()?;
+        is_monitor(&line).then(|| entry.file_name().to_str()?.parse().ok())?
+    });
+    Pid::from_raw(pids.next().unwrap()).unwrap()
+}
+
 #[test]
 fn snapshots_whose_taking_is_interrupted_are_whole_or_not_there() {
     let flyrun = Flyrun::fresh();
@@ -303,6 +318,23 @@ fn snapshots_whose_taking_is_interrupted_are_whole_or_not_there() {
     taking.wait().unwrap();
     assert_eq!(house.inspect("busy")["state"], "stopped");
     house.flyrun(&["snapshot", "create", "busy"]).code(125).complains_about("flyrun start");
+    // With its monitor the machine ends, and what was being made of it goes.
+    house.flyrun(&["start", "busy"]).code(0);
+    house.wait_for_lines("busy", 1);
+    let monitor = monitor_of(house.inspect("busy")["id"].as_str().unwrap());
+    let mut command = flyrun.command(&["snapshot", "create", "busy"]).build(&[]);
+    let mut taking = command.stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
+    std::thread::sleep(Duration::from_millis(300));
+    kill_process(monitor, Signal::KILL).unwrap();
+    taking.wait().unwrap();
+    for _ in 0..600 {
+        // The VMM may be writing to its end.
+        if house.inspect("busy")["state"] == "failed" {
+            break;
+        }
+        std::thread::sleep(Duration::from_millis(100));
+    }
+    house.flyrun(&["prune"]).code(0);
     for entry in std::fs::read_dir(flyrun.root().join("snapshots")).unwrap() {
         let name = entry.unwrap().file_name().into_string().unwrap();
         assert!(name == ".names" || !name.starts_with('.'), "{name} was left");

@@ -11,6 +11,7 @@ use crate::launch::is_hostname;
 use crate::machine::health::Healthcheck;
 use crate::machine::{self, Config, DISK, is_name};
 use crate::network::Mode;
+use crate::snapshot;
 
 /// The longest name of an image that is believed, in characters.
 const MAX_IMAGE: usize = 1000;
@@ -44,7 +45,7 @@ pub fn manifest(manifest: &Manifest) -> Judged {
         )
     })?;
     let versions = (record.version, record.machine.version);
-    ensure(versions == (super::super::VERSION, machine::VERSION), || {
+    ensure(versions == (snapshot::VERSION, machine::VERSION), || {
         format!("its record has version {}.{}, which this flyrun does not read", versions.0, versions.1)
     })?;
     let names: Vec<_> = manifest.files.iter().map(|file| file.name.as_str()).collect();
