@@ -31,7 +31,7 @@ impl House<'_> {
         let words = [&["run", "-d", "--name", name], flags, &[&image, "sh", "-c", script]].concat();
         self.flyrun(&words).code(0);
         self.1.push(name.to_string());
-        self.wait_for_lines(name, 1);
+        self.wait_until_lines(name, 1);
     }
 
     /// Starts a machine from a snapshot, and gives its id.
@@ -55,9 +55,12 @@ impl House<'_> {
     }
 
     fn wait_for_lines(&self, name: &str, more: usize) {
-        let before = self.lines(name).len();
+        self.wait_until_lines(name, self.lines(name).len() + more);
+    }
+
+    fn wait_until_lines(&self, name: &str, count: usize) {
         for _ in 0..600 {
-            if self.lines(name).len() >= before + more {
+            if self.lines(name).len() >= count {
                 return;
             }
             std::thread::sleep(Duration::from_millis(100));
