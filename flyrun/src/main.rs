@@ -28,6 +28,7 @@ mod session;
 mod share;
 mod signal;
 mod size;
+mod snapshot;
 mod terminal;
 mod trace;
 mod usage;

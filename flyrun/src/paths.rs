@@ -8,7 +8,7 @@ use crate::error::{Context, Error, Result};
 /// The directories that a command works on.
 #[derive(Clone, Debug)]
 pub struct Paths {
-    /// Images, machines and volumes; survives a reboot.
+    /// Images, machines, snapshots and volumes; survives a reboot.
     pub root: PathBuf,
     /// Sockets and what else does not survive a reboot.
     pub run: PathBuf,
@@ -21,6 +21,10 @@ impl Paths {
 
     pub fn volumes(&self) -> PathBuf {
         self.root.join("volumes")
+    }
+
+    pub fn snapshots(&self) -> PathBuf {
+        self.root.join("snapshots")
     }
 
     pub fn usage(&self) -> PathBuf {

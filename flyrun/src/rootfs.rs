@@ -164,7 +164,8 @@ fn wait(vm: &Vm, mailbox: &Mailbox, image: &Image, progress: impl Fn(u64)) -> Re
     }
 }
 
-/// The root filesystems that machines, also stopped ones, stand on.
-pub fn in_use(machines: &[crate::machine::Record]) -> Vec<Digest> {
-    machines.iter().filter_map(|machine| machine.chain_id.parse().ok()).collect()
+/// The root filesystems that machines, also stopped ones, and snapshots stand on.
+pub fn in_use(machines: &[crate::machine::Record], snapshots: &[crate::snapshot::Record]) -> Vec<Digest> {
+    let machines = machines.iter().chain(snapshots.iter().map(|snapshot| &snapshot.machine));
+    machines.filter_map(|machine| machine.chain_id.parse().ok()).collect()
 }

@@ -42,8 +42,8 @@ pub enum Error {
         /// The images that match.
         names: Vec<String>,
     },
-    /// A running machine uses the image.
-    #[error("the image {name} is in use by a machine: stop and remove that machine first")]
+    /// A machine or a snapshot needs the image.
+    #[error("the image {name} is in use by a machine or a snapshot: remove that first")]
     InUse {
         /// Its canonical name.
         name: String,

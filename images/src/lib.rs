@@ -26,7 +26,7 @@
 //! | `blobs/sha256/<hex>` | manifests, indexes, configurations, layers as they came, each named by its SHA-256; read-only |
 //! | `blobs/lock` | held shared by whoever adds an image, exclusively by whoever removes blobs |
 //! | `refs/<sha256 of the name>.json` | which image a canonical name stands for, with all that a start needs |
-//! | `rootfs/<chain id>.ext4` | the unpacked root filesystem of those layers; read-only; held shared by each machine that uses it |
+//! | `rootfs/<chain id>.ext4` | the unpacked root filesystem of those layers; read-only; held shared by each machine that uses it. One that came with a snapshot is named by its content |
 //! | `templates/<kind>-<bytes>-v<n>.ext4` | empty filesystems, copied and never written |
 //! | `tmp/…` | drafts: each is locked by the process that makes it |
 //!
@@ -75,4 +75,6 @@ pub use reference::{Reference, ReferenceError, RegistryName, Source};
 pub use store::{
     ImageSummary, PruneOptions, PruneReport, RemoveReport, RootfsDraft, RootfsLease, RootfsSlot, Store,
 };
-pub use template::{DISK_DEFAULT_BYTES, MAX_BYTES, MIN_BYTES, ROOTFS_BYTES, TemplateKind, copy_file};
+pub use template::{
+    DISK_DEFAULT_BYTES, MAX_BYTES, MIN_BYTES, ROOTFS_BYTES, TemplateKind, copy_file, copy_file_unless,
+};

@@ -166,7 +166,7 @@ impl Store {
         if rustix::fs::ioctl_ficlone(to, &template).is_ok() {
             return Ok(());
         }
-        copy_sparse(&template, to).map_err(|error| Error::io("copy a template to", to_path, error))
+        copy_sparse(&template, to, &|| false).map_err(|error| Error::io("copy a template to", to_path, error))
     }
 }
 
@@ -220,6 +220,14 @@ fn search_path() -> std::ffi::OsString {
 /// # Errors
 /// The system's. Nothing is left then.
 pub fn copy_file(from: &Path, to: &Path) -> Result<()> {
+    copy_file_unless(from, to, &|| false)
+}
+
+/// As [`copy_file`], which may take a while: ends with an error soon after `given_up` says so.
+///
+/// # Errors
+/// The system's, and [`io::ErrorKind::Interrupted`]. Nothing is left then.
+pub fn copy_file_unless(from: &Path, to: &Path, given_up: &dyn Fn() -> bool) -> Result<()> {
     use std::os::unix::fs::OpenOptionsExt;
     let source = File::open(from).map_err(|error| Error::io("open", from, error))?;
     let file = File::options().read(true).write(true).create_new(true).mode(0o600).open(to);
@@ -227,7 +235,7 @@ pub fn copy_file(from: &Path, to: &Path) -> Result<()> {
     if rustix::fs::ioctl_ficlone(&file, &source).is_ok() {
         return Ok(());
     }
-    let copied = copy_sparse(&source, &file);
+    let copied = copy_sparse(&source, &file, given_up);
     if copied.is_err() {
         files::remove(to)?;
     }
@@ -235,7 +243,7 @@ pub fn copy_file(from: &Path, to: &Path) -> Result<()> {
 }
 
 /// Copies the data of a file and leaves its holes.
-fn copy_sparse(mut from: &File, mut to: &File) -> io::Result<()> {
+fn copy_sparse(mut from: &File, mut to: &File, given_up: &dyn Fn() -> bool) -> io::Result<()> {
     use rustix::fs::{SeekFrom as Whence, seek};
     let length = from.metadata()?.len();
     to.set_len(length)?;
@@ -257,6 +265,9 @@ fn copy_sparse(mut from: &File, mut to: &File) -> io::Result<()> {
                 break;
             }
             to.write_all(buffer.get(..count).unwrap_or_default())?;
+            if given_up() {
+                return Err(io::ErrorKind::Interrupted.into());
+            }
         }
     }
     Ok(())
@@ -325,6 +336,22 @@ mod tests {
         assert!(matches!(store.template(TemplateKind::Disk, 1), Err(Error::Unsupported { .. })));
         let smallest = store.template(TemplateKind::Disk, MIN_BYTES).unwrap();
         check(&smallest);
+    }
+
+    #[test]
+    fn a_copy_that_is_given_up_leaves_nothing() {
+        let directory = tempfile::tempdir().unwrap();
+        let (from, to) = (directory.path().join("a"), directory.path().join("b"));
+        let file = File::create(&from).unwrap();
+        file.set_len(1 << 30).unwrap();
+        std::os::unix::fs::FileExt::write_all_at(&file, b"data", 1 << 29).unwrap();
+        // A filesystem that copies by reference is done before it asks.
+        if copy_file_unless(&from, &to, &|| true).is_err() {
+            assert!(!to.exists());
+            copy_file(&from, &to).unwrap();
+        }
+        assert_eq!(fs::metadata(&to).unwrap().len(), 1 << 30);
+        assert!(allocated(&to) <= 64 << 10);
     }
 
     #[test]

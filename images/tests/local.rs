@@ -270,6 +270,26 @@ fn a_root_filesystem_is_made_once_and_held_while_it_is_used() {
 }
 
 #[test]
+fn a_root_filesystem_from_elsewhere_is_taken_in_once_with_its_time() {
+    let directory = tempfile::tempdir().unwrap();
+    let store = Store::open(directory.path().join("store"));
+    let id = images::Digest::of(b"id");
+    let old = std::time::UNIX_EPOCH + std::time::Duration::from_nanos(1_234_567_891_234_567_890);
+    let path = |name: &str| directory.path().join("store").join(name);
+    for name in ["one", "two"] {
+        fs::create_dir_all(path("")).unwrap();
+        fs::write(path(name), name).unwrap();
+        fs::File::options().write(true).open(path(name)).unwrap().set_modified(old).unwrap();
+        let lease = store.adopt_rootfs(&id, &path(name)).unwrap();
+        assert_eq!(fs::read(lease.path()).unwrap(), b"one");
+        assert_eq!(fs::metadata(lease.path()).unwrap().modified().unwrap(), old);
+        let report = store.prune(&PruneOptions::default()).unwrap();
+        assert!(report.rootfs.is_empty(), "held, and removed all the same");
+    }
+    assert!(!path("one").exists() && path("two").exists());
+}
+
+#[test]
 fn two_who_unpack_the_same_image_share_one_unpacking() {
     let directory = tempfile::tempdir().unwrap();
     let (store, image, _) = store_with_image(directory.path(), 1);

@@ -117,6 +117,54 @@ unchanged use
 try 0 'other' 'flyrun rm other'
 remember
 
+# snapshots
+for command in 'snapshot create' 'snapshot inspect' 'snapshot rm' 'snapshot export' 'run --rm --from-snapshot' 'create --from-snapshot'; do
+    for name in nosuch '' '../machines' 'a b' $'\e[31m'; do
+        export name
+        refuse '*no *' "flyrun $command \"\$name\""
+    done
+done
+refuse '*cannot be a snapshot*' 'flyrun snapshot create --name "a b" holder'
+refuse "*writes to volume 'data'*" 'flyrun snapshot create holder'
+refuse '*flyrun start*' 'flyrun snapshot create other'
+for input in /none /etc /etc/passwd /dev/null /dev/urandom "$FLYRUN_ROOT/machines" "$(readlink -f "$(command -v flyrun)")"; do
+    export input
+    refuse '*cannot *' 'flyrun snapshot import "$input"'
+    refuse '*cannot import*' 'head -c 1000000 "$input" 2> /dev/null | flyrun snapshot import'
+done
+refuse '*cannot be a snapshot*' 'flyrun snapshot import --name ../x /dev/null'
+refuse '*' 'flyrun snapshot'
+refuse '*' 'flyrun snapshot nonsense'
+unchanged snapshots
+try 0 '*' 'flyrun run -d --name model --network none $busybox sleep 100000; flyrun snapshot create --name warm model'
+try 0 'model' 'flyrun rm -f model'
+export file=/tmp/warm-$$
+try 0 '' 'flyrun snapshot export warm -o $file'
+remember
+for flag in --env=A=1 --workdir=/x --user=1 --entrypoint=x --cpus=2 --memory=1g --pids-limit=5 --disk=1g --kernel=/x --read-only --tmpfs=/x \
+    --volume=data:/x --mount=type=tmpfs,target=/x --disk-iops=5 --net-packets=5 --publish-all --dns=1.1.1.1 --add-host=a:1.1.1.1 \
+    --restart=always --health-cmd=x --no-healthcheck --stop-signal=1 --stop-timeout=1 --log-driver=none --log-opt=max-file=1 --pull=never; do
+    refuse '*--from-snapshot*cannot be used with*' "flyrun run --rm --from-snapshot warm $flag"
+done
+refuse '*cannot be used with*' 'flyrun run --rm --from-snapshot warm $busybox true'
+refuse '*no standard input*' 'flyrun run --rm --from-snapshot warm -i'
+refuse '*no terminal*' 'flyrun run -d --from-snapshot warm -t'
+refuse '*no network card*' 'flyrun run --rm --from-snapshot warm --network default'
+refuse '*publish*' 'flyrun run --rm --from-snapshot warm -p 80'
+refuse '*not a host name*' 'flyrun run --rm --from-snapshot warm --hostname "a b"'
+refuse "*cannot be a machine*" 'flyrun run --rm --from-snapshot warm --name "a b"'
+refuse "*the name 'holder' belongs to*" 'flyrun run --rm --from-snapshot warm --name holder'
+refuse "*the name 'warm' belongs to*" 'flyrun snapshot import $file'
+refuse '*cannot write /none/*' 'flyrun snapshot export warm -o /none/x'
+refuse '*cannot write*' 'flyrun snapshot export warm -o /etc'
+refuse '*No space left*' 'flyrun snapshot export warm > /dev/full'
+refuse '*cannot import*' 'head -c 100000 $file | flyrun snapshot import --name other'
+refuse '*cannot import*' 'head -c -1 $file | flyrun snapshot import --name other'
+unchanged 'bad snapshots'
+rm "$file"
+try 0 'warm' 'flyrun snapshot rm warm'
+remember
+
 # without rights
 nobody='setpriv --reuid 65534 --regid 65534 --clear-groups'
 export nobody
@@ -147,6 +195,9 @@ truncate -s -2M "$full/fill"
 try 0 'live' 'env $in_full flyrun start live'
 try 125 '*No space left on device*' 'env $in_full flyrun suspend live'
 try 0 'in' 'env $in_full flyrun exec live echo in'
+try 125 '*No space left on device*' 'env $in_full flyrun snapshot create live'
+try 0 'in' 'env $in_full flyrun exec live echo in'
+try 1 '' 'ls -A $full/root/snapshots | grep -v names'
 try 0 '*started*live' 'env $in_full flyrun ps -a'
 try 0 'live' 'env $in_full flyrun stop -t 0 live'
 rm "$full/fill"

@@ -16,6 +16,7 @@ mod run_errors;
 mod run_images;
 mod run_streams;
 mod signals;
+mod snapshots;
 mod store;
 mod suspend;
 mod tty;

@@ -18,7 +18,7 @@ try() {
 
 # What flyrun has on disk and in the kernel, but for what comes and goes with machines that run anyway.
 leftovers() {
-    find "$FLYRUN_ROOT/machines" "$FLYRUN_ROOT/volumes" "$FLYRUN_ROOT/tmp" "$FLYRUN_RUN" -mindepth 1 -maxdepth 1 ! -name '.*' 2> /dev/null | sort
+    find "$FLYRUN_ROOT/machines" "$FLYRUN_ROOT/snapshots" "$FLYRUN_ROOT/volumes" "$FLYRUN_ROOT/tmp" "$FLYRUN_RUN" -mindepth 1 -maxdepth 1 ! -name '.*' 2> /dev/null | sort
     ip -o link show | cut -d: -f2 | grep -o 'fly[0-9]*' | sort
     nft list tables 2> /dev/null | grep flyrun
     ls /sys/fs/cgroup/flyrun 2> /dev/null

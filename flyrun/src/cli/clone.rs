@@ -1,19 +1,13 @@
 //! `flyrun clone`.
 
-use std::fs::{self, File};
-use std::path::Path;
-use std::time::SystemTime;
-
 use clap::Args;
 
 use super::{Context, lifecycle, new_machine, print_line};
-use crate::error::{Context as _, Error, Result};
+use crate::error::{Error, Result};
 use crate::exit_code::ExitCode;
-use crate::machine::{
-    Action, DISK, Owned, Patience, Record, SNAPSHOT, SNAPSHOT_STATE, State, decide, new_id, now,
-};
+use crate::machine::{Action, Owned, Patience, Record, State, decide, new_id};
 use crate::monitor::{self, Request};
-use crate::usage::now_ms;
+use crate::snapshot;
 
 /// The most clones of one command.
 const MAX_CLONES: u32 = 1000;
@@ -99,14 +93,7 @@ fn check(record: &Record) -> Result<()> {
     if record.state != State::Suspended {
         decide(record, Action::Suspend)?;
     }
-    match record.config.volumes.iter().find(|used| !used.read_only) {
-        Some(used) => Err(Error::new(format!(
-            "{} writes to volume '{}', which cannot be in two machines",
-            record.name, used.name
-        ))
-        .advice("Keep what clones share read-only, and the rest on their own disks.")),
-        None => Ok(()),
-    }
+    snapshot::check(record)
 }
 
 /// The names that the clones are to have; `None` for their ids.
@@ -123,104 +110,6 @@ fn names(arguments: &Arguments) -> Result<Vec<Option<String>>> {
 /// Makes one clone of a suspended machine, suspended too.
 fn clone(context: &Context, source: &Owned, name: Option<&str>) -> Result<Owned> {
     let id = new_id()?;
-    let record = record_of(source.record(), &id, name);
-    context.machines().create_filled(record, |directory| copy(source.directory(), directory))
-}
-
-fn record_of(source: &Record, id: &str, name: Option<&str>) -> Record {
-    let mut record = source.clone();
-    let called_by_id = record.config.run.hostname == source.id;
-    record.id = id.to_string();
-    record.name = name.unwrap_or(id).to_string();
-    record.created_at = now();
-    record.restarts = 0;
-    record.outcome = None;
-    record.last_start = None;
-    if called_by_id {
-        record.config.run.hostname = id.to_string();
-        let old = format!("HOSTNAME={}", source.id);
-        for entry in record.config.run.env.iter_mut().filter(|entry| **entry == old) {
-            *entry = format!("HOSTNAME={id}");
-        }
-    }
-    for published in &mut record.config.network.publish {
-        published.host = 0;
-    }
-    if let Some(snapshot) = &mut record.snapshot {
-        snapshot.taken_at_ms = now_ms();
-        snapshot.network_number = None;
-    }
-    record
-}
-
-/// The disk is copied, by reference where the filesystem can; memory is linked.
-fn copy(from: &Path, to: &Path) -> Result<()> {
-    if from.join(DISK).exists() {
-        copy_file(&from.join(DISK), &to.join(DISK))?;
-    }
-    let (from, to) = (from.join(SNAPSHOT), to.join(SNAPSHOT));
-    crate::paths::make_private_dir(&to)?;
-    // Neither is written as long as it has several links.
-    for name in [vmm::snapshot::MEMORY, vmm::snapshot::BASE] {
-        match fs::hard_link(from.join(name), to.join(name)) {
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
-            other => other.context(format!("cannot link {}", to.join(name).display()))?,
-        }
-    }
-    copy_file(&from.join(SNAPSHOT_STATE), &to.join(SNAPSHOT_STATE))?;
-    File::open(&to)
-        .and_then(|directory| directory.sync_all())
-        .context(format!("cannot sync {}", to.display()))
-}
-
-/// With its time, by which a snapshot knows its disks.
-fn copy_file(from: &Path, to: &Path) -> Result<()> {
-    images::copy_file(from, to).map_err(|error| crate::error::from_images(&error))?;
-    let modified = |path: &Path| fs::metadata(path).and_then(|metadata| metadata.modified());
-    let keep = |time: SystemTime| {
-        let file = File::options().write(true).open(to)?;
-        file.set_modified(time)?;
-        file.sync_all()
-    };
-    modified(from).and_then(keep).context(format!("cannot copy to {}", to.display()))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::machine::Snapshot;
-
-    #[test]
-    fn a_clone_is_somebody_else() {
-        let mut source = Record::example("web");
-        source.config.run.hostname.clone_from(&source.id);
-        source.config.network.publish = crate::network::publish::parse("8080:80").unwrap();
-        source.snapshot = Some(Snapshot { taken_at_ms: 1, network_number: Some(7) });
-        let clone = record_of(&source, "0123456789abcd", None);
-        assert_eq!((clone.id.as_str(), clone.name.as_str()), ("0123456789abcd", "0123456789abcd"));
-        assert_eq!(clone.config.run.hostname, clone.id);
-        assert_eq!(clone.config.network.publish[0].host, 0);
-        assert_eq!(clone.snapshot.unwrap().network_number, None);
-        source.config.run.hostname = "chosen".into();
-        assert_eq!(record_of(&source, "0123456789abcd", Some("two")).config.run.hostname, "chosen");
-    }
-
-    #[test]
-    fn a_copy_keeps_content_and_time_and_memory_is_one_file() {
-        use std::os::unix::fs::MetadataExt;
-        let directory = tempfile::tempdir().unwrap();
-        let (from, to) = (directory.path().join("a"), directory.path().join("b"));
-        fs::create_dir_all(from.join(SNAPSHOT)).unwrap();
-        fs::create_dir(&to).unwrap();
-        fs::write(from.join(DISK), "disk").unwrap();
-        let old = SystemTime::UNIX_EPOCH + std::time::Duration::from_nanos(1_234_567_891_234_567_890);
-        File::options().write(true).open(from.join(DISK)).unwrap().set_modified(old).unwrap();
-        fs::write(from.join(SNAPSHOT).join("memory"), "memory").unwrap();
-        fs::write(from.join(SNAPSHOT).join(SNAPSHOT_STATE), "state").unwrap();
-        copy(&from, &to).unwrap();
-        assert_eq!(fs::read(to.join(DISK)).unwrap(), b"disk");
-        assert_eq!(fs::metadata(to.join(DISK)).unwrap().modified().unwrap(), old);
-        assert_eq!(fs::metadata(to.join(SNAPSHOT).join("memory")).unwrap().nlink(), 2);
-        assert_eq!(fs::metadata(to.join(SNAPSHOT).join(SNAPSHOT_STATE)).unwrap().nlink(), 1);
-    }
+    let record = snapshot::offspring(source.record(), &id, name);
+    context.machines().create_filled(record, |directory| snapshot::copy(source.directory(), directory))
 }

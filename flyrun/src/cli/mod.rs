@@ -13,6 +13,7 @@ mod create;
 mod doctor;
 mod each;
 mod exec;
+mod from_snapshot;
 mod health;
 mod images;
 mod inspect;
@@ -35,6 +36,7 @@ mod rm;
 mod rmi;
 mod run;
 mod share;
+mod snapshot;
 mod start;
 mod stats;
 mod stop;
@@ -52,6 +54,7 @@ use crate::exit_code::ExitCode;
 use crate::machine::{Ended, Machines};
 
 use crate::paths::{Paths, make_private_dir};
+use crate::snapshot::Snapshots;
 use crate::usage::Ledger;
 use crate::volume::Volumes;
 
@@ -105,6 +108,7 @@ enum Command {
     Suspend(suspend::Suspend),
     Resume(suspend::Resume),
     Clone(clone::Arguments),
+    Snapshot(snapshot::Arguments),
     Rm(rm::Arguments),
     Wait(wait::Arguments),
     Ps(ps::Arguments),
@@ -151,6 +155,7 @@ impl Cli {
             Command::Suspend(arguments) => suspend::suspend(&context, &arguments),
             Command::Resume(arguments) => suspend::resume(&context, &arguments),
             Command::Clone(arguments) => clone::execute(&context, &arguments),
+            Command::Snapshot(arguments) => snapshot::execute(&context, &arguments),
             Command::Rm(arguments) => rm::execute(&context, &arguments),
             Command::Wait(arguments) => wait::execute(&context, &arguments),
             Command::Ps(arguments) => ps::execute(&context, &arguments),
@@ -196,6 +201,7 @@ impl Context {
     /// Takes away what those left who were killed: machines that were to go, sockets, interfaces and rules.
     fn keep_house(&self) -> Result<()> {
         self.machines().remove_ended(Ended::Leftovers)?;
+        self.snapshots().sweep()?;
         self.paths.sweep_run_dirs();
         let is_owned = |id: &str| self.machines().is_owned(id);
         crate::cgroup::sweep(&self.paths, &is_owned);
@@ -207,6 +213,10 @@ impl Context {
 
     fn volumes(&self) -> Volumes {
         Volumes::new(self.paths.volumes())
+    }
+
+    fn snapshots(&self) -> Snapshots {
+        Snapshots::new(self.paths.snapshots())
     }
 
     fn machines(&self) -> Machines {

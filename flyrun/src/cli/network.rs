@@ -16,9 +16,9 @@ use crate::network::{Facts, Mode, Wishes};
 #[command(next_help_heading = "Network")]
 pub struct NetworkArguments {
     /// The machine's network: default (it reaches the outside), none, or a name that machines share to reach one
-    /// another. The host then forwards IPv4 and IPv6 packets, and goes on to do so
-    #[arg(long = "network", value_name = "NAME", default_value = "default")]
-    mode: Mode,
+    /// another. The host then forwards IPv4 and IPv6 packets, and goes on to do so [default: default]
+    #[arg(long = "network", value_name = "NAME")]
+    mode: Option<Mode>,
     /// Let a port of the host lead to the machine, such as 8080:80, 127.0.0.1:8080:80 or 53:53/udp
     #[arg(short, long, value_name = "[IP:][PORT:]PORT[/PROTOCOL]", value_parser = ports)]
     publish: Vec<Ports>,
@@ -73,7 +73,7 @@ impl NetworkArguments {
             publish.extend(new);
         }
         Ok(Wishes {
-            mode: self.mode.clone(),
+            mode: self.mode.clone().unwrap_or_default(),
             publish,
             dns: self.dns.clone(),
             hosts: self.add_host.clone(),
@@ -81,8 +81,35 @@ impl NetworkArguments {
         })
     }
 
+    /// Changes the wishes of a machine that has been running, as far as that is possible.
+    ///
+    /// # Errors
+    /// It would have a card that it had not, or not have the one it had.
+    pub fn change(&self, wishes: &mut Wishes) -> Result<()> {
+        if let Some(mode) = &self.mode {
+            if (*mode == Mode::None) != (wishes.mode == Mode::None) {
+                let told = match mode {
+                    Mode::None => "the snapshot's machine has a network card, and keeps it",
+                    _ => "the snapshot's machine has no network card, and gets none",
+                };
+                return Err(Error::new(told).advice("Leave --network away, or name a network for its card."));
+            }
+            wishes.mode = mode.clone();
+        }
+        let publish: Vec<Publish> = self.publish.iter().flat_map(|ports| ports.0.clone()).collect();
+        if wishes.mode == Mode::None && !publish.is_empty() {
+            return Err(
+                Error::new("a machine without a network cannot publish ports").advice("Leave -p away.")
+            );
+        }
+        if !publish.is_empty() {
+            wishes.publish = publish;
+        }
+        Ok(())
+    }
+
     /// Whether the machine has more than its loopback.
     pub fn has_network(&self) -> bool {
-        self.mode != Mode::None
+        self.mode != Some(Mode::None)
     }
 }

@@ -62,10 +62,10 @@ pub struct Flags {
     entrypoint: Option<String>,
     /// The machine's host name [default: its id]
     #[arg(long, value_name = "NAME")]
-    hostname: Option<String>,
+    pub hostname: Option<String>,
     /// A name to speak of the machine by [default: its id]
     #[arg(long)]
-    name: Option<String>,
+    pub name: Option<String>,
     /// CPUs, 0.01 to 32; with 1.5 the machine has two vCPUs and three quarters of their time
     #[arg(long, value_name = "N", default_value_t)]
     cpus: Cpus,
@@ -87,7 +87,7 @@ pub struct Flags {
     #[arg(long, value_name = "FILE")]
     kernel: Option<PathBuf>,
     #[command(flatten)]
-    network: super::network::NetworkArguments,
+    pub network: super::network::NetworkArguments,
     /// Leave the root filesystem read-only, without a disk of the machine's own; the image's volumes are in memory then
     #[arg(long)]
     read_only: bool,
@@ -114,7 +114,7 @@ pub struct Flags {
     health: super::health::HealthArguments,
     /// Set a label
     #[arg(short, long, value_name = "KEY[=VALUE]")]
-    label: Vec<String>,
+    pub label: Vec<String>,
     /// The signal that asks the process to end [default: the image's, or TERM]
     #[arg(long, value_name = "SIGNAL")]
     stop_signal: Option<Signal>,
@@ -127,8 +127,13 @@ pub struct Flags {
     /// How much of it: max-size=SIZE, max-file=N
     #[arg(long, value_name = "KEY=VALUE")]
     log_opt: Vec<String>,
+    /// Go on from a snapshot instead of an image, with what its process has in memory. Beside it only such flags can be given as
+    /// change nothing in there: the name, --rm, the host name, labels, the network and its published ports
+    #[arg(long, value_name = "SNAPSHOT", conflicts_with_all = super::from_snapshot::FIXED)]
+    pub from_snapshot: Option<String>,
     /// The image to run
-    pub image: String,
+    #[arg(required_unless_present = "from_snapshot")]
+    image: Option<String>,
     /// Command and arguments, instead of the image's
     #[arg(trailing_var_arg = true, allow_hyphen_values = true, value_name = "COMMAND")]
     command: Vec<String>,
@@ -147,8 +152,8 @@ pub struct Made {
     pub library: Library,
     pub store: Store,
     pub machine: Owned,
-    /// Keeps the image's root filesystem until the machine itself holds it.
-    _lease: images::RootfsLease,
+    /// Keeps the root filesystem until the machine itself holds it.
+    pub _lease: images::RootfsLease,
 }
 
 /// Makes a machine: finds or pulls its image, unpacks it if that was never done, writes it down in this state.
@@ -156,6 +161,9 @@ pub struct Made {
 /// # Errors
 /// A flag cannot be followed, the image is not to be had, or this host cannot run machines.
 pub fn make(context: &Context, flags: &Flags, state: State) -> Result<Made> {
+    if let Some(snapshot) = &flags.from_snapshot {
+        return super::from_snapshot::make(context, flags, snapshot);
+    }
     check(flags)?;
     share::prepare(&mounts(flags)?.shares)?;
     let library = Library::find()?;
@@ -203,8 +211,9 @@ pub fn check_memory(memory: Size) -> Result<()> {
 }
 
 fn find_or_pull(store: &images::Store, flags: &Flags) -> Result<Image> {
-    let reference = Reference::parse(&flags.image)
-        .map_err(|error| Error::caused(format!("'{}' is not an image", flags.image), &error))?;
+    let name = flags.image.as_deref().unwrap_or_default();
+    let reference =
+        Reference::parse(name).map_err(|error| Error::caused(format!("'{name}' is not an image"), &error))?;
     let options =
         PullOptions { policy: flags.pull.into(), plain_http: flags.plain_http, ..PullOptions::default() };
     let bars = Bars::on_stderr();

@@ -35,9 +35,10 @@ struct Report {
 
 pub fn execute(context: &Context, arguments: &Arguments) -> Result<ExitCode> {
     let ended = context.machines().remove_ended(Ended::All)?;
+    context.snapshots().sweep()?;
     context.paths.sweep_run_dirs();
     crate::network::sweep(&context.paths, &|id| context.machines().is_owned(id))?;
-    let keep = rootfs::in_use(&context.machines().list()?);
+    let keep = rootfs::in_use(&context.machines().list()?, &context.snapshots().list()?);
     let options = PruneOptions { all: arguments.all, keep };
     let mut store = context.store()?.prune(&options).map_err(|error| from_images(&error))?;
     store.freed_bytes += ended.iter().map(|(_, bytes)| bytes).sum::<u64>();

@@ -24,7 +24,7 @@ pub struct Arguments {
 
 pub fn execute(context: &Context, arguments: &Arguments) -> Result<ExitCode> {
     let store = context.store()?;
-    let keep = rootfs::in_use(&context.machines().list()?);
+    let keep = rootfs::in_use(&context.machines().list()?, &context.snapshots().list()?);
     let mut reports = Vec::new();
     for name in &arguments.images {
         let report = store.remove(name, &keep).map_err(|error| from_images(&error))?;

@@ -19,6 +19,7 @@ use crate::trace;
   flyrun run --rm --memory 1g --cpus 2 -e POSTGRES_PASSWORD=x postgres
   flyrun run --rm oci-archive:app.tar
   flyrun run -d --name web --restart always nginx
+  flyrun run -d --name two --from-snapshot warm
 
 IMAGE is a name (alpine, ghcr.io/a/b:1, localhost:5000/x), docker://NAME, oci:DIR[:TAG], oci-archive:FILE[:TAG],
 docker-archive:FILE[:TAG], docker-daemon:NAME, or the path of such a directory or file.")]
@@ -38,7 +39,11 @@ pub fn execute(context: &Context, arguments: &Arguments) -> Result<ExitCode> {
         new_machine::check_terminal(arguments.flags.interactive, arguments.flags.tty)?;
     }
     let made = new_machine::make(context, &arguments.flags, State::Starting)?;
+    let id = made.machine.record().id.clone();
     let result = if arguments.detach { detach(context, made) } else { follow(context, arguments, made) };
+    if result.is_err() && arguments.flags.from_snapshot.is_some() {
+        super::from_snapshot::undo(context, &id);
+    }
     // The slow part of keeping house is done when nobody waits for it any more.
     context.keep_house()?;
     result

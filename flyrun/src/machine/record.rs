@@ -25,7 +25,7 @@ pub struct Record {
     /// The user's name for it, or its id.
     pub name: String,
     pub image: String,
-    /// The root filesystem it runs on.
+    /// The root filesystem it runs on: its image's, or one that came with a snapshot.
     pub chain_id: String,
     pub config: Config,
     /// Seconds since the epoch.

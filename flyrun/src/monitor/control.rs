@@ -49,6 +49,13 @@ pub enum Request {
         /// Whether open sessions are no reason not to.
         force: bool,
     },
+    /// Take a snapshot of it with this id and name, and let it go on. Answered when the snapshot has its place.
+    Snapshot {
+        id: String,
+        name: Option<String>,
+        /// As with a suspend.
+        force: bool,
+    },
     /// Undo a pause, or a suspend that is under way.
     Resume,
     /// Change how it is run.
@@ -56,8 +63,9 @@ pub enum Request {
 }
 
 impl Request {
+    /// Whether the workload is to stand still, which it does not as long as a session is open.
     pub fn is_suspend(&self) -> bool {
-        matches!(self, Request::Suspend { .. })
+        matches!(self, Request::Suspend { .. } | Request::Snapshot { .. })
     }
 }
 

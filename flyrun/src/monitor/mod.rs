@@ -11,6 +11,7 @@ pub mod log;
 pub mod outputs;
 mod plan;
 mod requests;
+mod snapshot;
 mod spawn;
 pub mod suspend;
 
@@ -29,6 +30,7 @@ pub use spawn::{Report, spawn};
 use self::company::{Company, Place};
 use self::life::{Life, Step};
 use self::outputs::{Input, Outputs, Own, feed};
+use self::snapshot::Taking;
 use self::suspend::Suspending;
 use crate::cgroup::Cgroup;
 use crate::error::{Context, Error, Result, from_images};
@@ -131,6 +133,8 @@ struct Monitor<'a> {
     /// The user has ended the machine, so that it is not started again.
     is_stopped: bool,
     suspending: Option<Suspending>,
+    /// A snapshot that is being taken of the machine, which goes on.
+    taking: Option<Taking>,
     /// Why the snapshot that this life was to go on from was not used.
     restore_failed: Option<String>,
     cold_reason: Option<String>,
@@ -159,6 +163,7 @@ impl<'a> Monitor<'a> {
             waiting: Vec::new(),
             is_stopped: false,
             suspending: None,
+            taking: None,
             restore_failed: None,
             cold_reason: None,
         })
@@ -286,6 +291,7 @@ impl<'a> Monitor<'a> {
             started();
         };
         let result = self.follow(&mut life, &mut company, &mut place, &mut started);
+        self.forget_snapshot();
         if let Some(meter) = company.meter {
             meter.end();
         }
@@ -331,13 +337,19 @@ impl<'a> Monitor<'a> {
                     started();
                 }
                 Step::Restored => self.commit_resume(life, place)?,
+                Step::Stands if self.taking.is_some() => self.on_stands_for_snapshot(life, place),
                 Step::Stands => self.on_stands(life, place),
-                Step::StandsNot(why) => self.on_stands_not(&why),
+                Step::StandsNot(why) => {
+                    self.on_no_snapshot(&why);
+                    self.on_stands_not(&why);
+                }
                 Step::Resumed if company.meter.is_none() => {
                     self.begin_company(company, place, life.vm.pid());
                     started();
                 }
+                Step::Resumed if self.taking.is_some() => self.on_went_on_from_snapshot(life),
                 Step::Resumed => self.on_went_on(life),
+                Step::Snapshotted(result) if self.taking.is_some() => self.on_snapshot(result, life)?,
                 Step::Snapshotted(result) => {
                     if self.on_snapshotted(result, life, place)? {
                         return Ok(End::Suspended);

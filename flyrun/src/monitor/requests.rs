@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use super::life::Life;
+use super::snapshot::Wanted;
 use super::{Conversation, Monitor, Reply, Request, control};
 use crate::error::{Error, Result};
 use crate::interrupt::SIGKILL;
@@ -10,7 +11,8 @@ use crate::machine::{Action, Changes, Machines, State, Verdict, decide};
 
 impl Monitor<'_> {
     /// Does what another flyrun asks for.
-    pub(super) fn answer(&mut self, mut conversation: Conversation, life: Option<&mut Life>) {
+    pub(super) fn answer(&mut self, conversation: Conversation, life: Option<&mut Life>) {
+        let Some(mut conversation) = self.defer(conversation) else { return };
         let config = &self.machine.record().config;
         match conversation.request.clone() {
             Request::Stop { timeout_s } => {
@@ -19,7 +21,9 @@ impl Monitor<'_> {
                 self.is_stopped = true;
                 self.waiting.push(conversation);
                 if let Some(life) = life {
-                    if self.cancel_suspend(None, Some((signal, patience)), life) {
+                    if self.cancel_suspend(None, Some((signal, patience)), life)
+                        || self.cancel_snapshot((signal, patience), life)
+                    {
                         return;
                     }
                     let is_paused = self.machine.record().state == State::Paused;
@@ -48,6 +52,9 @@ impl Monitor<'_> {
             }
             Request::Pause => conversation.reply(&reply(self.pause(life.as_deref()))),
             Request::Suspend { force } => self.suspend(conversation, force, life),
+            Request::Snapshot { id, name, force } => {
+                self.take_snapshot(conversation, Wanted { id, name, force }, life);
+            }
             Request::Resume if self.suspending.is_some() => {
                 if let Some(life) = life {
                     self.cancel_suspend(Some(conversation), None, life);

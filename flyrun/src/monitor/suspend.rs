@@ -23,7 +23,7 @@ use crate::machine::{Action, LastStart, SNAPSHOT, SNAPSHOT_STATE, Snapshot, Stat
 use crate::usage::{Ledger, now_ms};
 
 /// How long what was being written to the workload's input may take to arrive.
-const INPUT_PATIENCE: Duration = Duration::from_secs(10);
+pub(super) const INPUT_PATIENCE: Duration = Duration::from_secs(10);
 
 /// A suspend that is under way.
 #[derive(Debug, Default)]

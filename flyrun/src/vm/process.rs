@@ -115,13 +115,28 @@ impl Vm {
     /// # Errors
     /// flyrun-vmm cannot be asked.
     pub fn snapshot(&self, directory: &Path, post: &Post) -> Result<()> {
+        self.snapshot_with(directory, post, || Ok(()))
+    }
+
+    /// The same, with something that is done meanwhile and belongs to it.
+    ///
+    /// # Errors
+    /// flyrun-vmm cannot be asked.
+    pub fn snapshot_with(
+        &self,
+        directory: &Path,
+        post: &Post,
+        beside: impl FnOnce() -> Result<()> + Send + 'static,
+    ) -> Result<()> {
         let stream = self.control.try_clone().context(LOST)?;
         let post = post.clone();
         // Guest memory may be large and the disk slow.
         stream.set_read_timeout(None).context(LOST)?;
         self.tell(&format!("snapshot {}", directory.display()))?;
         spawn_thread("snapshot", move || {
-            post.send(Event::Snapshotted(read_answer(&stream).map_err(|error| error.to_string())));
+            let done = beside();
+            let written = read_answer(&stream).and(done);
+            post.send(Event::Snapshotted(written.map_err(|error| error.to_string())));
         })
         .context("cannot start a thread")
     }

@@ -94,6 +94,26 @@ impl Store {
         }
     }
 
+    /// Takes a file of this filesystem, a whole root filesystem, into the store under this id; its time of change stays. If there is one
+    /// of the id already, that is held, and the file left where it is.
+    ///
+    /// # Errors
+    /// What goes wrong with files.
+    pub fn adopt_rootfs(&self, id: &Digest, path: &Path) -> Result<RootfsLease> {
+        self.make_layout()?;
+        if let Some(lease) = self.hold_rootfs(id)? {
+            return Ok(lease);
+        }
+        let target = self.rootfs_path(id);
+        let file = File::open(path).map_err(|error| Error::io("open", path, error))?;
+        // Before it has its place, so that nobody removes it there.
+        file.lock_shared().map_err(|error| Error::io("lock", path, error))?;
+        let read_only = rustix::fs::Mode::from_raw_mode(0o400);
+        rustix::fs::fchmod(&file, read_only).map_err(|error| Error::io("chmod", path, error.into()))?;
+        files::publish(&file, path, &target)?;
+        Ok(RootfsLease { path: target, file })
+    }
+
     /// Removes a root filesystem unless a machine holds it. Whether it did, and the bytes freed.
     pub(crate) fn remove_rootfs(&self, chain_id: &Digest) -> Result<Removal> {
         let path = self.rootfs_path(chain_id);
