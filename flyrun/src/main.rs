@@ -5,6 +5,7 @@
 //! this process), [`monitor::life`] (what happens until its end) and [`vm`] (the process that is the machine).
 #![forbid(unsafe_code)]
 
+mod base;
 mod cgroup;
 mod cli;
 mod cpio;

@@ -23,6 +23,11 @@ impl Paths {
         self.root.join("volumes")
     }
 
+    /// Base snapshots, a cache.
+    pub fn bases(&self) -> PathBuf {
+        self.root.join("bases")
+    }
+
     pub fn usage(&self) -> PathBuf {
         self.root.join("usage")
     }
