@@ -12,9 +12,12 @@ use crate::{
 };
 
 /// The start of a machine alone: the host's share of a network is measured by itself, as run.network.first_byte.
-const ALONE: [&str; 2] = ["--network", "none"];
+const ALONE: [&str; 3] = ["--network", "none", "--cold"];
+/// The same from a base snapshot.
+const BASE: [&str; 2] = ["--network", "none"];
 
-/// run.cached.first_byte with its phases, run.cached.exits with its kinds, and run.network.first_byte.
+/// run.cached.first_byte with its phases, run.cached.exits with its kinds, and run.network.first_byte, all by a boot; then
+/// run.base.first_byte and run.base.exits, from a base snapshot, and run.base.network.first_byte.
 ///
 /// With a network, nft makes the host's rules beside the guest's boot. In virtual time there is one processor, so that its
 /// whole work is in the figure; a host with two hides it.
@@ -27,7 +30,12 @@ pub fn run(flyrun: &Path, image: &str, runs: u32, report: &mut Report) -> Result
         command
     };
     first_byte(&mut run(&ALONE, &["echo", "first"]), runs, "run.cached.first_byte", report)?;
-    first_byte(&mut run(&[], &["echo", "first"]), runs, "run.network.first_byte", report)?;
+    first_byte(&mut run(&["--cold"], &["echo", "first"]), runs, "run.network.first_byte", report)?;
+    first_byte(&mut run(&BASE, &["echo", "first"]), runs, "run.base.first_byte", report)?;
+    first_byte(&mut run(&[], &["echo", "first"]), runs, "run.base.network.first_byte", report)?;
+    if let Err(error) = base_steps(&mut run(&BASE, &["echo", "first"]), report) {
+        eprintln!("bench: the steps of run.base.first_byte are missing: {error:#}");
+    }
     if let Err(error) = phases(&mut run(&[&ALONE[..], &["--init-log"]].concat(), &["echo", "first"]), report)
     {
         eprintln!("bench: the phases of run.cached.first_byte are missing: {error:#}");
@@ -39,7 +47,29 @@ pub fn run(flyrun: &Path, image: &str, runs: u32, report: &mut Report) -> Result
         "run.cached.exits",
         true,
         report,
+    )?;
+    exits::measure(
+        &mut run(&BASE, &["sh", "-c", "echo first; sleep 1"]),
+        "first",
+        runs,
+        "run.base.exits",
+        true,
+        report,
     )
+}
+
+/// The steps of one more run from the base. Its guest-init has no console to tell its own on.
+fn base_steps(command: &mut Command, report: &mut Report) -> Result<()> {
+    let directory = tempfile::tempdir()?;
+    let began = trace::now_us();
+    let started = Started::new(command.env("FLYRUN_TRACE", directory.path()), "first")?;
+    report.add("run.base.traced", "ms_virtual", &[milliseconds(started.elapsed)]);
+    started.finish()?;
+    for program in ["cli", "vmm"] {
+        let steps = trace::read(&directory.path().join(format!("{program}.trace")))?;
+        trace::add_steps(&format!("run.base.{program}"), began, &steps, report);
+    }
+    Ok(())
 }
 
 fn first_byte(command: &mut Command, runs: u32, name: &str, report: &mut Report) -> Result<()> {

@@ -6,6 +6,7 @@
 #![forbid(unsafe_code)]
 
 mod apps;
+mod base;
 mod cgroup;
 mod cli;
 mod cpio;

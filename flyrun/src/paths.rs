@@ -27,6 +27,11 @@ impl Paths {
         self.root.join("snapshots")
     }
 
+    /// Base snapshots, a cache.
+    pub fn bases(&self) -> PathBuf {
+        self.root.join("bases")
+    }
+
     pub fn usage(&self) -> PathBuf {
         self.root.join("usage")
     }

@@ -151,7 +151,8 @@ fn wait(vm: &Vm, mailbox: &Mailbox, image: &Image, progress: impl Fn(u64)) -> Re
                 | FromGuest::Exited(_)
                 | FromGuest::Frozen
                 | FromGuest::NotFrozen { .. }
-                | FromGuest::Resumed,
+                | FromGuest::Resumed
+                | FromGuest::Ready,
             )
             | Event::OutputDone
             | Event::Snapshotted(_)

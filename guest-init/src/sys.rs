@@ -164,6 +164,38 @@ pub fn reseed_random(random_device: BorrowedFd<'_>) -> rustix::io::Result<()> {
     check(unsafe { libc::ioctl(random_device.as_raw_fd(), RNDRESEEDCRNG as _, 0) }).map(drop)
 }
 
+/// Takes so many bytes of new memory, page by page, and leaves them to the kernel for when it needs them: the next that it
+/// hands out are others.
+///
+/// # Errors
+/// The kernel's reason; `ENOMEM` when there is not so much.
+pub fn set_memory_aside(bytes: usize) -> rustix::io::Result<()> {
+    if bytes == 0 {
+        return Ok(());
+    }
+    let (prot, flags) = (libc::PROT_READ | libc::PROT_WRITE, libc::MAP_PRIVATE | libc::MAP_ANONYMOUS);
+    // SAFETY: a new anonymous mapping at an address of the kernel's choice aliases nothing.
+    let start = unsafe { libc::mmap(ptr::null_mut(), bytes, prot, flags, -1, 0) };
+    if start == libc::MAP_FAILED {
+        return Err(last_errno());
+    }
+    for advice in [libc::MADV_NOHUGEPAGE, libc::MADV_DONTFORK, libc::MADV_POPULATE_WRITE, libc::MADV_FREE] {
+        // SAFETY: the range is the mapping made above, which nobody has a pointer to.
+        check(unsafe { libc::madvise(start, bytes, advice) })?;
+    }
+    Ok(())
+}
+
+/// Sets how much of a block device is read ahead, in sectors of 512 bytes (block/ioctl.c, BLKRASET).
+///
+/// # Errors
+/// The kernel's reason.
+pub fn set_read_ahead(device: BorrowedFd<'_>, sectors: usize) -> rustix::io::Result<()> {
+    const BLKRASET: u32 = 0x1262;
+    // SAFETY: BLKRASET takes its argument by value.
+    check(unsafe { libc::ioctl(device.as_raw_fd(), BLKRASET as _, sectors) }).map(drop)
+}
+
 /// Sends a signal, by number, to one process.
 ///
 /// # Errors

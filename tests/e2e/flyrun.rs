@@ -50,7 +50,13 @@ impl Flyrun {
     /// A store of its own, for a test that takes things away or counts them.
     pub fn fresh() -> Flyrun {
         let scratch = scratch();
-        Flyrun { directory: scratch.path().to_path_buf(), _scratch: Some(scratch) }
+        let fresh = Flyrun { directory: scratch.path().to_path_buf(), _scratch: Some(scratch) };
+        let bases = Flyrun::shared().root().join("bases");
+        std::fs::create_dir_all(&bases).unwrap();
+        std::fs::create_dir_all(fresh.root()).unwrap();
+        // What is in there is nobody's; making it takes a boot each time.
+        std::os::unix::fs::symlink(bases, fresh.root().join("bases")).unwrap();
+        fresh
     }
 
     /// Where images and machines are.
@@ -78,7 +84,10 @@ impl Flyrun {
     pub fn contents(&self) -> Vec<String> {
         let output = Command::new("find")
             .arg(self.root())
-            .args(["-not", "-type", "d", "-not", "-name", "*lock*", "-printf", "%P %s\n"])
+            .args([
+                "-not", "-type", "d", "-not", "-path", "*/bases*", "-not", "-name", "*lock*", "-printf",
+                "%P %s\n",
+            ])
             .output()
             .unwrap();
         let mut lines: Vec<_> = String::from_utf8(output.stdout).unwrap().lines().map(String::from).collect();

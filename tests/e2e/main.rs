@@ -1,6 +1,7 @@
 //! End to end: the built flyrun, real images, real virtual machines. `make e2e` runs this in the test host.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
+mod base;
 mod cp;
 mod doctor;
 mod exec;

@@ -6,6 +6,11 @@
 //! snapshot DIR   ok and a JSON object of figures, when the machine, which is paused, is in that directory
 //! checked-snapshot DIR
 //!                the same, with a checksum of memory, all of which is read for it
+//! base-snapshot DIR
+//!                as snapshot; the guest has read nothing of its disks, and may go on with others
+//! working-set DIR
+//!                ok, when the list of what the machine has touched of its snapshot's memory is in that directory, beside
+//!                that snapshot or a later one of this machine
 //! ```
 //!
 //! The figures: `full`, whether all of memory was looked at or what was written since the machine was resumed;
@@ -39,6 +44,7 @@ use crate::{
     snapshot::{
         save::{Order, save},
         subject::Subject,
+        working_set::WorkingSet,
     },
 };
 
@@ -124,9 +130,10 @@ impl Channel {
             b"resume" => {
                 self.machine().resume().map(|()| String::new()).map_err(|refusal| refusal.to_string())
             }
-            _ => match order(request) {
-                Some(order) => self.snapshot(order).map(|figures| format!(" {figures}")),
-                None => Err(format!("{:?} is not a request", String::from_utf8_lossy(request))),
+            _ => match (request.strip_prefix(b"working-set "), order(request)) {
+                (Some(dir), _) => self.working_set(Path::new(OsStr::from_bytes(dir))),
+                (None, Some(order)) => self.snapshot(order).map(|figures| format!(" {figures}")),
+                (None, None) => Err(format!("{:?} is not a request", String::from_utf8_lossy(request))),
             },
         };
         match done {
@@ -156,6 +163,15 @@ impl Channel {
         serde_json::to_string(&report).map_err(|error| error.to_string())
     }
 
+    fn working_set(&self, dir: &Path) -> Result<String, String> {
+        let subject = self.owned.subject.as_ref().ok_or("this machine has no snapshot")?;
+        let touched = WorkingSet::of(&subject.memory, &subject.backing);
+        touched
+            .and_then(|touched| touched.write(dir))
+            .map_err(|error| format!("{}: {error}", dir.display()))?;
+        Ok(String::new())
+    }
+
     /// Whether the owner has asked for the machine to go on. What it asks is answered later, in its turn.
     fn resume_waits(&mut self) -> bool {
         // More than a few lines nobody sends meanwhile; they are left in the stream.
@@ -169,11 +185,16 @@ impl Channel {
 
 /// A snapshot that is asked for.
 fn order(request: &[u8]) -> Option<Order<'_>> {
-    let (dir, checksum) = match request.strip_prefix(b"checked-") {
-        Some(rest) => (rest.strip_prefix(b"snapshot ")?, true),
-        None => (request.strip_prefix(b"snapshot ")?, false),
+    let [checksum, any_disks] = [b"checked-".as_slice(), b"base-"].map(|kind| request.starts_with(kind));
+    let kind = if checksum {
+        "checked-"
+    } else if any_disks {
+        "base-"
+    } else {
+        ""
     };
-    Some(Order { dir: Path::new(OsStr::from_bytes(dir)), checksum })
+    let dir = request.strip_prefix(kind.as_bytes())?.strip_prefix(b"snapshot ")?;
+    Some(Order { dir: Path::new(OsStr::from_bytes(dir)), checksum, any_disks })
 }
 
 /// What a look into the stream has brought.

@@ -206,13 +206,18 @@ impl Vcpu {
         Ok(Self { index, fd, buses })
     }
 
+    /// The vCPU's descriptor.
+    pub fn as_fd(&self) -> BorrowedFd<'_> {
+        // SAFETY: the descriptor is this vCPU's, which stays open during the borrow.
+        unsafe { BorrowedFd::borrow_raw(self.fd.as_raw_fd()) }
+    }
+
     /// A second handle, for whoever asks for the vCPU's state while its thread stands.
     ///
     /// # Errors
     /// The host grants no more descriptors.
     pub fn handle(&self) -> io::Result<OwnedFd> {
-        // SAFETY: the descriptor is this vCPU's, which stays open during the borrow.
-        unsafe { BorrowedFd::borrow_raw(self.fd.as_raw_fd()) }.try_clone_to_owned()
+        self.as_fd().try_clone_to_owned()
     }
 
     /// Has KVM tell the guest's clock that time went by without it. One that uses no kvm-clock cannot be told.

@@ -10,7 +10,7 @@ use kvm_bindings::CpuId;
 use kvm_ioctls::{Cap, Kvm, VcpuFd, VmFd};
 
 use crate::{
-    attach::{Attach, GuestDevices},
+    attach::{Attach, GuestDevices, Transport},
     boot::{self, LoadedKernel, command_line, params, registers},
     bus::Buses,
     channel::{Channel, Owned},
@@ -116,12 +116,13 @@ impl Vm {
         cpu::check(&snapshot.state.machine.cpuid, frame.template(spec.cpus)?.entries())?;
         let (guest, backing) = snapshot.memory(spec.memory_mib, verify)?;
         memory::register(&frame.fd, &guest)?;
+        let ahead = snapshot.working_set();
         let Snapshot { header, state, .. } = snapshot;
         trace.step("memory ready");
 
         let (console, devices) = frame.attach(spec, &guest, state.console.as_ref(), &trace)?;
         // Again, now that nobody else can write to them.
-        identity::check_disks(&header.disks, spec)?;
+        identity::check_disks(header.disks.as_deref(), spec)?;
         let cpuid = Template::saved(state.machine.cpuid.clone());
         let buses = Arc::new(std::mem::take(&mut frame.buses));
         let mut saved = state.vcpus.iter();
@@ -136,10 +137,18 @@ impl Vm {
         clock::restore(&frame.fd, &state.machine)?;
         vcpus.iter().for_each(Vcpu::tell_of_pause);
         continue_devices(&devices, &state)?;
+        if header.disks.is_none() {
+            // They are others than those that the driver has seen.
+            devices.transports.iter().take(spec.disks.len()).for_each(announce);
+        }
         if let Some(console) = &console {
             console.remind();
         }
         trace.step("state restored");
+        if let Some(ahead) = ahead {
+            ahead.prepare(&guest, backing.mapped(), vcpus.first().map(Vcpu::as_fd));
+            trace.step("pages read ahead");
+        }
         let origin =
             Origin { kernel: header.kernel.map_or(Kernel::Unknown, Kernel::Resumed), backing, cpuid };
         frame.finish(spec, guest, console, devices, vcpus, origin, trace)
@@ -297,6 +306,11 @@ fn continue_devices(devices: &GuestDevices, state: &State) -> Result<(), Refusal
         restored.map_err(|error| Refusal::Host(format!("virtio device {index}: {error}")))?;
     }
     Ok(())
+}
+
+/// Has the driver read the device's configuration again.
+fn announce(transport: &Transport) {
+    transport.lock().unwrap_or_else(PoisonError::into_inner).0.announce_configuration();
 }
 
 /// A kernel that panicked resets its machine, as one that shuts down does: its last words tell the difference.

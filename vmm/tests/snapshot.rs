@@ -26,7 +26,7 @@ use vmm::{
 fn save_to(vm: &Vm, dir: &Path) -> Result<save::Report, save::NotSaved> {
     let mut machine = vm.machine();
     let standing = machine.standing().unwrap();
-    save::save(vm.subject(), &standing, save::Order { dir, checksum: false }, &mut || false)
+    save::save(vm.subject(), &standing, save::Order { dir, checksum: false, any_disks: false }, &mut || false)
 }
 
 #[test]

@@ -11,7 +11,7 @@ use crate::paths::Library;
 use crate::snapshot;
 
 /// Flags that would change what is in the snapshot, or what its machine was made with.
-pub const FIXED: [&str; 40] = [
+pub const FIXED: [&str; 41] = [
     "image",
     "command",
     "entrypoint",
@@ -29,6 +29,7 @@ pub const FIXED: [&str; 40] = [
     "net_bandwidth",
     "net_packets",
     "kernel",
+    "cold",
     "read_only",
     "tmpfs",
     "volume",

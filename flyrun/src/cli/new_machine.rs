@@ -86,6 +86,9 @@ pub struct Flags {
     /// Boot this kernel: an ELF vmlinux or a bzImage
     #[arg(long, value_name = "FILE")]
     kernel: Option<PathBuf>,
+    /// Boot the kernel also where a base snapshot, of a machine of this size that has just booted, could take its place
+    #[arg(long)]
+    cold: bool,
     #[command(flatten)]
     pub network: super::network::NetworkArguments,
     /// Leave the root filesystem read-only, without a disk of the machine's own; the image's volumes are in memory then
@@ -287,6 +290,7 @@ fn record(image: &Image, flags: &Flags, id: &str) -> Result<Record> {
             memory: flags.memory,
             disk: (!flags.read_only).then_some(flags.disk),
             kernel: flags.kernel.clone(),
+            cold: flags.cold,
             run: run_config(image, flags, id)?,
             tty: flags.tty,
             auto_remove: flags.rm,

@@ -14,7 +14,7 @@ use crate::size::Size;
 /// Remove machines that have ended, and what of images nothing needs
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:
-  flyrun prune              ended machines with their disks, leftovers of crashes
+  flyrun prune              ended machines with their disks, leftovers of crashes, base snapshots (the next run makes its own anew)
   flyrun prune --all        also every image that no machine uses")]
 pub struct Arguments {
     /// Also remove every image that no machine uses
@@ -42,6 +42,7 @@ pub fn execute(context: &Context, arguments: &Arguments) -> Result<ExitCode> {
     let options = PruneOptions { all: arguments.all, keep };
     let mut store = context.store()?.prune(&options).map_err(|error| from_images(&error))?;
     store.freed_bytes += ended.iter().map(|(_, bytes)| bytes).sum::<u64>();
+    store.freed_bytes += crate::base::remove_all(&context.paths);
     let report = Report { machines: ended.into_iter().map(|(id, _)| id).collect(), store };
     if arguments.json {
         return print_json(&report);

@@ -65,6 +65,8 @@ pub enum LastStart {
     },
     /// From a snapshot.
     Resumed,
+    /// From the base snapshot of its shape, in place of a boot.
+    Base,
 }
 
 /// All that decides how a machine starts, fixed when it is made.
@@ -76,6 +78,9 @@ pub struct Config {
     pub disk: Option<Size>,
     /// A kernel other than flyrun's own.
     pub kernel: Option<PathBuf>,
+    /// Whether it boots also where it could go on from a base snapshot.
+    #[serde(default)]
+    pub cold: bool,
     /// What guest-init is told, but for the randomness and the terminal's size, which belong to each start.
     pub run: RunConfig,
     /// Whether its process gets a terminal.
@@ -197,6 +202,7 @@ impl Record {
                 memory: Size::mib(128),
                 disk: None,
                 kernel: None,
+                cold: false,
                 run: RunConfig::default(),
                 tty: false,
                 auto_remove: false,

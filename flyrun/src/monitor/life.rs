@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant};
 
 use protocol::session::FromSession;
-use protocol::{ExitStatus, FailureKind, FromGuest, PROTOCOL_VERSION, Renewal, ToGuest, TtySize};
+use protocol::{ExitStatus, FailureKind, FromGuest, PROTOCOL_VERSION, Renewal, Start, ToGuest, TtySize};
 
 use super::End;
 use super::front::{Front, Response};
@@ -16,6 +16,7 @@ use crate::vm::{Control, Event, Mailbox, Vm};
 
 /// How long a guest may take from its start to guest-init's first word. Hundreds of times what it needs.
 const BOOT_LIMIT: Duration = Duration::from_secs(60);
+const NOT_STARTED: &str = "the guest has not started within a minute";
 /// How long the rest of the output and the guest's own end may take once its process is gone.
 const END_LIMIT: Duration = Duration::from_secs(15);
 /// How long a restored guest may take to its first word.
@@ -42,6 +43,8 @@ pub struct Life {
     still: Option<Still>,
     /// Restored from a snapshot that is whole until guest-init is told to go on.
     is_restored: bool,
+    /// Guest-init has said why it cannot go on.
+    has_told: bool,
     /// The size of the terminal of the client that attached last.
     size: Option<TtySize>,
 }
@@ -97,7 +100,6 @@ pub enum Step {
 
 impl Life {
     pub fn new(vm: Vm, outputs: usize, keeps_disk: bool) -> Life {
-        let late = "the guest has not started within a minute";
         Life {
             vm,
             control: None,
@@ -105,11 +107,12 @@ impl Life {
             keeps_disk,
             is_started: false,
             exited: None,
-            deadline: Some(Deadline { at: Instant::now() + BOOT_LIMIT, late }),
+            deadline: Some(Deadline { at: Instant::now() + BOOT_LIMIT, late: NOT_STARTED }),
             stopping: None,
             streams: outputs,
             still: None,
             is_restored: false,
+            has_told: false,
             size: None,
         }
     }
@@ -119,6 +122,22 @@ impl Life {
         let late = "the resumed guest has not answered within 20 seconds";
         let deadline = Some(Deadline { at: Instant::now() + RESUME_LIMIT, late });
         Life { is_restored: true, is_started: true, deadline, ..Life::new(vm, outputs, keeps_disk) }
+    }
+
+    /// A life that goes on from a base snapshot: it is told what to run when it has connected.
+    pub fn from_base(vm: Vm, outputs: usize, keeps_disk: bool) -> Life {
+        Life { is_restored: true, ..Life::new(vm, outputs, keeps_disk) }
+    }
+
+    /// Tells guest-init, which waits for it, what to run.
+    pub fn run(&mut self, start: Start) {
+        self.deadline = Some(Deadline { at: Instant::now() + BOOT_LIMIT, late: NOT_STARTED });
+        self.send(&ToGuest::Run(Box::new(start)));
+    }
+
+    /// Whether it failed before its workload ran, and not for a reason that guest-init tells.
+    pub fn is_stillborn(&self) -> bool {
+        !self.is_started && !self.has_told
     }
 
     /// Waits for the next thing that happens, or until `wake`.
@@ -304,6 +323,7 @@ impl Life {
             FromGuest::Started { .. } => {
                 trace::step("workload started");
                 self.is_started = true;
+                self.deadline = None;
                 if let Some(size) = self.size {
                     self.send(&ToGuest::Resize(size));
                 }
@@ -317,7 +337,11 @@ impl Life {
                 self.deadline = Some(Deadline { at: Instant::now() + END_LIMIT, late });
                 Ok(Step::Nothing)
             }
-            FromGuest::Failed { kind, message } => failure(kind, message).map(Step::Ended),
+            FromGuest::Failed { kind, message } => {
+                self.has_told = true;
+                failure(kind, message).map(Step::Ended)
+            }
+            FromGuest::Ready => Err(Error::new("the guest waits, which it was not asked to do")),
             FromGuest::Unpacking { .. } | FromGuest::Unpacked { .. } => {
                 Err(Error::new("the guest reports on unpacking, which it was not asked to do"))
             }

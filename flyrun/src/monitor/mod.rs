@@ -2,10 +2,12 @@
 //!
 //! In the foreground `flyrun run` is the monitor itself; in the background it is a process of its own ([`spawn`]).
 
+mod base;
 mod company;
 mod control;
 mod front;
 pub mod health;
+mod learn;
 mod life;
 pub mod log;
 pub mod outputs;
@@ -27,7 +29,9 @@ pub use control::{Conversation, Reply, Request, ask};
 pub use front::Front;
 pub use spawn::{Report, spawn};
 
+use self::base::FromBase;
 use self::company::{Company, Place};
+use self::learn::Learning;
 use self::life::{Life, Step};
 use self::outputs::{Input, Outputs, Own, feed};
 use self::snapshot::Taking;
@@ -137,6 +141,12 @@ struct Monitor<'a> {
     taking: Option<Taking>,
     /// Why the snapshot that this life was to go on from was not used.
     restore_failed: Option<String>,
+    /// The base snapshot that this life went on from.
+    base: Option<FromBase>,
+    /// One could not be gone on from.
+    without_base: bool,
+    /// What it has touched of its memory's file is to be written down.
+    learning: Option<Learning>,
     cold_reason: Option<String>,
 }
 
@@ -165,6 +175,9 @@ impl<'a> Monitor<'a> {
             suspending: None,
             taking: None,
             restore_failed: None,
+            base: None,
+            without_base: false,
+            learning: None,
             cold_reason: None,
         })
     }
@@ -185,6 +198,10 @@ impl<'a> Monitor<'a> {
             let result = self.live(started);
             if let Some(reason) = self.restore_failed.take() {
                 self.fall_back(reason)?;
+                continue;
+            }
+            if let (Err(error), Some(base)) = (&result, self.base.take_if(|base| base.has_failed)) {
+                self.give_up_base(&base, &error.to_string());
                 continue;
             }
             if matches!(result, Ok(End::Suspended)) || self.machine.record().snapshot.is_some() {
@@ -260,7 +277,12 @@ impl<'a> Monitor<'a> {
             let told = "cannot write down the machine's network";
             network.facts().write(self.run_dir.path()).context(told)?;
         }
-        let plan = self.plan(lease.path(), &attached, &served, network.as_ref())?;
+        let mut plan = self.plan(lease.path(), &attached, &served, network.as_ref())?;
+        self.learning = None;
+        self.base = self.find_base(&plan, network.as_mut())?;
+        if let Some(base) = &self.base {
+            plan.restore = Some(base.directory.clone());
+        }
         let post = self.mailbox.begin_life();
         let vm = Vm::start(&plan, self.run_dir.clone(), &post)?;
         // The host's rules are made while the guest boots.
@@ -280,10 +302,11 @@ impl<'a> Monitor<'a> {
         let streams = plan.streams.as_ref().map_or(0, Streams::count);
         // Before the life, so that it is taken away after it.
         let mut place = Place { network, post };
-        let is_restored = plan.restore.is_some();
-        let mut life = match is_restored {
-            true => Life::restored(vm, streams, keeps_disk),
-            false => Life::new(vm, streams, keeps_disk),
+        let is_restored = self.machine.record().snapshot.is_some();
+        let mut life = match (&self.base, is_restored) {
+            (Some(_), _) => Life::from_base(vm, streams, keeps_disk),
+            (None, true) => Life::restored(vm, streams, keeps_disk),
+            (None, false) => Life::new(vm, streams, keeps_disk),
         };
         let mut company = Company::default();
         let mut started = || {
@@ -302,6 +325,9 @@ impl<'a> Monitor<'a> {
         {
             self.restore_failed = Some(error.to_string());
         }
+        if let (Err(_), Some(base)) = (&result, &mut self.base) {
+            base.has_failed = life.is_stillborn() && !self.is_stopped;
+        }
         health::forget(self.machine.directory());
         if keeps_disk {
             // The next life writes to the same disk.
@@ -318,7 +344,9 @@ impl<'a> Monitor<'a> {
         started: &mut dyn FnMut(),
     ) -> Result<End> {
         loop {
-            let step = life.step(&self.mailbox, &mut self.view.front, company.due())?;
+            let wake = company.due().into_iter().chain(self.learning.as_ref().map(Learning::due)).min();
+            let step = life.step(&self.mailbox, &mut self.view.front, wake)?;
+            self.learn(life);
             let paused = self.machine.record().state == State::Paused || life.is_still();
             if self.machine.record().state == State::Paused && life.has_exited() {
                 // Its last word was under way when it was paused.
@@ -330,12 +358,20 @@ impl<'a> Monitor<'a> {
                 Step::Started => {
                     self.begin_company(company, place, life.vm.pid());
                     let reason = self.cold_reason.take();
+                    let last_start = match &self.base {
+                        Some(base) => {
+                            self.learning = Learning::for_base(&base.directory);
+                            LastStart::Base
+                        }
+                        None => LastStart::ColdBoot { reason },
+                    };
                     self.try_become(State::Started, |record| {
                         record.started_at = Some(now());
-                        record.last_start = Some(LastStart::ColdBoot { reason });
+                        record.last_start = Some(last_start);
                     });
                     started();
                 }
+                Step::Restored if self.run_from_base(life) => {}
                 Step::Restored => self.commit_resume(life, place)?,
                 Step::Stands if self.taking.is_some() => self.on_stands_for_snapshot(life, place),
                 Step::Stands => self.on_stands(life, place),
@@ -345,6 +381,7 @@ impl<'a> Monitor<'a> {
                 }
                 Step::Resumed if company.meter.is_none() => {
                     self.begin_company(company, place, life.vm.pid());
+                    self.learning = Some(Learning::new(self.snapshot_directory()));
                     started();
                 }
                 Step::Resumed if self.taking.is_some() => self.on_went_on_from_snapshot(life),

@@ -88,7 +88,7 @@ impl Monitor<'_> {
         run.network = network.map(|network| network.config.clone());
         for (used, attached) in config.volumes.iter().zip(attached) {
             run.volumes.push(VolumeConfig {
-                device: device_name(disks.len()),
+                device: protocol::disk_name(disks.len()),
                 path: used.path.clone(),
                 read_only: used.read_only,
             });
@@ -124,27 +124,5 @@ impl Monitor<'_> {
         let made = self.host.store.copy_template(images::TemplateKind::Disk, bytes, &draft);
         made.map_err(|error| from_images(&error))?;
         std::fs::rename(&draft, disk).context("cannot make the machine's disk")
-    }
-}
-
-/// What Linux calls a virtio disk (drivers/block/virtio_blk.c, virtblk_name_format).
-fn device_name(index: usize) -> String {
-    let letter = |index: usize| char::from(b'a' + (index % 26) as u8);
-    match index {
-        0..26 => format!("/dev/vd{}", letter(index)),
-        _ => format!("/dev/vd{}{}", letter(index / 26 - 1), letter(index)),
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn disks_are_named_as_the_kernel_does() {
-        assert_eq!(
-            [0, 1, 25, 26, 27, 52].map(device_name),
-            ["a", "b", "z", "aa", "ab", "ba"].map(|end| format!("/dev/vd{end}"))
-        );
     }
 }

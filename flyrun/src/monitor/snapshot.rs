@@ -147,8 +147,11 @@ impl Monitor<'_> {
         if let Some((_, draft)) = taking.wanted.as_ref().filter(|_| taking.why_not.is_none()) {
             let (target, path, given_up) =
                 (draft.snapshot(), draft.path().to_path_buf(), taking.given_up.clone());
-            let begun =
-                snapshot::link_base(&directory, &target).and_then(|()| life.vm.pause()).and_then(|()| {
+            let base = self.base.as_ref();
+            let begun = snapshot::link_base(&directory, &target)
+                .inspect(|()| base.into_iter().for_each(|base| base.keep(&target)))
+                .and_then(|()| life.vm.pause())
+                .and_then(|()| {
                     let copy =
                         move || snapshot::copy_disk(&directory, &path, &|| given_up.load(Ordering::Relaxed));
                     let asked = life.vm.snapshot_with(&target, &place.post, copy);

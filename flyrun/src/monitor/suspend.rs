@@ -116,6 +116,7 @@ impl Monitor<'_> {
             return life.go_on(Renewal::default());
         }
         let begun = crate::paths::make_private_dir(&directory)
+            .inspect(|()| self.base.iter().for_each(|base| base.keep(&directory)))
             .and_then(|()| life.vm.pause())
             .and_then(|()| life.vm.snapshot(&directory, &place.post).inspect_err(|_| _ = life.vm.resume()));
         match begun {
@@ -241,7 +242,7 @@ impl Monitor<'_> {
 }
 
 /// The time of day in nanoseconds since the epoch.
-fn realtime_ns() -> u64 {
+pub(super) fn realtime_ns() -> u64 {
     let since_epoch = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
     u64::try_from(since_epoch.as_nanos()).unwrap_or(0)
 }

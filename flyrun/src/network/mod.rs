@@ -213,6 +213,7 @@ fn is_peer(other: Option<&Owner>, owner: &Owner) -> bool {
 
 fn guest_config(number: Number, wishes: &Wishes) -> NetworkConfig {
     NetworkConfig {
+        mac: number.mac(),
         mtu: default_mtu(),
         ipv4: Some((number.guest4(), number.gateway4())),
         ipv6: Some((number.guest6(), number.gateway6())),

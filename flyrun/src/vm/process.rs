@@ -115,7 +115,7 @@ impl Vm {
     /// # Errors
     /// flyrun-vmm cannot be asked.
     pub fn snapshot(&self, directory: &Path, post: &Post) -> Result<()> {
-        self.snapshot_with(directory, post, || Ok(()))
+        self.begin_snapshot("snapshot", directory, post, || Ok(()))
     }
 
     /// The same, with something that is done meanwhile and belongs to it.
@@ -128,17 +128,44 @@ impl Vm {
         post: &Post,
         beside: impl FnOnce() -> Result<()> + Send + 'static,
     ) -> Result<()> {
+        self.begin_snapshot("snapshot", directory, post, beside)
+    }
+
+    /// A snapshot of a machine that has not read its disks, and may go on with others.
+    ///
+    /// # Errors
+    /// flyrun-vmm cannot be asked.
+    pub fn base_snapshot(&self, directory: &Path, post: &Post) -> Result<()> {
+        self.begin_snapshot("base-snapshot", directory, post, || Ok(()))
+    }
+
+    fn begin_snapshot(
+        &self,
+        request: &str,
+        directory: &Path,
+        post: &Post,
+        beside: impl FnOnce() -> Result<()> + Send + 'static,
+    ) -> Result<()> {
         let stream = self.control.try_clone().context(LOST)?;
         let post = post.clone();
         // Guest memory may be large and the disk slow.
         stream.set_read_timeout(None).context(LOST)?;
-        self.tell(&format!("snapshot {}", directory.display()))?;
+        self.tell(&format!("{request} {}", directory.display()))?;
         spawn_thread("snapshot", move || {
             let done = beside();
             let written = read_answer(&stream).and(done);
             post.send(Event::Snapshotted(written.map_err(|error| error.to_string())));
         })
         .context("cannot start a thread")
+    }
+
+    /// Has what the machine has touched of its memory until now read ahead when another goes on from the snapshot in this
+    /// directory.
+    ///
+    /// # Errors
+    /// The list cannot be written, or flyrun-vmm does not answer.
+    pub fn note_working_set(&self, snapshot: &Path) -> Result<()> {
+        self.ask(&format!("working-set {}", snapshot.display()))
     }
 
     /// Lets the machine run on although its snapshot is not complete; that, too, is posted as [`Event::Snapshotted`], and

@@ -3,7 +3,7 @@
 //! Two things cross the border, and both are defined here and nowhere else:
 //!
 //! 1. [`BootConfig`], written by the host as the file [`CONFIG_PATH`] of the initramfs (a second cpio archive behind
-//!    guest-init's own) and read once by guest-init;
+//!    guest-init's own) and read once by guest-init. It may say that what to run will come in a frame, [`ToGuest::Run`];
 //! 2. the frames of the control connection, [`ToGuest`] and [`FromGuest`], on vsock port [`port::CONTROL`].
 //!
 //! Guest-init opens every connection: the host (CID 2) listens. `stdin`, `stdout` and `stderr` are byte streams of
@@ -26,7 +26,16 @@ pub mod session;
 pub use config_file::{ConfigError, MAGIC, decode_config, encode_config};
 
 /// The version of everything in this crate. Raised by every change that an older peer would read wrongly.
-pub const PROTOCOL_VERSION: u32 = 6;
+pub const PROTOCOL_VERSION: u32 = 7;
+
+/// What Linux calls a virtio disk (drivers/block/virtio_blk.c, virtblk_name_format).
+pub fn disk_name(index: usize) -> String {
+    let letter = |index: usize| char::from(b'a' + (index % 26) as u8);
+    match index {
+        0..26 => format!("/dev/vd{}", letter(index)),
+        _ => format!("/dev/vd{}{}", letter(index / 26 - 1), letter(index)),
+    }
+}
 
 /// Where guest-init finds its encoded [`BootConfig`] in the initramfs.
 pub const CONFIG_PATH: &str = "/flyrun.config";
@@ -50,6 +59,19 @@ pub enum BootConfig {
     Run(Box<RunConfig>),
     /// Apply an image's layers to an empty filesystem, then power off.
     Unpack(UnpackConfig),
+    /// Do nothing yet: say [`FromGuest::Ready`] and wait for [`ToGuest::Run`]. A snapshot of that is the start of any machine.
+    Wait,
+}
+
+/// What a machine that waits is to do.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Start {
+    /// The time of day, in nanoseconds since the epoch; 0 leaves the clock as it is.
+    pub realtime_ns: u64,
+    /// The length of each disk in bytes, `/dev/vda` first: the kernel learns of them in its own time.
+    pub disks: Vec<u64>,
+    /// What a machine that boots is told at once.
+    pub config: RunConfig,
 }
 
 /// How to run the workload. The host has already merged the image's configuration with the user's flags.
@@ -93,6 +115,8 @@ pub struct RunConfig {
 /// The machine's place in the network. Its card is `eth0`; the gateways are on the link, whatever the addresses.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct NetworkConfig {
+    /// The card's Ethernet address.
+    pub mac: [u8; 6],
     /// The largest packet without its Ethernet header, in bytes.
     pub mtu: u16,
     /// The machine's IPv4 address, as a /32, and the gateway of its default route.
@@ -204,6 +228,8 @@ pub enum ToGuest {
     },
     /// Go on: after a snapshot, in a restored machine, or because there was none.
     Resume(Box<Renewal>),
+    /// Run this, in a machine that waits for it.
+    Run(Box<Start>),
 }
 
 /// What a machine must learn before its workload goes on.
@@ -229,6 +255,8 @@ pub enum FromGuest {
         /// [`PROTOCOL_VERSION`] of guest-init.
         version: u32,
     },
+    /// A machine that is to wait does so: it has mounted nothing, and read nothing of its disks.
+    Ready,
     /// The workload's `execve` has succeeded.
     Started {
         /// Process id in the guest.
@@ -309,4 +337,17 @@ pub enum FailureKind {
     BadConfig,
     /// Anything else in setting the machine up (exit code 125).
     Setup,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn disks_are_named_as_the_kernel_does() {
+        assert_eq!(
+            [0, 1, 25, 26, 27, 52].map(disk_name),
+            ["a", "b", "z", "aa", "ab", "ba"].map(|end| format!("/dev/vd{end}"))
+        );
+    }
 }

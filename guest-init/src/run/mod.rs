@@ -30,6 +30,7 @@ pub mod supervise;
 pub mod suspend;
 pub mod user;
 pub mod volumes;
+pub mod wait;
 
 /// No /etc/passwd that is used as one is longer.
 const MAX_ACCOUNT_FILE_BYTES: u64 = 16 << 20;
@@ -45,9 +46,13 @@ const SYSCTLS: [(&str, &str); 2] = [
 /// # Errors
 /// [`Failure`] when the workload could not be started; nothing fails afterwards.
 pub fn run(config: BootConfig, control: &mut Control) -> Result<(), Failure> {
-    let BootConfig::Run(config) = config else {
-        let message = "this initramfs runs workloads, and was told to unpack an image";
-        return Err(Failure::new(FailureKind::BadConfig, message));
+    let config = match config {
+        BootConfig::Run(config) => *config,
+        BootConfig::Wait => wait::for_config(control)?,
+        BootConfig::Unpack(_) => {
+            let message = "this initramfs runs workloads, and was told to unpack an image";
+            return Err(Failure::new(FailureKind::BadConfig, message));
+        }
     };
     let mut log = StepLog::new(config.init_log);
     log.step("config read");

@@ -22,6 +22,7 @@ const RTM_NEWROUTE: u16 = 24;
 const NLM_F_REQUEST: u16 = 1;
 const NLM_F_ACK: u16 = 4;
 const NLM_F_CREATE: u16 = 0x400;
+const IFLA_ADDRESS: u16 = 1;
 const IFLA_MTU: u16 = 4;
 const IFA_ADDRESS: u16 = 1;
 const IFA_LOCAL: u16 = 2;
@@ -118,6 +119,11 @@ fn messages(config: &NetworkConfig, index: u32) -> (Vec<u8>, Vec<String>) {
         message.finish(steps.len() as u32, &mut bytes);
         steps.push(told);
     };
+    // Before it is up, so that the address of its link is made of it.
+    let mut known = Message::new(RTM_NEWLINK, 0);
+    known.bytes(&[0; 4]).bytes(&index.to_ne_bytes()).bytes(&[0; 8]);
+    known.attribute(IFLA_ADDRESS, &config.mac);
+    add(known, "setting the Ethernet address".into());
     let mut up = Message::new(RTM_NEWLINK, 0);
     // struct ifinfomsg: family, type, index, flags, change mask.
     up.bytes(&[0; 4]).bytes(&index.to_ne_bytes()).bytes(&IFF_UP.to_ne_bytes()).bytes(&IFF_UP.to_ne_bytes());
@@ -206,7 +212,7 @@ impl Message {
     fn attribute(&mut self, kind: u16, value: &[u8]) -> &mut Self {
         let length = 4 + value.len() as u16;
         self.bytes(&length.to_ne_bytes()).bytes(&kind.to_ne_bytes()).bytes(value);
-        // All values here are of 4 or 16 bytes, so the alignment to 4 needs no padding.
+        self.body.resize(self.body.len().next_multiple_of(4), 0);
         self
     }
 
@@ -242,6 +248,7 @@ mod tests {
 
     fn config() -> NetworkConfig {
         NetworkConfig {
+            mac: [2, 0, 0, 0, 0, 3],
             mtu: 1500,
             ipv4: Some((Ipv4Addr::new(10, 0, 0, 3), Ipv4Addr::new(10, 0, 0, 2))),
             ipv6: Some(("fd00::3".parse().unwrap(), "fd00::2".parse().unwrap())),
@@ -261,7 +268,7 @@ mod tests {
             count += 1;
         }
         assert_eq!((rest.len(), count as usize), (0, steps.len()));
-        assert_eq!(steps.len(), 7);
+        assert_eq!(steps.len(), 8);
     }
 
     #[test]

@@ -271,8 +271,8 @@ impl<'a> Supervisor<'a> {
             ToGuest::Signal { signal } => self.signal(signal),
             ToGuest::Resize(size) => self.resize(size),
             ToGuest::Suspend { force } => self.suspend(force),
-            // For a machine that stands still.
-            ToGuest::Resume(_) => {}
+            // For a machine that stands still, or has nothing to run yet.
+            ToGuest::Resume(_) | ToGuest::Run(_) => {}
         }
     }
 

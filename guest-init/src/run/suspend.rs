@@ -64,7 +64,11 @@ impl Still<'_> {
         let renewal = match stands {
             Ok(()) => {
                 control.send(&FromGuest::Frozen);
-                wait_for_resume(control)
+                // Signals and sizes that come now are for a workload that stands still.
+                wait_for(control, |frame| match frame {
+                    ToGuest::Resume(renewal) => Some(*renewal),
+                    _ => None,
+                })
             }
             Err(failure) => {
                 control.send(&FromGuest::NotFrozen { message: failure.one_line() });
@@ -203,14 +207,14 @@ fn wait(fd: BorrowedFd<'_>, flags: PollFlags, until: i64) -> rustix::io::Result<
     }
 }
 
-/// Waits for `Resume`, over a new connection where a restored machine's old one is broken. `None` when there is no host.
-fn wait_for_resume(control: &mut Control) -> Option<Renewal> {
+/// Waits for a frame that is accepted, over a new connection where a restored machine's old one is broken; others are passed
+/// over. `None` when there is no host.
+pub fn wait_for<T>(control: &mut Control, accept: impl Fn(ToGuest) -> Option<T>) -> Option<T> {
     let mut give_up_at = None;
     loop {
         while let Some(frame) = control.next_frame() {
-            // Signals and sizes that come now are for a workload that stands still.
-            if let ToGuest::Resume(renewal) = frame {
-                return Some(*renewal);
+            if let Some(accepted) = accept(frame) {
+                return Some(accepted);
             }
         }
         if control.is_closed() {
@@ -237,7 +241,11 @@ pub fn hostname() -> String {
     rustix::system::uname().nodename().to_string_lossy().into_owned()
 }
 
-fn set_clock(realtime_ns: u64) -> Result<(), Failure> {
+/// Sets the time of day, in nanoseconds since the epoch; 0 leaves it.
+///
+/// # Errors
+/// The kernel's reason.
+pub fn set_clock(realtime_ns: u64) -> Result<(), Failure> {
     if realtime_ns == 0 {
         return Ok(());
     }
@@ -247,7 +255,10 @@ fn set_clock(realtime_ns: u64) -> Result<(), Failure> {
 }
 
 /// The generator forgets what it was: bytes that were promised before the snapshot are not given out behind it.
-fn renew_random(entropy: &[u8]) -> Result<(), Failure> {
+///
+/// # Errors
+/// The kernel's reason.
+pub fn renew_random(entropy: &[u8]) -> Result<(), Failure> {
     if entropy.is_empty() {
         return Ok(());
     }

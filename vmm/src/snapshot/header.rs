@@ -21,8 +21,8 @@ pub struct Header {
     pub cpu: CpuSummary,
     /// The kernel that runs in it; `None` where its file was gone when the machine started.
     pub kernel: Option<KernelId>,
-    /// Its disks, in the order of the spec.
-    pub disks: Vec<DiskId>,
+    /// Its disks, in the order of the spec; `None` where the guest has not read any yet, so that they may be others.
+    pub disks: Option<Vec<DiskId>>,
     /// Its memory.
     pub memory: MemorySummary,
 }

@@ -78,11 +78,12 @@ impl DiskId {
     }
 }
 
-/// Refuses disks that are not as they were.
+/// Refuses disks that are not as they were, unless the guest knows nothing of them.
 ///
 /// # Errors
 /// [`Refusal::ChangedDisk`].
-pub fn check_disks(saved: &[DiskId], spec: &VmSpec) -> Result<(), Refusal> {
+pub fn check_disks(saved: Option<&[DiskId]>, spec: &VmSpec) -> Result<(), Refusal> {
+    let Some(saved) = saved else { return Ok(()) };
     for (index, (disk, saved)) in spec.disks.iter().zip(saved).enumerate() {
         let changed = |fact: String| Refusal::ChangedDisk(format!("disk {index}: {fact}"));
         let found = DiskId::of(disk).map_err(changed)?;
@@ -295,18 +296,18 @@ mod tests {
         }))
         .unwrap();
         let saved = vec![DiskId::of(&spec.disks[0]).unwrap()];
-        assert_eq!(check_disks(&saved, &spec), Ok(()));
+        assert_eq!(check_disks(Some(&saved), &spec), Ok(()));
         File::options()
             .write(true)
             .open(&path)
             .unwrap()
             .set_modified(std::time::SystemTime::UNIX_EPOCH)
             .unwrap();
-        let refusal = check_disks(&saved, &spec).unwrap_err();
+        let refusal = check_disks(Some(&saved), &spec).unwrap_err();
         assert!(refusal.name() == "changed-disk" && refusal.to_string().starts_with("disk 0: "), "{refusal}");
         at(&dir, "disk", &[0; 512]);
-        assert!(check_disks(&saved, &spec).unwrap_err().to_string().contains("512 bytes"));
+        assert!(check_disks(Some(&saved), &spec).unwrap_err().to_string().contains("512 bytes"));
         std::fs::remove_file(&path).unwrap();
-        assert_eq!(check_disks(&saved, &spec).unwrap_err().name(), "changed-disk");
+        assert_eq!(check_disks(Some(&saved), &spec).unwrap_err().name(), "changed-disk");
     }
 }

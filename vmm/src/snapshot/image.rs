@@ -49,6 +49,8 @@ pub struct Backing {
     own: Option<File>,
     /// `base`, then, and the parts that `own` holds.
     base: Option<(File, Vec<Range<u64>>)>,
+    /// The parts of memory that are mapped from files, in order.
+    mapped: Vec<Range<u64>>,
 }
 
 /// What a snapshot has written.
@@ -83,22 +85,28 @@ impl Backing {
         let own = open(dir, MEMORY, bytes)?;
         let failed = |error: io::Error| Refusal::Host(format!("cannot map the snapshot's memory: {error}"));
         let Some(extents) = &state.extents else {
-            map_data(memory, &own, bytes).map_err(failed)?;
-            return Ok(Self { own: Some(own), base: None });
+            let mapped = map_data(memory, &own, bytes).map_err(failed)?;
+            return Ok(Self { own: Some(own), base: None, mapped });
         };
         let extents = ranges(extents, bytes)?;
         let base = open(dir, BASE, bytes)?;
-        map_data(memory, &base, bytes).map_err(failed)?;
+        let mut mapped = map_data(memory, &base, bytes).map_err(failed)?;
         let mut mappings = 0;
         for range in &extents {
             if range.end - range.start >= MAPPED_BYTES && mappings < MAX_MAPPINGS {
                 mappings += 1;
                 pages::map(memory, &own, range.clone()).map_err(failed)?;
+                mapped.push(range.clone());
             } else {
                 pages::read(memory, &own, range.clone()).map_err(failed)?;
             }
         }
-        Ok(Self { own: Some(own), base: Some((base, extents)) })
+        Ok(Self { own: Some(own), base: Some((base, extents)), mapped: union(mapped, Vec::new()) })
+    }
+
+    /// The parts of memory that are mapped from files, in order and apart.
+    pub fn mapped(&self) -> &[Range<u64>] {
+        &self.mapped
     }
 
     /// What a snapshot in this directory has to write.
@@ -328,7 +336,8 @@ fn open(dir: &Path, name: &str, bytes: u64) -> Result<File, Refusal> {
 }
 
 /// Maps the file but for its long holes, which stay anonymous: memory there is new, and not a copy of a page of zeros.
-fn map_data(memory: &Memory, file: &File, bytes: u64) -> io::Result<()> {
+/// Returns what is mapped.
+fn map_data(memory: &Memory, file: &File, bytes: u64) -> io::Result<Vec<Range<u64>>> {
     let mut parts: Vec<Range<u64>> = Vec::new();
     for range in data(file, bytes)? {
         match parts.last_mut() {
@@ -336,7 +345,8 @@ fn map_data(memory: &Memory, file: &File, bytes: u64) -> io::Result<()> {
             _ => parts.push(range),
         }
     }
-    parts.into_iter().try_for_each(|range| pages::map(memory, file, range))
+    parts.iter().try_for_each(|range| pages::map(memory, file, range.clone()))?;
+    Ok(parts)
 }
 
 /// The parts of a file that are no holes, in whole pages.

@@ -24,6 +24,7 @@ pub mod save;
 pub mod sections;
 pub mod subject;
 pub mod vcpu;
+pub mod working_set;
 
 /// The file of everything but guest memory.
 pub const STATE: &str = "state";
@@ -31,3 +32,5 @@ pub const STATE: &str = "state";
 pub const MEMORY: &str = "memory";
 /// The file of guest memory that several machines have in common.
 pub const BASE: &str = "base";
+/// The file that says what to read ahead.
+pub const WORKING_SET: &str = "working-set";

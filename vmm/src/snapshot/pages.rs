@@ -6,7 +6,15 @@
 //! anonymous memory is there if it was ever touched. One of a private mapping of a file is anonymous if it was written,
 //! by the guest, by the host's kernel for it, or by a device here: all write through these page tables.
 
-use std::{fs::File, io, ops::Range, os::fd::AsRawFd, os::unix::fs::FileExt};
+use std::{
+    fs::File,
+    io,
+    ops::Range,
+    os::{
+        fd::{AsRawFd, BorrowedFd},
+        unix::fs::FileExt,
+    },
+};
 
 use devices::virtio::Memory;
 use vm_memory::{GuestMemoryBackend, GuestMemoryRegion};
@@ -95,6 +103,79 @@ pub fn read(memory: &Memory, file: &File, range: Range<u64>) -> io::Result<()> {
         }
     }
     Ok(())
+}
+
+/// Has the host's kernel map that part of guest memory now: as it would for the first reading, or writing, of each page.
+/// Advice: before Linux 5.14 nothing happens.
+pub fn populate(memory: &Memory, range: Range<u64>, write: bool) {
+    let advice = if write { libc::MADV_POPULATE_WRITE } else { libc::MADV_POPULATE_READ };
+    for piece in pieces(memory, range) {
+        // SAFETY: the range is guest memory, and neither advice changes its content.
+        unsafe { libc::madvise(piece.address.cast(), piece.bytes as usize, advice) };
+    }
+}
+
+/// `_IOWR(KVMIO, 0xd5, struct kvm_pre_fault_memory)`.
+const KVM_PRE_FAULT_MEMORY: libc::c_ulong = 0xc040_aed5;
+/// KVM does a part of it at a time; after so many calls it is left alone.
+const MAX_CALLS: usize = 64;
+
+/// Has KVM map that part of guest memory for the guest, which then takes no exit for it.
+///
+/// # Errors
+/// KVM's: `ENOTTY` before Linux 6.11, `EOPNOTSUPP` without nested paging.
+pub fn fault_in(memory: &Memory, range: Range<u64>, vcpu: BorrowedFd<'_>) -> io::Result<()> {
+    for region in memory.iter() {
+        let first = memory.iter().take_while(|it| it.start_addr() < region.start_addr());
+        let first: u64 = first.map(GuestMemoryRegion::len).sum();
+        let (from, to) = (range.start.max(first), range.end.min(first + region.len()));
+        if from >= to {
+            continue;
+        }
+        let gpa = region.start_addr().0 + from - first;
+        let mut wanted = kvm_bindings::kvm_pre_fault_memory { gpa, size: to - from, ..Default::default() };
+        for _ in 0..MAX_CALLS {
+            // SAFETY: KVM reads and writes one such structure.
+            let done = unsafe { libc::ioctl(vcpu.as_raw_fd(), KVM_PRE_FAULT_MEMORY as _, &raw mut wanted) };
+            match io::Error::last_os_error() {
+                _ if done == 0 && wanted.size == 0 => break,
+                _ if done == 0 => {}
+                error if error.kind() == io::ErrorKind::Interrupted => {}
+                error => return Err(error),
+            }
+        }
+    }
+    Ok(())
+}
+
+/// What of a file's mapping is there.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Touched {
+    /// Pages that were written, and are no longer the file's.
+    pub written: Vec<Range<u64>>,
+    /// Pages of the file, which the kernel maps with some around them.
+    pub read: Vec<Range<u64>>,
+}
+
+/// What is there of those parts of the image, which are mapped from files.
+///
+/// # Errors
+/// The host does not let this process see its page tables.
+pub fn touched(memory: &Memory, parts: &[Range<u64>]) -> io::Result<Touched> {
+    let pagemap = File::open("/proc/self/pagemap")?;
+    let mut touched = Touched::default();
+    for piece in parts.iter().flat_map(|part| pieces(memory, part.clone())) {
+        let first = piece.address as u64;
+        words(&pagemap, first..first + piece.bytes, &mut |address, word| {
+            let page = address - first + piece.offset..address - first + piece.offset + PAGE;
+            match (word & (PM_PRESENT | PM_SWAP) != 0, word & PM_FILE != 0) {
+                (true, true) => push(&mut touched.read, page),
+                (true, false) => push(&mut touched.written, page),
+                (false, _) => {}
+            }
+        })?;
+    }
+    Ok(touched)
 }
 
 impl<'a> Still<'a> {
@@ -228,17 +309,24 @@ const PM_PRESENT: u64 = 1 << 63;
 
 /// The same by reading a word for each page; the zero page counts as one that is there.
 fn read_pagemap(pagemap: &File, addresses: Range<u64>, found: &mut dyn FnMut(Range<u64>)) -> io::Result<()> {
-    let mut words = vec![0u8; 8 << 13];
+    words(pagemap, addresses, &mut |at, word| {
+        if word & (PM_PRESENT | PM_SWAP) != 0 && word & PM_FILE == 0 {
+            found(at..at + PAGE);
+        }
+    })
+}
+
+/// The word that the kernel has for each page, with the page's address.
+fn words(pagemap: &File, addresses: Range<u64>, found: &mut dyn FnMut(u64, u64)) -> io::Result<()> {
+    let mut buffer = vec![0u8; 8 << 13];
     let mut at = addresses.start;
     while at < addresses.end {
-        let pages = ((addresses.end - at).div_ceil(PAGE) as usize).min(words.len() / 8);
-        let bytes = words.get_mut(..pages * 8).unwrap_or_default();
+        let pages = ((addresses.end - at).div_ceil(PAGE) as usize).min(buffer.len() / 8);
+        let bytes = buffer.get_mut(..pages * 8).unwrap_or_default();
         pagemap.read_exact_at(bytes, at / PAGE * 8)?;
         for word in bytes.chunks_exact(8) {
             let word = word.first_chunk().copied().map_or(0, u64::from_le_bytes);
-            if word & (PM_PRESENT | PM_SWAP) != 0 && word & PM_FILE == 0 {
-                found(at..at + PAGE);
-            }
+            found(at, word);
             at += PAGE;
         }
     }

@@ -17,6 +17,7 @@ use super::{
     pages::Still,
     refusal::Refusal,
     sections::State,
+    working_set::WorkingSet,
 };
 use crate::{
     memory::reserve,
@@ -80,6 +81,11 @@ impl Snapshot {
         Ok(Self { dir: dir.to_path_buf(), header, state })
     }
 
+    /// What to read ahead of its memory.
+    pub fn working_set(&self) -> Option<WorkingSet> {
+        WorkingSet::read(&self.dir)
+    }
+
     /// Guest memory of that size with the snapshot's content, mapped, and where it comes from. `verify`: all of it is read
     /// and compared with the checksum.
     ///
@@ -111,13 +117,14 @@ impl Snapshot {
     /// The first that is not as it was.
     pub fn check(&self, spec: &VmSpec) -> Result<(), Refusal> {
         same_parts(&self.header.spec, spec).map_err(Refusal::OtherMachine)?;
-        if self.header.disks.len() != spec.disks.len() || self.state.vcpus.len() != usize::from(spec.cpus) {
+        let disks = self.header.disks.as_ref().map_or(spec.disks.len(), Vec::len);
+        if disks != spec.disks.len() || self.state.vcpus.len() != usize::from(spec.cpus) {
             return Err(Refusal::Corrupted("the header and the state tell of different machines".into()));
         }
         if let Some(kernel) = &self.header.kernel {
             kernel.check(&spec.kernel)?;
         }
-        identity::check_disks(&self.header.disks, spec)
+        identity::check_disks(self.header.disks.as_deref(), spec)
     }
 }
 

@@ -21,7 +21,7 @@ use super::{
     image::{self, Plan, Written},
     pages::Still,
     sections::State,
-    subject::Subject,
+    subject::{Asked, Subject},
 };
 use crate::machine::Standing;
 
@@ -66,6 +66,8 @@ pub struct Order<'a> {
     pub dir: &'a Path,
     /// Whether the header is to have a checksum of memory, which takes reading all of it.
     pub checksum: bool,
+    /// Whether the guest has read nothing of its disks, so that it may go on with others.
+    pub any_disks: bool,
 }
 
 /// Writes the machine to a directory. On the thread of the event loop. The machine is
@@ -93,7 +95,7 @@ pub fn save(
 fn attempt(
     subject: &Subject,
     _standing: &Standing<'_>,
-    Order { dir, checksum }: Order<'_>,
+    Order { dir, checksum, any_disks }: Order<'_>,
     given_up: &mut dyn FnMut() -> bool,
 ) -> Result<Report, NotSaved> {
     let devices = subject.stop_devices().map_err(NotSaved::Failed)?;
@@ -108,7 +110,7 @@ fn attempt(
         true => Some(sum(subject, &still, given_up)?),
         false => None,
     };
-    let state_bytes = write_state(subject, &plan, &state, checksum, dir)?;
+    let state_bytes = write_state(subject, &plan, &state, Asked { any_disks, checksum }, dir)?;
     if given_up() {
         return Err(NotSaved::GivenUp);
     }
@@ -167,11 +169,11 @@ fn write_state(
     subject: &Subject,
     plan: &Plan,
     state: &State,
-    checksum: Option<u32>,
+    asked: Asked,
     dir: &Path,
 ) -> Result<u64, NotSaved> {
     let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-    let header = subject.header(now.as_millis() as u64, plan, checksum).map_err(NotSaved::Failed)?;
+    let header = subject.header(now.as_millis() as u64, plan, asked).map_err(NotSaved::Failed)?;
     let bytes = encode(&header, state).map_err(NotSaved::Failed)?;
     if bytes.len() as u64 > format::MAX_FILE_BYTES {
         return Err(NotSaved::Failed(format!(

@@ -29,6 +29,15 @@ pub enum Kernel {
     Unknown,
 }
 
+/// What was asked of the snapshot that a header is of.
+#[derive(Clone, Copy, Debug)]
+pub struct Asked {
+    /// Whether the guest knows nothing of its disks.
+    pub any_disks: bool,
+    /// That of its memory.
+    pub checksum: Option<u32>,
+}
+
 /// A machine's parts.
 pub struct Subject {
     /// Knows which registers there are.
@@ -100,7 +109,7 @@ impl Subject {
     ///
     /// # Errors
     /// A disk's file is gone.
-    pub fn header(&self, taken_unix_ms: u64, plan: &Plan, checksum: Option<u32>) -> Result<Header, String> {
+    pub fn header(&self, taken_unix_ms: u64, plan: &Plan, asked: Asked) -> Result<Header, String> {
         let kernel = match &self.kernel {
             Kernel::Booted(file) => Some(KernelId::of(&self.spec.kernel, file.clone())),
             Kernel::Resumed(id) => Some(id.clone()),
@@ -112,11 +121,14 @@ impl Subject {
             spec: self.spec.clone(),
             cpu: cpu::summary(self.cpuid.entries()),
             kernel,
-            disks: self.spec.disks.iter().map(DiskId::of).collect::<Result<_, _>>()?,
+            disks: match asked.any_disks {
+                true => None,
+                false => Some(self.spec.disks.iter().map(DiskId::of).collect::<Result<_, _>>()?),
+            },
             memory: MemorySummary {
                 bytes: super::pages::image_bytes(&self.memory),
                 base: plan.state().extents.is_some(),
-                checksum,
+                checksum: asked.checksum,
             },
         })
     }

@@ -7,7 +7,7 @@ use virtio_queue::QueueT;
 
 use super::{ActiveQueue, MmioTransport, ORDER, Registers, in_order, lock, status};
 use crate::virtio::{
-    Activation, Interrupt,
+    Activation, Interrupt, InterruptReason,
     state::{DeviceState, RestoreError, RingState, SaveError, TransportState},
 };
 
@@ -64,6 +64,13 @@ impl MmioTransport {
         // Interrupts and notifications that were under way: one too many does no harm, one too few stops the guest.
         self.irq.remind();
         Ok(())
+    }
+
+    /// Tells a driver that runs that the device's configuration is another than it has read (section 2.5).
+    pub fn announce_configuration(&self) {
+        if self.is_active() {
+            self.irq.raise(InterruptReason::Configuration);
+        }
     }
 
     fn check(&self, state: &TransportState) -> Result<(), RestoreError> {

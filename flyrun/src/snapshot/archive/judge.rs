@@ -135,5 +135,5 @@ pub fn header(manifest: &Manifest, header: &Header) -> Judged {
 
 /// The disks that the state tells of; `None` for one that is not a file.
 pub fn disks(header: &Header) -> Vec<Option<&FileId>> {
-    header.disks.iter().map(|disk| disk.files.first().filter(|_| disk.files.len() == 1)).collect()
+    header.disks.iter().flatten().map(|disk| disk.files.first().filter(|_| disk.files.len() == 1)).collect()
 }

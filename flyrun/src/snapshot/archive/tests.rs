@@ -138,7 +138,7 @@ fn state(rootfs: &Path, disk: &Path, has_card: bool) -> Vec<u8> {
         "vsock": {"guest_cid": 3, "socket": "/s"},
     }))
     .unwrap();
-    header.disks = vec![id(rootfs), id(disk)];
+    header.disks = Some(vec![id(rootfs), id(disk)]);
     header.memory = MemorySummary { bytes: u64::from(MIB) << 20, base: false, checksum: None };
     state.memory.extents = None;
     save::encode(&header, &state).unwrap()

@@ -1,0 +1,108 @@
+//! Waiting, right behind the kernel's boot, to be told what to run.
+//!
+//! A snapshot of a machine that waits is the start of any other of its size: nothing is mounted, no disk was read, no stream
+//! is open, and the random generator is seeded anew before anybody asks it. What the kernel itself drew before, such as its
+//! own stack's canary, is the same in all of them.
+
+use std::time::Duration;
+
+use protocol::{FailureKind, FromGuest, RunConfig, Start, ToGuest};
+use rustix::{
+    fs::{CWD, Mode, OFlags, SeekFrom, openat, seek},
+    mount::{MountFlags, UnmountFlags, unmount},
+};
+
+use super::suspend::{renew_random, set_clock, wait_for};
+use crate::{
+    control::{Control, monotonic_ms},
+    failure::{Failure, OrSetup},
+    pid1::mount_at,
+    sys,
+};
+
+/// Blocks of so many doublings of a page are as large as the host's huge pages.
+const WHOLE_ORDER: usize = 9;
+/// The most pages that are set aside.
+const MAX_FRAGMENTS: usize = 4096;
+const PAGE_BYTES: usize = 4096;
+/// How long the kernel may take to learn of a disk's length.
+const DISK_LIMIT_MS: i64 = 5_000;
+const DISK_PAUSE: Duration = Duration::from_micros(200);
+
+/// Waits for what to run, most often in a machine that goes on from a snapshot of this moment.
+///
+/// # Errors
+/// No host tells, or the disks do not become what it says.
+pub fn for_config(control: &mut Control) -> Result<RunConfig, Failure> {
+    control.establish()?;
+    set_fragments_aside();
+    control.send(&FromGuest::Ready);
+    let start = wait_for(control, |frame| match frame {
+        ToGuest::Run(start) => Some(*start),
+        _ => None,
+    });
+    let Some(Start { realtime_ns, disks, mut config }) = start else {
+        return Err(Failure::new(FailureKind::Setup, "the host does not say what to run"));
+    };
+    set_clock(realtime_ns)?;
+    renew_random(&std::mem::take(&mut config.entropy))?;
+    for (index, bytes) in disks.into_iter().enumerate() {
+        wait_for_disk(&protocol::disk_name(index), bytes)?;
+    }
+    Ok(config)
+}
+
+/// Takes the free memory that lies about in pieces, and offers it to the kernel again for when there is no other: what it hands out
+/// next is then whole and untouched. In a machine that goes on from here a new page of that kind comes many at a time, and
+/// one that the boot has used would be read from the snapshot first.
+fn set_fragments_aside() {
+    let free = mount_at("proc", "/proc", "proc", MountFlags::empty(), "").ok().and_then(|()| {
+        let free = std::fs::read_to_string("/proc/buddyinfo");
+        let _ = unmount("/proc", UnmountFlags::DETACH);
+        free.ok()
+    });
+    let pages = fragments(&free.unwrap_or_default()).min(MAX_FRAGMENTS);
+    let _ = sys::set_memory_aside(pages * PAGE_BYTES);
+}
+
+/// The free pages in blocks of less than [`WHOLE_ORDER`] (Documentation/filesystems/proc.rst, buddyinfo).
+fn fragments(buddyinfo: &str) -> usize {
+    let counts = buddyinfo.lines().flat_map(|line| {
+        // Node 0, zone   Normal   count of blocks of one page, of two, of four, …
+        line.split_whitespace().skip(4).take(WHOLE_ORDER).enumerate()
+    });
+    counts.filter_map(|(order, count)| Some(count.parse::<usize>().ok()?.checked_shl(order as u32)?)).sum()
+}
+
+/// The device tells of its new length by an interrupt, which the kernel follows in a work queue.
+fn wait_for_disk(path: &str, bytes: u64) -> Result<(), Failure> {
+    let until = monotonic_ms() + DISK_LIMIT_MS;
+    loop {
+        let flags = OFlags::RDONLY | OFlags::CLOEXEC;
+        let found = openat(CWD, path, flags, Mode::empty())
+            .and_then(|disk| seek(&disk, SeekFrom::End(0)))
+            .or_setup(|| format!("look at the disk {path}"))?;
+        if found == bytes {
+            return Ok(());
+        }
+        if monotonic_ms() >= until {
+            let told = format!("the disk {path} has {found} bytes and not {bytes}");
+            return Err(Failure::new(FailureKind::Setup, told));
+        }
+        std::thread::sleep(DISK_PAUSE);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn fragments_are_what_no_huge_page_is_made_of() {
+        let text = "Node 0, zone    DMA32      3      2      1      0      0      0      0      0      1      5     61\n\
+                    Node 0, zone   Normal      1      0      0      0      0      0      0      0      0      0      0\n";
+        assert_eq!(fragments(text), 3 + 4 + 4 + 256 + 1);
+        assert_eq!(fragments(""), 0);
+        assert_eq!(fragments("Node 0, zone DMA -1 x 99999999999999999999999"), 0);
+    }
+}

@@ -1,0 +1,224 @@
+//! Read-ahead: which pages of its memory's file a resumed machine has touched in its first moments, so that the next that goes
+//! on from the same snapshot has them from the beginning, and takes no exit for each.
+//!
+//! The list is a hint, in a file of its own beside the snapshot: one that is missing, damaged or another snapshot's is of no
+//! consequence but for time.
+
+use std::{
+    fs::{self, File},
+    io::{self, Read, Write},
+    ops::Range,
+    os::{fd::BorrowedFd, unix::fs::OpenOptionsExt},
+    path::Path,
+};
+
+use devices::virtio::Memory;
+use serde::{Deserialize, Serialize};
+
+use super::{
+    WORKING_SET,
+    image::{Backing, Extent},
+    pages::{self, Touched},
+};
+use crate::memory::PAGE;
+
+const MAGIC: [u8; 8] = *b"flywset\x1a";
+/// Magic, version and CRC.
+const HEAD_BYTES: usize = 16;
+const VERSION: u32 = 1;
+/// The longest file that is read, in bytes: 64 GiB in single pages.
+const MAX_FILE_BYTES: u64 = 64 << 20;
+/// The most that is read ahead, in bytes: what takes longer than the machine is worth waiting for.
+const MAX_BYTES: u64 = 64 << 20;
+
+/// Pages between two ranges that are faulted in with them.
+const GAP_BYTES: u64 = 2 * PAGE;
+
+/// Pages of a machine's image.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct WorkingSet {
+    /// Those that were written.
+    pub written: Vec<Extent>,
+    /// Those that were only read, with some of their neighbours.
+    pub read: Vec<Extent>,
+}
+
+impl WorkingSet {
+    /// What the machine has touched until now of the files that it is mapped from.
+    ///
+    /// # Errors
+    /// The host does not let this process see its page tables.
+    pub fn of(memory: &Memory, backing: &Backing) -> io::Result<Self> {
+        let Touched { written, read } = pages::touched(memory, backing.mapped())?;
+        Ok(Self { written: extents(&written), read: extents(&read) })
+    }
+
+    /// How many pages there are.
+    pub fn pages(&self) -> u64 {
+        self.written.iter().chain(&self.read).fold(0, |sum, extent| sum.saturating_add(extent.1))
+    }
+
+    /// Writes it beside a snapshot, whole or not at all.
+    ///
+    /// # Errors
+    /// The host's.
+    pub fn write(&self, dir: &Path) -> io::Result<()> {
+        let payload = postcard::to_allocvec(self).map_err(io::Error::other)?;
+        let draft = dir.join(format!("{WORKING_SET}.new{}", std::process::id()));
+        let put = || {
+            let mut file =
+                File::options().write(true).create(true).truncate(true).mode(0o600).open(&draft)?;
+            file.write_all(&head(&payload))?;
+            file.write_all(&payload)?;
+            fs::rename(&draft, dir.join(WORKING_SET))
+        };
+        put().inspect_err(|_| _ = fs::remove_file(&draft))
+    }
+
+    /// That of the snapshot, if there is one that can be read.
+    pub fn read(dir: &Path) -> Option<Self> {
+        let mut bytes = Vec::new();
+        let file = File::options().read(true).custom_flags(libc::O_NONBLOCK).open(dir.join(WORKING_SET));
+        file.ok()?.take(MAX_FILE_BYTES).read_to_end(&mut bytes).ok()?;
+        let (found, payload) = bytes.split_first_chunk::<HEAD_BYTES>()?;
+        if *found != head(payload) {
+            return None;
+        }
+        postcard::from_bytes(payload).ok()
+    }
+
+    /// Has these pages of the restored memory there, for this process and, where KVM can do that, for the guest. What
+    /// does not work is left to be done when the guest touches it.
+    pub fn prepare(&self, memory: &Memory, mapped: &[Range<u64>], vcpu: Option<BorrowedFd<'_>>) {
+        let mut left = MAX_BYTES;
+        let written = within(&self.written, mapped, &mut left);
+        let read = within(&self.read, mapped, &mut left);
+        for (ranges, write) in [(&written, true), (&read, false)] {
+            ranges.iter().for_each(|range| pages::populate(memory, range.clone(), write));
+        }
+        if let Some(vcpu) = vcpu {
+            let all = written.iter().chain(&read);
+            let _ = joined(all.cloned().collect()).try_for_each(|range| pages::fault_in(memory, range, vcpu));
+        }
+    }
+}
+
+fn head(payload: &[u8]) -> [u8; HEAD_BYTES] {
+    let mut head = [0; HEAD_BYTES];
+    let fields = MAGIC.into_iter().chain(VERSION.to_le_bytes()).chain(crc32fast::hash(payload).to_le_bytes());
+    head.iter_mut().zip(fields).for_each(|(place, byte)| *place = byte);
+    head
+}
+
+/// The ranges in order, with small gaps filled: a call costs as much as some pages.
+fn joined(mut ranges: Vec<Range<u64>>) -> impl Iterator<Item = Range<u64>> {
+    ranges.sort_unstable_by_key(|range| range.start);
+    let mut joined: Vec<Range<u64>> = Vec::with_capacity(ranges.len());
+    for range in ranges {
+        match joined.last_mut() {
+            Some(last) if range.start <= last.end + GAP_BYTES => last.end = last.end.max(range.end),
+            _ => joined.push(range),
+        }
+    }
+    joined.into_iter()
+}
+
+fn extents(ranges: &[Range<u64>]) -> Vec<Extent> {
+    ranges.iter().map(|range| Extent(range.start / PAGE, (range.end - range.start) / PAGE)).collect()
+}
+
+/// The parts of the list that lie in what is mapped from files, which is in order, as far as may be read ahead.
+fn within(extents: &[Extent], mapped: &[Range<u64>], left: &mut u64) -> Vec<Range<u64>> {
+    let mut parts = Vec::new();
+    for Extent(first, count) in extents {
+        let start = first.saturating_mul(PAGE);
+        let end = first.saturating_add(*count).saturating_mul(PAGE);
+        let from = mapped.partition_point(|part| part.end <= start);
+        for part in mapped.iter().skip(from).take_while(|part| part.start < end) {
+            let part = start.max(part.start)..end.min(part.end);
+            if part.end - part.start > *left {
+                return parts;
+            }
+            *left -= part.end - part.start;
+            parts.push(part);
+        }
+    }
+    parts
+}
+
+#[cfg(test)]
+mod tests {
+    use vm_memory::{Bytes, GuestAddress};
+
+    use super::*;
+    use crate::{memory::reserve, snapshot::sections::MemoryState};
+
+    fn set() -> WorkingSet {
+        WorkingSet { written: vec![Extent(3, 2), Extent(9, 1)], read: vec![Extent(20, 4)] }
+    }
+
+    #[test]
+    fn what_was_written_is_read_again() {
+        let dir = tempfile::tempdir().unwrap();
+        assert_eq!(WorkingSet::read(dir.path()), None);
+        set().write(dir.path()).unwrap();
+        assert_eq!(WorkingSet::read(dir.path()), Some(set()));
+        assert_eq!(set().pages(), 7);
+        assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 1);
+    }
+
+    #[test]
+    fn a_damaged_list_is_none() {
+        let dir = tempfile::tempdir().unwrap();
+        set().write(dir.path()).unwrap();
+        let path = dir.path().join(WORKING_SET);
+        let good = fs::read(&path).unwrap();
+        for index in 0..good.len() {
+            let mut bad = good.clone();
+            bad[index] ^= 0x10;
+            fs::write(&path, &bad).unwrap();
+            assert_eq!(WorkingSet::read(dir.path()), None, "{index}");
+            fs::write(&path, &good[..index]).unwrap();
+            assert_eq!(WorkingSet::read(dir.path()), None, "{index}");
+        }
+    }
+
+    #[test]
+    fn only_what_is_mapped_is_read_ahead_and_not_too_much() {
+        let page = |range: Range<u64>| range.start * PAGE..range.end * PAGE;
+        let mapped = [page(2..4), page(8..30)];
+        let mut left = MAX_BYTES;
+        let parts =
+            within(&[Extent(0, 9), Extent(28, 1 << 50), Extent(u64::MAX, u64::MAX)], &mapped, &mut left);
+        assert_eq!(parts, [page(2..4), page(8..9), page(28..30)]);
+        assert_eq!(left, MAX_BYTES - 5 * PAGE);
+        assert_eq!(within(&[Extent(8, 3)], &mapped, &mut (2 * PAGE)), []);
+    }
+
+    #[test]
+    fn touched_pages_are_there_the_next_time() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut file = File::create(dir.path().join(super::super::MEMORY)).unwrap();
+        file.write_all(&vec![7; 4 << 20]).unwrap();
+        let restored = || {
+            let memory = reserve(4).unwrap();
+            let backing = Backing::restore(dir.path(), &memory, &MemoryState { extents: None }).unwrap();
+            (memory, backing)
+        };
+        let (memory, backing) = restored();
+        assert_eq!(WorkingSet::of(&memory, &backing).unwrap(), WorkingSet::default());
+        memory.write_obj(1u8, GuestAddress(5 * PAGE)).unwrap();
+        memory.write_obj(1u8, GuestAddress(6 * PAGE)).unwrap();
+        memory.read_obj::<u8>(GuestAddress(700 * PAGE)).unwrap();
+        let touched = WorkingSet::of(&memory, &backing).unwrap();
+        assert_eq!(touched.written, [Extent(5, 2)]);
+        assert!(touched.read.iter().any(|Extent(first, count)| (*first..first + count).contains(&700)));
+
+        let (memory, backing) = restored();
+        touched.prepare(&memory, backing.mapped(), None);
+        let again = WorkingSet::of(&memory, &backing).unwrap();
+        assert_eq!(again.written, touched.written);
+        assert!(again.pages() >= touched.pages());
+        assert_eq!(memory.read_obj::<u8>(GuestAddress(5 * PAGE)).unwrap(), 7);
+    }
+}
