@@ -9,7 +9,7 @@ use super::{Context, new_machine};
 use crate::error::{Context as _, Error, Result};
 use crate::exit_code::ExitCode;
 use crate::launch::LaunchError;
-use crate::session::{self, End, Wishes};
+use crate::session::{self, End, Rejoin, Wishes};
 use crate::terminal;
 
 /// Run a command in a running machine
@@ -58,13 +58,16 @@ pub struct Arguments {
 pub fn execute(context: &Context, arguments: &Arguments) -> Result<ExitCode> {
     check(arguments)?;
     let machine = session::find_running(&context.machines(), &arguments.machine)?;
-    let config = config(arguments)?;
+    let mut config = config(arguments)?;
     let link = session::connect(&context.paths, &machine)?;
-    link.request(&Request::Exec(Box::new(config)))?;
     if arguments.detach {
+        link.request(&Request::Exec(Box::new(config)))?;
         return started(&link)?.report();
     }
-    session::drive(&link, Wishes { stdin: arguments.interactive, tty: arguments.tty })?.report()
+    let mut rejoin = Rejoin::new(&context.paths, context.machines(), &machine, &link)?;
+    config.ticket = Some(rejoin.ticket());
+    link.request(&Request::Exec(Box::new(config)))?;
+    session::drive(&link, Wishes { stdin: arguments.interactive, tty: arguments.tty }, &mut rejoin)?.report()
 }
 
 fn check(arguments: &Arguments) -> Result<()> {
@@ -84,6 +87,7 @@ fn config(arguments: &Arguments) -> Result<ExecConfig> {
         tty: arguments.tty.then(terminal::size),
         stdin: arguments.interactive,
         detach: arguments.detach,
+        ticket: None,
     })
 }
 

@@ -21,12 +21,13 @@ use serde::{Deserialize, Serialize};
 
 mod config_file;
 pub mod frame;
+pub mod replay;
 pub mod session;
 
 pub use config_file::{ConfigError, MAGIC, decode_config, encode_config};
 
 /// The version of everything in this crate. Raised by every change that an older peer would read wrongly.
-pub const PROTOCOL_VERSION: u32 = 6;
+pub const PROTOCOL_VERSION: u32 = 7;
 
 /// Where guest-init finds its encoded [`BootConfig`] in the initramfs.
 pub const CONFIG_PATH: &str = "/flyrun.config";
@@ -309,4 +310,6 @@ pub enum FailureKind {
     BadConfig,
     /// Anything else in setting the machine up (exit code 125).
     Setup,
+    /// The session that a client comes back to is not there (exit code 125).
+    NoSession,
 }
