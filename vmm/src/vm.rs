@@ -140,6 +140,7 @@ impl Vm {
             console.remind();
         }
         trace.step("state restored");
+        crate::hold::at("vmm has restored");
         let origin =
             Origin { kernel: header.kernel.map_or(Kernel::Unknown, Kernel::Resumed), backing, cpuid };
         frame.finish(spec, guest, console, devices, vcpus, origin, trace)

@@ -1,9 +1,11 @@
 //! One life of a machine: from the start of its VMM to the end of its process.
 
+use std::os::unix::process::ExitStatusExt;
 use std::time::{Duration, Instant};
 
 use protocol::session::FromSession;
 use protocol::{ExitStatus, FailureKind, FromGuest, PROTOCOL_VERSION, Renewal, ToGuest, TtySize};
+use vmm::exit::VmExit;
 
 use super::End;
 use super::front::{Front, Response};
@@ -44,6 +46,10 @@ pub struct Life {
     is_restored: bool,
     /// The size of the terminal of the client that attached last.
     size: Option<TtySize>,
+    /// Signals for a workload that does not run at this moment.
+    held: Vec<i32>,
+    /// Somebody of this host has ended flyrun-vmm.
+    was_killed: bool,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -111,6 +117,8 @@ impl Life {
             still: None,
             is_restored: false,
             size: None,
+            held: Vec::new(),
+            was_killed: false,
         }
     }
 
@@ -180,6 +188,11 @@ impl Life {
         self.send(&ToGuest::Suspend { force });
     }
 
+    /// Whether guest-init was asked to let everything stand still, and has not said that it does.
+    pub fn is_freezing(&self) -> bool {
+        matches!(self.still, Some(Still::Freezing { .. }))
+    }
+
     /// Tells guest-init to go on.
     pub fn go_on(&mut self, renewal: Renewal) {
         self.still = Some(Still::GoingOn);
@@ -211,7 +224,7 @@ impl Life {
             Some(killed) => Some(killed),
             None => Some(Stopping::Asked { kill_at }),
         };
-        self.send(&ToGuest::Signal { signal });
+        self.pass(signal);
     }
 
     /// Sends the workload a signal.
@@ -219,12 +232,12 @@ impl Life {
         if signal == SIGKILL {
             return self.kill();
         }
-        self.send(&ToGuest::Signal { signal });
+        self.pass(signal);
     }
 
     /// Kills the workload, and soon the machine if that is not enough.
     fn kill(&mut self) {
-        self.send(&ToGuest::Signal { signal: SIGKILL });
+        self.pass(SIGKILL);
         let patience = if self.is_started { KILL_LIMIT } else { Duration::ZERO };
         self.stopping.get_or_insert(Stopping::Killed { give_up_at: Instant::now() + patience });
         if let Some(Stopping::Asked { .. }) = self.stopping {
@@ -232,9 +245,45 @@ impl Life {
         }
     }
 
+    /// A signal waits for a workload that does not run, once however often it was sent, as a stopped process has it.
+    fn pass(&mut self, signal: i32) {
+        if self.hears() {
+            self.send(&ToGuest::Signal { signal });
+        } else if !self.held.contains(&signal) {
+            self.held.push(signal);
+        }
+    }
+
     fn resize(&mut self, size: TtySize) {
         self.size = Some(size);
-        self.send(&ToGuest::Resize(size));
+        if self.hears() {
+            self.send(&ToGuest::Resize(size));
+        }
+    }
+
+    /// The size of the terminal of the client that attached last.
+    pub fn size(&self) -> Option<TtySize> {
+        self.size
+    }
+
+    /// Whether somebody of this host has ended flyrun-vmm, and not what it was doing.
+    pub fn was_killed(&self) -> bool {
+        self.was_killed
+    }
+
+    /// Whether guest-init does at once what it is told of the workload.
+    fn hears(&self) -> bool {
+        self.control.is_some() && self.is_started && !self.is_restored && self.still.is_none()
+    }
+
+    /// The workload runs: what waited for that is sent.
+    fn catch_up(&mut self) {
+        if let Some(size) = self.size {
+            self.send(&ToGuest::Resize(size));
+        }
+        for signal in std::mem::take(&mut self.held) {
+            self.send(&ToGuest::Signal { signal });
+        }
     }
 
     fn next_deadline(&self) -> Option<Instant> {
@@ -297,16 +346,17 @@ impl Life {
                 Ok(Step::StandsNot(message))
             }
             FromGuest::Resumed => {
-                let went_on = self.still.take() == Some(Still::GoingOn);
-                self.deadline = None;
-                Ok(if went_on { Step::Resumed } else { Step::Nothing })
+                if self.still != Some(Still::GoingOn) {
+                    return Ok(Step::Nothing);
+                }
+                (self.still, self.deadline) = (None, None);
+                self.catch_up();
+                Ok(Step::Resumed)
             }
             FromGuest::Started { .. } => {
                 trace::step("workload started");
                 self.is_started = true;
-                if let Some(size) = self.size {
-                    self.send(&ToGuest::Resize(size));
-                }
+                self.catch_up();
                 Ok(Step::Started)
             }
             FromGuest::Exited(status) => {
@@ -333,6 +383,7 @@ impl Life {
     }
 
     fn on_vmm_exit(&mut self, status: &std::io::Result<std::process::ExitStatus>) -> Result<End> {
+        self.was_killed = status.as_ref().is_ok_and(was_killed);
         match (self.exited, self.vm.failure(status)) {
             (_, Some(failure)) => Err(failure),
             (Some(exited), None) => Ok(End::Workload(exited)),
@@ -374,6 +425,12 @@ impl Life {
     }
 }
 
+/// Whether a process was ended from outside, and not by what it did.
+fn was_killed(status: &std::process::ExitStatus) -> bool {
+    let is_terminated = status.code().and_then(VmExit::from_code) == Some(VmExit::Terminated);
+    is_terminated || status.signal() == Some(SIGKILL)
+}
+
 fn failure(kind: FailureKind, message: String) -> Result<End> {
     match kind {
         FailureKind::CommandNotFound => Ok(End::NoCommand { code: ExitCode::NotFound.number(), message }),
@@ -387,7 +444,7 @@ fn failure(kind: FailureKind, message: String) -> Result<End> {
         FailureKind::BadConfig => {
             Err(Error::new(message).advice("Install flyrun and its parts from one build."))
         }
-        FailureKind::BadLayer | FailureKind::LimitExceeded | FailureKind::Setup => {
+        FailureKind::BadLayer | FailureKind::LimitExceeded | FailureKind::Setup | FailureKind::NoSession => {
             Err(Error::new(message).advice("`flyrun run --init-log` shows the guest's console."))
         }
     }
@@ -400,10 +457,7 @@ pub fn last_frame(result: &Result<End>) -> FromSession {
         Ok(end @ (End::NoCommand { .. } | End::Interrupted { .. })) => {
             FromSession::Exited(ExitStatus::Code(end.code().number()))
         }
-        Ok(End::Suspended) => {
-            let message = "the machine was suspended; `flyrun resume` goes on".to_string();
-            FromSession::Failed { kind: FailureKind::Setup, message }
-        }
+        Ok(End::Suspended) => FromSession::Suspended,
         Err(error) => FromSession::Failed { kind: FailureKind::Setup, message: error.to_string() },
     }
 }

@@ -11,6 +11,7 @@ use std::time::Duration;
 
 use protocol::BootConfig;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::net::{RecvFlags, recv};
 use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 use vmm::exit::VmExit;
 use vmm::spec::{ConsoleSpec, DiskSpec, NetSpec, ShareSpec, VmSpec, VsockSpec};
@@ -142,6 +143,11 @@ impl Vm {
     pub fn await_resume(&self) -> Result<()> {
         self.control.set_read_timeout(Some(ANSWER_LIMIT)).context(LOST)?;
         read_answer(&self.control)
+    }
+
+    /// Whether flyrun-vmm has closed its end of the conversation: it has ended, and writes nothing any more.
+    pub fn is_lost(&self) -> bool {
+        matches!(recv(&self.control, &mut [0; 1][..], RecvFlags::PEEK | RecvFlags::DONTWAIT), Ok((0, _)))
     }
 
     /// Lets the guest connect its streams once more.

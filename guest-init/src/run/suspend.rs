@@ -5,7 +5,8 @@
 //!    ▲                                                                                                 │
 //!    └── Resumed sent ◀── workload thawed ◀── streams, network, filesystems, randomness, clock ◀── Resume
 //! ```
-//! Nobody but this process runs meanwhile, so it is one procedure that may wait. From the freezing of the filesystems to
+//! Nobody but this process runs meanwhile, so it is one procedure that may wait; a `Resume` ends each wait but that for the
+//! streams, which is short where the host reads them. From the freezing of the filesystems to
 //! their thawing nothing is written to a disk: a snapshot taken in between stays true of them until the host says `Resume`.
 //! A restored machine finds all connections broken, and makes new ones.
 
@@ -16,6 +17,7 @@ use rustix::{
     event::{PollFd, PollFlags, poll},
     fs::{CWD, Mode, OFlags, openat, rename},
     io::Errno,
+    process::{PidfdFlags, WaitOptions, pidfd_open, waitpid},
     time::{ClockId, Timespec, clock_settime},
 };
 
@@ -25,7 +27,7 @@ use super::{
 use crate::{
     control::{Control, monotonic_ms, timeout, wait_connected},
     failure::{Failure, OrSetup},
-    sys,
+    sys::{self, Fork},
 };
 
 /// How long the workload may take to stand still; a process in the middle of a slow write takes that long.
@@ -58,15 +60,22 @@ pub struct Still<'a> {
 impl Still<'_> {
     /// Stands still until the host says how to go on. The host is told when it may take the snapshot, or why it may not.
     pub fn suspend(&mut self, control: &mut Control) {
+        // Signals and sizes do not come: the host keeps them for a workload that runs.
+        let mut early = None;
+        let frozen = self.freeze(control, &mut |control| {
+            control.receive();
+            early = early.take().or_else(|| next_resume(control));
+            early.is_none()
+        });
         // The host has ended its side of the streams in any case.
-        let frozen = self.freeze();
         let stands = self.end_streams().and(frozen);
-        let renewal = match stands {
-            Ok(()) => {
+        let renewal = match (early, stands) {
+            (Some(early), _) => Some(early),
+            (None, Ok(())) => {
                 control.send(&FromGuest::Frozen);
                 wait_for_resume(control)
             }
-            Err(failure) => {
+            (None, Err(failure)) => {
                 control.send(&FromGuest::NotFrozen { message: failure.one_line() });
                 Some(Renewal::default())
             }
@@ -89,13 +98,56 @@ impl Still<'_> {
         }
     }
 
-    fn freeze(&self) -> Result<(), Failure> {
-        self.cgroup.freeze(FREEZE_LIMIT_MS).or_setup(|| "freeze the workload".into())?;
+    fn freeze(
+        &self,
+        control: &mut Control,
+        wanted: &mut dyn FnMut(&mut Control) -> bool,
+    ) -> Result<(), Failure> {
+        let frozen = self.cgroup.freeze(FREEZE_LIMIT_MS, control, wanted);
+        frozen.or_setup(|| "freeze the workload".into())?;
+        self.write_out(control, wanted).or_setup(|| "write the filesystems out".into())?;
         for disk in self.disks {
-            rustix::fs::syncfs(disk).or_setup(|| "write a filesystem out".into())?;
             sys::freeze_filesystem(disk.as_fd()).or_setup(|| "freeze a filesystem".into())?;
         }
         Ok(())
+    }
+
+    /// Writes the filesystems to their disks, which may be slow, in a child that nobody has to wait for.
+    fn write_out(
+        &self,
+        control: &mut Control,
+        wanted: &mut dyn FnMut(&mut Control) -> bool,
+    ) -> rustix::io::Result<()> {
+        let pid = match sys::fork()? {
+            Fork::Parent(pid) => pid,
+            Fork::Child => {
+                let written = self.disks.iter().all(|disk| rustix::fs::syncfs(disk).is_ok());
+                sys::exit_now(if written { 0 } else { 1 })
+            }
+        };
+        let child = pidfd_open(pid, PidfdFlags::empty())?;
+        loop {
+            let mut fds = vec![PollFd::new(&child, PollFlags::IN)];
+            if !control.is_closed() {
+                fds.push(PollFd::new(&*control, PollFlags::IN));
+            }
+            match poll(&mut fds, None) {
+                Ok(_) | Err(Errno::INTR) => {}
+                Err(errno) => return Err(errno),
+            }
+            let is_done = fds.first().is_some_and(|fd| !fd.revents().is_empty());
+            let has_come = fds.get(1).is_some_and(|fd| !fd.revents().is_empty());
+            drop(fds);
+            if is_done {
+                let status = waitpid(Some(pid), WaitOptions::empty())?;
+                let written = status.is_some_and(|(_, status)| status.exit_status() == Some(0));
+                return if written { Ok(()) } else { Err(Errno::IO) };
+            }
+            // Given up, the child goes on by itself, and is buried by the loop.
+            if has_come && !wanted(control) {
+                return Err(Errno::CANCELED);
+            }
+        }
     }
 
     /// Everything that was read from the workload reaches the host, everything that the host has sent is taken. What the
@@ -203,15 +255,21 @@ fn wait(fd: BorrowedFd<'_>, flags: PollFlags, until: i64) -> rustix::io::Result<
     }
 }
 
+/// The next `Resume` that has arrived. All else that comes meanwhile is for a workload that runs.
+fn next_resume(control: &mut Control) -> Option<Renewal> {
+    loop {
+        if let ToGuest::Resume(renewal) = control.next_frame()? {
+            return Some(*renewal);
+        }
+    }
+}
+
 /// Waits for `Resume`, over a new connection where a restored machine's old one is broken. `None` when there is no host.
 fn wait_for_resume(control: &mut Control) -> Option<Renewal> {
     let mut give_up_at = None;
     loop {
-        while let Some(frame) = control.next_frame() {
-            // Signals and sizes that come now are for a workload that stands still.
-            if let ToGuest::Resume(renewal) = frame {
-                return Some(*renewal);
-            }
+        if let Some(renewal) = next_resume(control) {
+            return Some(renewal);
         }
         if control.is_closed() {
             let until = *give_up_at.get_or_insert_with(|| monotonic_ms() + RECONNECT_LIMIT_MS);
