@@ -461,3 +461,172 @@ pub fn last_frame(result: &Result<End>) -> FromSession {
         Err(error) => FromSession::Failed { kind: FailureKind::Setup, message: error.to_string() },
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::net::UnixStream;
+
+    use protocol::frame;
+
+    use super::*;
+    use crate::paths::Paths;
+    use crate::vm::Post;
+
+    const HOUR: Duration = Duration::from_secs(3600);
+    const SIZE: TtySize = TtySize { rows: 51, cols: 133 };
+
+    /// A life, and the guest that a test plays.
+    struct Played {
+        life: Life,
+        mailbox: Mailbox,
+        post: Post,
+        front: Front,
+        guest: UnixStream,
+        ours: Option<UnixStream>,
+        _vmm: UnixStream,
+        _directory: tempfile::TempDir,
+    }
+
+    impl Played {
+        fn new(make: fn(Vm, usize, bool) -> Life) -> Played {
+            let directory = tempfile::tempdir().unwrap();
+            let path = directory.path().to_path_buf();
+            let paths = Paths { root: path.join("root"), run: path.join("run") };
+            let (vm, _vmm) = Vm::example(paths.make_run_dir("m").unwrap());
+            let (guest, ours) = UnixStream::pair().unwrap();
+            let mut mailbox = Mailbox::new();
+            let post = mailbox.begin_life();
+            let front = Front::Nobody { stop_signal: 15, stop_timeout: HOUR };
+            let life = make(vm, 0, false);
+            Played { life, mailbox, post, front, guest, ours: Some(ours), _vmm, _directory: directory }
+        }
+
+        fn step(&mut self, event: Event) -> Step {
+            assert!(self.post.send(event));
+            self.life.step(&self.mailbox, &mut self.front, None).unwrap()
+        }
+
+        fn connect(&mut self) -> Step {
+            let control = Control::over(self.ours.take().unwrap());
+            assert!(matches!(self.step(Event::Connected(control)), Step::Nothing));
+            self.says(FromGuest::Hello { version: PROTOCOL_VERSION })
+        }
+
+        fn says(&mut self, message: FromGuest) -> Step {
+            self.step(Event::Guest(message))
+        }
+
+        fn started() -> Played {
+            let mut played = Played::new(Life::new);
+            played.connect();
+            assert!(matches!(played.says(FromGuest::Started { pid: 7 }), Step::Started));
+            played
+        }
+
+        /// All that the guest has been told and not read yet.
+        fn heard(&mut self) -> Vec<ToGuest> {
+            let mut heard = Vec::new();
+            self.guest.set_nonblocking(true).unwrap();
+            while let Ok(Some(message)) = frame::read(&mut self.guest) {
+                heard.push(message);
+            }
+            heard
+        }
+    }
+
+    fn signal(signal: i32) -> ToGuest {
+        ToGuest::Signal { signal }
+    }
+
+    fn resume() -> ToGuest {
+        ToGuest::Resume(Box::default())
+    }
+
+    #[test]
+    fn what_a_resumed_workload_was_told_before_it_runs_it_hears_when_it_does() {
+        // Before the guest has connected, and when it has but does not run yet.
+        for before in [true, false] {
+            let mut played = Played::new(Life::restored);
+            let tell = |played: &mut Played| {
+                played.life.stop(15, HOUR);
+                played.step(Event::Forward(1));
+                played.step(Event::Forward(1));
+                played.step(Event::Resize(SIZE));
+            };
+            if before {
+                tell(&mut played);
+            }
+            assert!(matches!(played.connect(), Step::Restored));
+            played.life.go_on(Renewal::default());
+            if !before {
+                tell(&mut played);
+            }
+            assert_eq!(played.heard(), [resume()]);
+            assert!(matches!(played.says(FromGuest::Resumed), Step::Resumed));
+            assert_eq!(played.heard(), [ToGuest::Resize(SIZE), signal(15), signal(1)]);
+            // From now on at once.
+            played.step(Event::Forward(1));
+            assert_eq!(played.heard(), [signal(1)]);
+        }
+    }
+
+    #[test]
+    fn a_workload_that_is_killed_before_it_runs_has_no_time_left() {
+        let mut played = Played::new(Life::restored);
+        played.life.stop(9, HOUR);
+        assert!(played.life.next_deadline().unwrap() < Instant::now() + HOUR);
+        played.connect();
+        played.life.go_on(Renewal::default());
+        played.says(FromGuest::Resumed);
+        assert_eq!(played.heard(), [resume(), signal(9)]);
+    }
+
+    #[test]
+    fn a_signal_that_comes_during_the_boot_is_heard_by_the_workload() {
+        let mut played = Played::new(Life::new);
+        played.step(Event::Forward(10));
+        played.connect();
+        assert_eq!(played.heard(), []);
+        played.says(FromGuest::Started { pid: 7 });
+        assert_eq!(played.heard(), [signal(10)]);
+    }
+
+    #[test]
+    fn signals_wait_while_a_workload_is_frozen() {
+        let mut played = Played::started();
+        played.life.freeze(false);
+        played.step(Event::Forward(1));
+        played.says(FromGuest::NotFrozen { message: "busy".into() });
+        played.step(Event::Forward(2));
+        assert_eq!(played.heard(), [ToGuest::Suspend { force: false }]);
+        assert!(matches!(played.says(FromGuest::Resumed), Step::Resumed));
+        assert_eq!(played.heard(), [signal(1), signal(2)]);
+    }
+
+    #[test]
+    fn a_change_of_mind_during_the_freezing_and_the_word_that_it_is_done_may_cross() {
+        for crossing in [FromGuest::Frozen, FromGuest::NotFrozen { message: "late".into() }] {
+            let mut played = Played::started();
+            played.life.freeze(true);
+            assert!(played.life.is_freezing());
+            played.life.go_on(Renewal::default());
+            assert!(!played.life.is_freezing() && played.life.is_still());
+            assert!(matches!(played.says(crossing), Step::Nothing));
+            assert!(matches!(played.says(FromGuest::Resumed), Step::Resumed));
+            assert!(!played.life.is_still());
+            assert_eq!(played.heard(), [ToGuest::Suspend { force: true }, resume()]);
+            // A word too many changes nothing.
+            assert!(matches!(played.says(FromGuest::Resumed), Step::Nothing));
+        }
+    }
+
+    #[test]
+    fn an_end_from_outside_is_told_from_one_of_its_own() {
+        use std::process::ExitStatus;
+        let of = |status: i32| was_killed(&ExitStatus::from_raw(status));
+        // As wait(2) has it: a signal's number, or an exit code in the second byte.
+        let exit = |exit: VmExit| i32::from(exit.code()) << 8;
+        assert!(of(9) && of(exit(VmExit::Terminated)));
+        assert!([11, 6, 7, exit(VmExit::Refused), exit(VmExit::Reset)].into_iter().all(|status| !of(status)));
+    }
+}

@@ -241,6 +241,10 @@ impl Monitor<'_> {
     /// That cannot be written down, or the host has no randomness for it.
     pub(super) fn commit_resume(&mut self, life: &mut Life, place: &Place) -> Result<()> {
         let renewal = self.renewal(place, life)?;
+        if life.vm.is_lost() {
+            // Its end is the next event, and the snapshot is as good as before.
+            return Ok(());
+        }
         let suspended = self.machine.record().clone();
         // Until its `state` is gone, the snapshot is whole: a monitor that is killed before has told the guest nothing.
         self.machine.settle_in_state(State::Started, |record| {
@@ -249,6 +253,9 @@ impl Monitor<'_> {
             record.last_start = Some(LastStart::Resumed);
         })?;
         trace::step("resume recorded");
+        if life.vm.is_lost() {
+            return Ok(());
+        }
         self.invalidate_snapshot()?;
         trace::step("snapshot invalidated");
         // The time last, as writing the record down takes some.

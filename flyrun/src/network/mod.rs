@@ -5,6 +5,7 @@
 //! [`sweep`] can take away what the dead have left.
 
 mod address;
+mod connections;
 pub mod diagnose;
 mod dns;
 mod firewall;
@@ -317,6 +318,7 @@ fn take_away(numbers: &[Number], have_elements: bool, lock: &File) -> Result<()>
         (false, false) => Ok(()),
     };
     link::delete(numbers).context("cannot remove the machine's interface")?;
+    connections::reset(numbers);
     rules
 }
 

@@ -219,6 +219,19 @@ impl Drop for Vm {
     }
 }
 
+#[cfg(test)]
+impl Vm {
+    /// A process that only waits in the place of flyrun-vmm, and the other end of its conversation.
+    pub fn example(run_dir: RunDir) -> (Vm, UnixStream) {
+        #[allow(clippy::zombie_processes)] // Killed with the Vm; the test's process ends soon after.
+        let child = Command::new("sleep").arg("1000").spawn().unwrap();
+        let pidfd = pidfd_open(Pid::from_child(&child), PidfdFlags::empty()).unwrap();
+        let (control, theirs) = UnixStream::pair().unwrap();
+        let run_dir = Arc::new(run_dir);
+        (Vm { pid: child.id(), control, pidfd, run_dir, console: None, serving: None }, theirs)
+    }
+}
+
 /// Nothing follows an answer before the next request, but for that to [`Vm::cancel_snapshot`]: not a byte more is read.
 fn read_answer(stream: &UnixStream) -> Result<()> {
     let mut answer = String::new();

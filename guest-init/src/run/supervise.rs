@@ -241,7 +241,8 @@ impl<'a> Supervisor<'a> {
 
     fn relays(&self) -> impl Iterator<Item = (Source, &Relay)> {
         let outputs = self.stdio.outputs.iter().enumerate();
-        let input = self.stdio.input.iter().map(|relay| (Source::Input, relay));
+        let input = self.stdio.input.iter().filter(|_| self.suspending.is_none());
+        let input = input.map(|relay| (Source::Input, relay));
         input.chain(outputs.map(|(index, relay)| (Source::Output(index), relay)))
     }
 
@@ -262,6 +263,8 @@ impl<'a> Supervisor<'a> {
                     self.obey(frame);
                 }
             }
+            // The end that the host makes of it for a suspend is not the end of the input.
+            Source::Input if self.suspending.is_some() => {}
             Source::Input => {
                 if let Some(relay) = &mut self.stdio.input {
                     relay.pump();
