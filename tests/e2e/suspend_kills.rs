@@ -54,12 +54,14 @@ fn kill_there(machine: &Machine, hold: &Hold, word: &str, victim: Victim) {
     client.wait().unwrap();
 }
 
-/// The machine as it was left goes on, by the command that its state asks for.
+/// The machine as it was left goes on, by the command that its state asks for, which is to stop at `next`.
 #[track_caller]
-fn check_repaired(machine: &Machine, told: &str) {
-    let word = if machine.state() == "suspended" { "resume" } else { "start" };
-    machine.call(&[word]).code(0);
-    assert_eq!(machine.state(), "started", "{told}");
+fn check_repaired(machine: &Machine, left: &str, next: &Hold, told: &str) {
+    let (word, how) = if left == "failed" { ("start", "cold_boot") } else { ("resume", "resumed") };
+    if left != "started" {
+        next.on(machine.invoke(&[word])).end().code(0);
+    }
+    assert_eq!((machine.state().as_str(), machine.last_start().as_str()), ("started", how), "{told}");
     machine.wait_for_lines(3);
     machine.check_count();
     let count = || machine.exec("cat /count").parse::<usize>().unwrap();
@@ -67,11 +69,22 @@ fn check_repaired(machine: &Machine, told: &str) {
     wait_until("the disk is written", || count() > before);
 }
 
+/// A step, a victim, and the state that is left.
+type Case = (&'static str, Victim, &'static str);
+
+/// Each step with each victim; nobody minds the end of the command.
+fn cases(steps: &[(&'static str, &'static str, &'static str)], without: &'static str) -> Vec<Case> {
+    let each = |&(step, by_monitor, by_vmm): &_| {
+        [(step, V::Command, without), (step, V::Monitor, by_monitor), (step, V::Vmm, by_vmm)]
+    };
+    steps.iter().flat_map(each).collect()
+}
+
 #[test]
 fn a_kill_at_any_step_of_a_suspend_leaves_what_there_was() {
     // Until its snapshot is whole, a machine ends with its monitor or its VMM as it does at any time; from then on it is on disk.
     // A VMM that writes goes on without its monitor.
-    for (step, by_monitor, by_vmm) in [
+    let steps = [
         ("suspending recorded", "failed", "failed"),
         ("stands", "failed", "failed"),
         ("vmm writes", "suspended", "failed"),
@@ -80,46 +93,42 @@ fn a_kill_at_any_step_of_a_suspend_leaves_what_there_was() {
         ("vmm has put in place", "suspended", "suspended"),
         ("snapshot told of", "suspended", "suspended"),
         ("suspended recorded", "suspended", "suspended"),
-    ] {
-        for (victim, expected) in [(V::Command, "suspended"), (V::Monitor, by_monitor), (V::Vmm, by_vmm)] {
-            let told = format!("{victim:?} killed at '{step}'");
-            println!("{told}");
-            let hold = Hold::at(step);
-            let machine = Machine("k-suspend".into());
-            hold.on(Machine::invocation("k-suspend", &["--network", "none"], COUNTER)).end().code(0);
-            machine.wait_for_lines(2);
-            kill_there(&machine, &hold, "suspend", victim);
-            machine.wait_for_state(expected);
-            check_repaired(&machine, &told);
-            let resumed = if expected == "suspended" { "resumed" } else { "cold_boot" };
-            assert_eq!(machine.last_start(), resumed, "{told}");
-        }
+    ];
+    let cases = cases(&steps, "suspended");
+    let mut hold = Hold::at(cases[0].0);
+    let machine = Machine("k-suspend".into());
+    hold.on(Machine::invocation("k-suspend", &["--network", "none"], COUNTER)).end().code(0);
+    for (index, (step, victim, left)) in cases.iter().enumerate() {
+        let told = format!("{victim:?} killed at '{step}'");
+        println!("{told}");
+        machine.wait_for_lines(2);
+        kill_there(&machine, &hold, "suspend", *victim);
+        machine.wait_for_state(left);
+        hold = Hold::at(cases.get(index + 1).map_or("none", |next| next.0));
+        check_repaired(&machine, left, &hold, &told);
     }
 }
 
 #[test]
 fn a_kill_at_any_step_of_a_resume_leaves_the_snapshot_or_the_machine() {
     // Once guest-init is told to go on the machine runs, and ends with its monitor or its VMM.
-    for (step, by_either) in [
-        ("vmm spawned", "suspended"),
-        ("vmm has restored", "suspended"),
-        ("guest-init connected", "suspended"),
-        ("resume recorded", "suspended"),
-        ("snapshot invalidated", "failed"),
-    ] {
-        for (victim, expected) in [(V::Command, "started"), (V::Monitor, by_either), (V::Vmm, by_either)] {
-            let told = format!("{victim:?} killed at '{step}'");
-            println!("{told}");
-            let machine = Machine::start("k-resume", &["--network", "none"], COUNTER);
-            machine.wait_for_lines(2);
-            machine.call(&["suspend"]).code(0);
-            let hold = Hold::at(step);
-            kill_there(&machine, &hold, "resume", victim);
-            machine.wait_for_state(expected);
-            check_repaired(&machine, &told);
-            let resumed = if expected == "failed" { "cold_boot" } else { "resumed" };
-            assert_eq!(machine.last_start(), resumed, "{told}");
-        }
+    let steps = [
+        ("vmm spawned", "suspended", "suspended"),
+        ("vmm has restored", "suspended", "suspended"),
+        ("guest-init connected", "suspended", "suspended"),
+        ("resume recorded", "suspended", "suspended"),
+        ("snapshot invalidated", "failed", "failed"),
+    ];
+    let nowhere = Hold::at("none");
+    let machine = Machine::start("k-resume", &["--network", "none"], COUNTER);
+    for (step, victim, left) in cases(&steps, "started") {
+        let told = format!("{victim:?} killed at '{step}'");
+        println!("{told}");
+        machine.wait_for_lines(2);
+        machine.call(&["suspend"]).code(0);
+        kill_there(&machine, &Hold::at(step), "resume", victim);
+        machine.wait_for_state(left);
+        check_repaired(&machine, left, &nowhere, &told);
     }
 }
 

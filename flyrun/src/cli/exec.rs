@@ -22,10 +22,12 @@ use crate::terminal;
   flyrun exec -d web logrotate /etc/logrotate.conf
 
 MACHINE is a name, an id, or the beginning of an id. The command has the workload's environment, user and working
-directory unless told otherwise. With -it, Ctrl-P Ctrl-Q leaves the command.
+directory unless told otherwise. With -it, Ctrl-P Ctrl-Q leaves the command. While the machine is suspended this waits, and then
+goes on where it was: what is typed meanwhile, and signals, reach the command then. Without its client a command goes on with its
+streams closed, or is hung up on if it has a terminal; in a clone too, half a minute after the clone's start.
 
-Exit codes: the command's own (128 + n when signal n ended it, 137 also when the machine ended); 125 flyrun failed,
-126 the command cannot be executed, 127 it does not exist.")]
+Exit codes: the command's own (128 + n when signal n ended it, 137 also when the machine ended); 125 flyrun failed, or the
+machine could not be resumed and was booted; 126 the command cannot be executed, 127 it does not exist.")]
 pub struct Arguments {
     /// Pass standard input on
     #[arg(short, long)]
