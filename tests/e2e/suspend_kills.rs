@@ -64,9 +64,10 @@ fn check_repaired(machine: &Machine, left: &str, next: &Hold, told: &str) {
     assert_eq!((machine.state().as_str(), machine.last_start().as_str()), ("started", how), "{told}");
     machine.wait_for_lines(3);
     machine.check_count();
-    let count = || machine.exec("cat /count").parse::<usize>().unwrap();
-    let before = count();
-    wait_until("the disk is written", || count() > before);
+    // Its disk is written.
+    machine.exec(
+        "a=$(cat /count); until b=$(cat /count); [ -n \"$b\" -a \"$b\" != \"$a\" ]; do sleep 0.1; done",
+    );
 }
 
 /// A step, a victim, and the state that is left.
@@ -140,7 +141,7 @@ const POLITE: &str =
 fn a_stop_reaches_a_machine_that_is_just_being_resumed() {
     for step in ["vmm has restored", "guest-init connected", "resume recorded"] {
         let machine = Machine::start("k-stop", &["--network", "none", "--stop-timeout", "600"], POLITE);
-        machine.wait_for_lines(1);
+        wait_until("it is ready", || machine.log() == "ready");
         machine.call(&["suspend"]).code(0);
         let hold = Hold::at(step);
         let start = |word: &'static str| {
@@ -221,7 +222,7 @@ fn a_resume_ends_a_suspend_that_waits_for_a_process_which_cannot_stand_still() {
     // A process that writes to a frozen filesystem neither runs nor stands still.
     let script = "fsfreeze --freeze /data; echo ready; echo x > /data/file; echo written; exec sleep 100000";
     let machine = Machine::start("k-stuck", &["--network", "none", "-v", "k-stuck:/data"], script);
-    machine.wait_for_lines(1);
+    wait_until("it is ready", || machine.log() == "ready");
     let mut suspend = machine.invoke(&["suspend"]).build(&[]);
     let suspend =
         suspend.stdout(std::process::Stdio::null()).stderr(std::process::Stdio::piped()).spawn().unwrap();

@@ -76,20 +76,32 @@ impl Connection {
     }
 }
 
-/// Resets the other ends of all connections of these machines, which are gone. A host that cannot do it leaves them waiting.
-pub fn reset(numbers: &[Number]) {
-    let machines: Vec<IpAddr> =
-        numbers.iter().flat_map(|number| [number.guest4().into(), number.guest6().into()]).collect();
-    // Without conntrack nothing was translated, and without rights there was no network.
-    let Ok(connections) = list() else { return };
-    let own: Vec<_> = connections.iter().filter_map(|one| Some((one, one.ends(&machines)?))).collect();
-    for (connection, _) in &own {
-        let _ = forget(connection);
+/// The connections of machines that are about to be taken away.
+#[derive(Debug, Default)]
+pub struct Connections(Vec<(Connection, Ends)>);
+
+impl Connections {
+    /// Finds them: before the interfaces and rules go, with which the kernel forgets some of them. A host that does not tell
+    /// leaves the other ends waiting.
+    pub fn of(numbers: &[Number]) -> Connections {
+        let machines: Vec<IpAddr> =
+            numbers.iter().flat_map(|number| [number.guest4().into(), number.guest6().into()]).collect();
+        // Without conntrack nothing was translated, and without rights there was no network.
+        let connections = list().unwrap_or_default().into_iter();
+        Connections(connections.filter_map(|one| one.ends(&machines).map(|ends| (one, ends))).collect())
     }
-    for (_, ends) in own.iter().filter(|(connection, _)| connection.orig.protocol == TCP) {
-        // The one or the other is outside of any window.
-        for sequence in [0, 1 << 31] {
-            let _ = provoke(*ends, sequence);
+
+    /// Resets their other ends. After the interfaces and rules are gone.
+    pub fn reset(self) {
+        for (connection, _) in &self.0 {
+            // Most often it is gone already.
+            let _ = forget(connection);
+        }
+        for (_, ends) in self.0.iter().filter(|(connection, _)| connection.orig.protocol == TCP) {
+            // The one or the other is outside of any window.
+            for sequence in [0, 1 << 31] {
+                let _ = provoke(*ends, sequence);
+            }
         }
     }
 }

@@ -331,7 +331,8 @@ impl<'a> Supervisor<'a> {
 
     fn still(&mut self, act: impl FnOnce(&mut Still<'_>, &mut Control)) {
         let Ground { disks, network } = &mut *self.ground;
-        let mut still = Still { cgroup: &self.cgroup, stdio: &mut self.stdio, disks, network };
+        let mut still =
+            Still { cgroup: &self.cgroup, stdio: &mut self.stdio, disks, network, frozen: Vec::new() };
         act(&mut still, self.control);
     }
 

@@ -55,6 +55,8 @@ pub struct Still<'a> {
     pub disks: &'a [OwnedFd],
     /// The machine's place in the network.
     pub network: &'a mut Option<NetworkConfig>,
+    /// Those of the filesystems that stand still because of this: one that the workload has frozen stays so.
+    pub frozen: Vec<BorrowedFd<'a>>,
 }
 
 impl Still<'_> {
@@ -99,7 +101,7 @@ impl Still<'_> {
     }
 
     fn freeze(
-        &self,
+        &mut self,
         control: &mut Control,
         wanted: &mut dyn FnMut(&mut Control) -> bool,
     ) -> Result<(), Failure> {
@@ -107,7 +109,11 @@ impl Still<'_> {
         frozen.or_setup(|| "freeze the workload".into())?;
         self.write_out(control, wanted).or_setup(|| "write the filesystems out".into())?;
         for disk in self.disks {
-            sys::freeze_filesystem(disk.as_fd()).or_setup(|| "freeze a filesystem".into())?;
+            match sys::freeze_filesystem(disk.as_fd()) {
+                Ok(()) => self.frozen.push(disk.as_fd()),
+                Err(Errno::BUSY) => {}
+                Err(errno) => return Err(errno).or_setup(|| "freeze a filesystem".into()),
+            }
         }
         Ok(())
     }
@@ -170,9 +176,8 @@ impl Still<'_> {
             set_clock(renewal.realtime_ns)?;
             renew_random(&renewal.entropy)?;
         }
-        for disk in self.disks {
-            // One that was never frozen says so.
-            let _ = sys::thaw_filesystem(disk.as_fd());
+        for disk in self.frozen.drain(..) {
+            let _ = sys::thaw_filesystem(disk);
         }
         let renewed = renewal.map_or(Ok(()), |renewal| self.renew(renewal));
         self.cgroup.thaw().or_setup(|| "thaw the workload".into())?;
