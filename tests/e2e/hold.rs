@@ -61,11 +61,20 @@ impl Hold {
         line.trim().parse().unwrap()
     }
 
-    /// Lets the process go on.
-    pub fn release(&self) {
+    /// Lets the process that [`Hold::reached`] has told go on, unless it ended, as a VMM does with its monitor.
+    pub fn release(&self, held: i32) {
         let go = self.directory.path().join("fifo.go");
-        drop(File::options().write(true).open(go).unwrap());
+        let flags = OFlags::WRONLY | OFlags::NONBLOCK | OFlags::CLOEXEC;
+        // Nobody reads it yet, or any more.
+        while open(&go, flags, Mode::empty()).is_err() && is_alive(held) {
+            std::thread::sleep(Duration::from_millis(1));
+        }
     }
+}
+
+fn is_alive(pid: i32) -> bool {
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+    stat.rsplit(')').next().is_some_and(|rest| !rest.is_empty() && !rest.trim_start().starts_with('Z'))
 }
 
 /// Kills a process and waits until nothing of it runs.

@@ -49,7 +49,7 @@ fn kill_there(machine: &Machine, hold: &Hold, word: &str, victim: Victim) {
     };
     kill(killed);
     if killed != held {
-        hold.release();
+        hold.release(held);
     }
     client.wait().unwrap();
 }
@@ -149,10 +149,10 @@ fn a_stop_reaches_a_machine_that_is_just_being_resumed() {
             command.stdout(std::process::Stdio::null()).spawn().unwrap()
         };
         let mut resume = start("resume");
-        hold.reached();
+        let held = hold.reached();
         let mut stop = start("stop");
         wait_until("the stop has been asked for", || clients(&machine) >= 1);
-        hold.release();
+        hold.release(held);
         assert_eq!(stop.wait().unwrap().code(), Some(0), "{step}");
         resume.wait().unwrap();
         let outcome = machine.inspect("outcome");
@@ -182,7 +182,7 @@ fn a_resume_ends_a_suspend_at_every_stage() {
         if step.starts_with("vmm") {
             wait_until("the VMM has been told", || has_unread(held));
         }
-        hold.release();
+        hold.release(held);
         let resumed = resume.wait_with_output().unwrap();
         assert!(resumed.status.success(), "{step}: {}", String::from_utf8_lossy(&resumed.stderr));
         let given_up = suspend.wait_with_output().unwrap();
