@@ -1,4 +1,5 @@
-//! Time stamps of a start, for the benches: `FLYRUN_TRACE=DIR` collects them in `DIR/cli.trace`, `DIR/vmm.trace`.
+//! Time stamps of a start, for the benches: `FLYRUN_TRACE=DIR` collects them in `DIR/cli.trace`, `DIR/vmm.trace`. And places
+//! where a test stops the program to kill something there ([`vmm::hold`]).
 
 use std::fmt::Write as _;
 use std::path::PathBuf;
@@ -19,6 +20,7 @@ pub fn vmm_file() -> Option<PathBuf> {
 
 /// Notes that a step has been reached, in microseconds of CLOCK_MONOTONIC.
 pub fn step(name: &str) {
+    vmm::hold::at(name);
     let steps = STEPS.get_or_init(|| directory().map(|_| Mutex::new(String::new())));
     if let Some(Ok(mut text)) = steps.as_ref().map(Mutex::lock) {
         let now = clock_gettime(ClockId::Monotonic);

@@ -7,9 +7,11 @@
 
 pub mod background;
 pub mod flyrun;
+pub mod hold;
 pub mod image;
 pub mod lab;
 pub mod registry;
+pub mod suspended;
 pub mod tar;
 pub mod terminal;
 

@@ -12,6 +12,7 @@ pub mod ending;
 pub mod error;
 pub mod event_loop;
 pub mod exit;
+pub mod hold;
 pub mod kick;
 pub mod lifecycle;
 pub mod machine;

@@ -149,6 +149,7 @@ impl Vm {
             ahead.prepare(&guest, backing.mapped(), vcpus.first().map(Vcpu::as_fd));
             trace.step("pages read ahead");
         }
+        crate::hold::at("vmm has restored");
         let origin =
             Origin { kernel: header.kernel.map_or(Kernel::Unknown, Kernel::Resumed), backing, cpuid };
         frame.finish(spec, guest, console, devices, vcpus, origin, trace)

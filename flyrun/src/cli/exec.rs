@@ -9,7 +9,7 @@ use super::{Context, new_machine};
 use crate::error::{Context as _, Error, Result};
 use crate::exit_code::ExitCode;
 use crate::launch::LaunchError;
-use crate::session::{self, End, Wishes};
+use crate::session::{self, End, Rejoin, Wishes};
 use crate::terminal;
 
 /// Run a command in a running machine
@@ -22,10 +22,12 @@ use crate::terminal;
   flyrun exec -d web logrotate /etc/logrotate.conf
 
 MACHINE is a name, an id, or the beginning of an id. The command has the workload's environment, user and working
-directory unless told otherwise. With -it, Ctrl-P Ctrl-Q leaves the command.
+directory unless told otherwise. With -it, Ctrl-P Ctrl-Q leaves the command. While the machine is suspended this waits, and then
+goes on where it was: what is typed meanwhile, and signals, reach the command then. Without its client a command goes on with its
+streams closed, or is hung up on if it has a terminal; in a clone too, half a minute after the clone's start.
 
-Exit codes: the command's own (128 + n when signal n ended it, 137 also when the machine ended); 125 flyrun failed,
-126 the command cannot be executed, 127 it does not exist.")]
+Exit codes: the command's own (128 + n when signal n ended it, 137 also when the machine ended); 125 flyrun failed, or the
+machine could not be resumed and was booted; 126 the command cannot be executed, 127 it does not exist.")]
 pub struct Arguments {
     /// Pass standard input on
     #[arg(short, long)]
@@ -58,13 +60,16 @@ pub struct Arguments {
 pub fn execute(context: &Context, arguments: &Arguments) -> Result<ExitCode> {
     check(arguments)?;
     let machine = session::find_running(&context.machines(), &arguments.machine)?;
-    let config = config(arguments)?;
+    let mut config = config(arguments)?;
     let link = session::connect(&context.paths, &machine)?;
-    link.request(&Request::Exec(Box::new(config)))?;
     if arguments.detach {
+        link.request(&Request::Exec(Box::new(config)))?;
         return started(&link)?.report();
     }
-    session::drive(&link, Wishes { stdin: arguments.interactive, tty: arguments.tty })?.report()
+    let mut rejoin = Rejoin::new(&context.paths, context.machines(), &machine, &link)?;
+    config.ticket = Some(rejoin.ticket());
+    link.request(&Request::Exec(Box::new(config)))?;
+    session::drive(&link, Wishes { stdin: arguments.interactive, tty: arguments.tty }, &mut rejoin)?.report()
 }
 
 fn check(arguments: &Arguments) -> Result<()> {
@@ -84,6 +89,7 @@ fn config(arguments: &Arguments) -> Result<ExecConfig> {
         tty: arguments.tty.then(terminal::size),
         stdin: arguments.interactive,
         detach: arguments.detach,
+        ticket: None,
     })
 }
 

@@ -7,14 +7,12 @@ use super::Context;
 use crate::error::{Error, Result};
 use crate::machine::{Action, Outcome, Owned, Patience, Record, State, Verdict, decide, now};
 use crate::monitor::suspend::discard;
-use crate::monitor::{self, Reply, Request};
+use crate::monitor::{self, KILLED, Reply, Request};
 use crate::usage::Ledger;
 
 /// How long a monitor that owns its machine may take to answer: it is just starting, or just ending.
 const MONITOR_PATIENCE: Duration = Duration::from_secs(10);
 const MONITOR_POLL: Duration = Duration::from_millis(10);
-/// The exit code of a process that was given up with its memory: SIGKILL's.
-const KILLED: u8 = 137;
 
 /// Starts a machine, unless it runs. One that was suspended goes on where it was.
 pub fn start(context: &Context, record: &Record) -> Result<()> {

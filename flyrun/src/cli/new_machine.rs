@@ -314,6 +314,7 @@ fn record(image: &Image, flags: &Flags, id: &str) -> Result<Record> {
         outcome: None,
         snapshot: None,
         last_start: None,
+        resuming_in_boot: None,
     })
 }
 

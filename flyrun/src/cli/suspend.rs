@@ -13,13 +13,13 @@ use crate::monitor::{Reply, Request};
 #[command(after_help = "Examples:
   flyrun suspend web
   flyrun resume web
-  flyrun suspend --force web      although somebody is in it with exec
+  flyrun suspend --force web      although somebody copies with cp
 
-A suspended machine takes neither CPU nor memory of the host, only its disk. Its connections are ended, its published ports are
-free. `flyrun resume` goes on where it was, with the right time and fresh randomness; `flyrun start` does the same, and
+A suspended machine takes neither CPU nor memory of the host, only its disk. Its network connections end (their other ends are reset; the
+machine hears of it with its next word), its published ports are free. Whoever is in it with exec or attach waits, and goes on with it. `flyrun resume` goes on where it was, with the right time and fresh randomness; `flyrun start` does the same, and
 `flyrun stop` gives up what it had in memory. A machine with directories of the host cannot be suspended.")]
 pub struct Suspend {
-    /// Also when sessions (exec, cp) are open; they end
+    /// Also when copies (cp, top, stats) do not end within 5 seconds; they are cut off then
     #[arg(short, long)]
     force: bool,
     /// Names, ids, or beginnings of ids
@@ -33,8 +33,8 @@ pub struct Suspend {
   flyrun resume web
   flyrun ps --filter status=suspended -q | xargs -r flyrun resume
 
-A suspended machine whose snapshot cannot be used on this host, or any more, is booted instead; why is told, in `flyrun inspect`
-too (last_start).")]
+Standard error tells of each whether it was `resumed`, or a `cold_boot` was done instead and why: where its snapshot cannot
+be used on this host, or any more. `flyrun inspect` tells the same (last_start). If a suspend is under way, it is given up.")]
 pub struct Resume {
     /// Names, ids, or beginnings of ids
     #[arg(required = true, value_name = "MACHINE")]
@@ -67,8 +67,16 @@ fn resume_one(context: &Context, record: &Record) -> Result<()> {
     if decide(record, Action::Resume)? == Verdict::Already {
         return Ok(());
     }
-    match record.state {
-        State::Paused => lifecycle::ask(context, record, &Request::Resume).map(drop),
-        _ => lifecycle::start(context, record),
+    if record.state == State::Paused {
+        return lifecycle::ask(context, record, &Request::Resume).map(drop);
     }
+    lifecycle::start(context, record)?;
+    // Where it stood still only for a moment, or has ended since, there is nothing to tell.
+    if let Ok(Record { last_start: Some(how), state: State::Started, .. }) =
+        context.machines().find(&record.id)
+        && record.state == State::Suspended
+    {
+        anstream::eprintln!("flyrun: {}: {how}", record.name);
+    }
+    Ok(())
 }

@@ -1,6 +1,7 @@
 //! machine.json: what a machine is, how it is started, and what became of it.
 
 use std::collections::BTreeMap;
+use std::fmt;
 use std::num::NonZeroU64;
 use std::path::PathBuf;
 
@@ -43,6 +44,10 @@ pub struct Record {
     /// How it came to run the last time.
     #[serde(default)]
     pub last_start: Option<LastStart>,
+    /// The boot of the host in which it is about to go on from its snapshot: if it got no further there, and `state` is still
+    /// there, the snapshot is what counts.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub resuming_in_boot: Option<String>,
 }
 
 /// A machine's memory on disk, whole and true of its disks.
@@ -67,6 +72,21 @@ pub enum LastStart {
     Resumed,
     /// From the base snapshot of its shape, in place of a boot.
     Base,
+}
+
+impl fmt::Display for LastStart {
+    /// The kind's name, with the reason where there is one.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            LastStart::Resumed => write!(f, "resumed"),
+            LastStart::Base => write!(f, "base"),
+            LastStart::ColdBoot { reason: None } => write!(f, "cold_boot"),
+            // In one line.
+            LastStart::ColdBoot { reason: Some(reason) } => {
+                write!(f, "cold_boot: {}", reason.lines().next().unwrap_or_default())
+            }
+        }
+    }
 }
 
 /// All that decides how a machine starts, fixed when it is made.
@@ -224,6 +244,7 @@ impl Record {
             outcome: None,
             snapshot: None,
             last_start: None,
+            resuming_in_boot: None,
         }
     }
 }

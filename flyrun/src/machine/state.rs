@@ -124,7 +124,9 @@ impl State {
             S::Created => matches!(next, S::Starting | S::Destroying),
             // A resume that could not begin leaves the snapshot as it was.
             S::Starting => !matches!(next, S::Created | S::Starting | S::Paused | S::Suspending),
-            S::Started | S::Paused => !matches!(next, S::Created | S::Suspended),
+            // A resume that got no further than that leaves the snapshot as it was.
+            S::Started => next != S::Created,
+            S::Paused => !matches!(next, S::Created | S::Suspended),
             S::Suspending => !matches!(next, S::Created | S::Paused),
             S::Suspended => matches!(next, S::Starting | S::Stopped | S::Failed | S::Destroying),
             S::Stopping => !matches!(next, S::Created | S::Paused | S::Suspending | S::Suspended),

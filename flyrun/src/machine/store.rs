@@ -253,7 +253,7 @@ impl Machines {
         let mut owned = Owned { record: read_record(&directory)?, directory, lock };
         if owned.has_whole_snapshot() {
             // On a disk that is full it remains a finding of this process.
-            let _ = owned.become_state(State::Suspended, |_| {});
+            let _ = owned.become_state(State::Suspended, |record| record.resuming_in_boot = None);
             return Some(owned.record);
         }
         if owned.record.state == State::Destroying
@@ -316,6 +316,12 @@ impl Owned {
         let state = self.directory.join(SNAPSHOT).join(SNAPSHOT_STATE);
         match self.record.state {
             State::Starting => self.record.snapshot.is_some() && state.exists(),
+            State::Started if self.record.resuming_in_boot.is_some() => {
+                // What was removed in another boot may be there again.
+                self.record.resuming_in_boot == super::boot_id()
+                    && self.record.snapshot.is_some()
+                    && state.exists()
+            }
             State::Suspending if state.exists() => {
                 let taken_at_ms = crate::usage::now_ms();
                 self.record.snapshot = Some(Snapshot { taken_at_ms, network_number: None });
@@ -347,6 +353,15 @@ impl Owned {
         }
         self.record.state = state;
         self.update(change)
+    }
+
+    /// As [`Owned::become_state`], for a state that is none as long as nobody else knows of it.
+    ///
+    /// # Errors
+    /// As there; the machine is as it was then.
+    pub fn settle_in_state(&mut self, state: State, change: impl FnOnce(&mut Record)) -> Result<()> {
+        let before = self.record.clone();
+        self.become_state(state, change).inspect_err(|_| self.record = before)
     }
 
     /// Gives the machine another name.
@@ -521,6 +536,55 @@ mod tests {
         assert!(machines.adopt(&id, stranger.into()).is_err());
         drop(adopted);
         assert!(machines.acquire(&id, Patience::Glance).unwrap().is_some());
+    }
+
+    #[test]
+    fn a_state_that_cannot_be_written_down_is_none_where_others_must_know() {
+        let directory = tempfile::tempdir().unwrap();
+        let machines = machines(&directory);
+        let mut owned = started(&machines, Record::example("web"));
+        // A file cannot take a directory's place.
+        let record = owned.directory().join(RECORD);
+        fs::remove_file(&record).unwrap();
+        fs::create_dir(&record).unwrap();
+        let snapshot = Snapshot { taken_at_ms: 1, network_number: None };
+        assert!(
+            owned
+                .settle_in_state(State::Suspending, |record| record.snapshot = Some(snapshot.clone()))
+                .is_err()
+        );
+        assert_eq!((owned.record().state, &owned.record().snapshot), (State::Started, &None));
+    }
+
+    #[test]
+    fn a_resume_that_was_cut_off_before_the_guest_was_told_leaves_the_snapshot() {
+        let snapshot = Snapshot { taken_at_ms: 1, network_number: None };
+        let resuming = |boot: Option<String>| {
+            let directory = tempfile::tempdir().unwrap();
+            let machines = machines(&directory);
+            let mut owned = started(&machines, Record::example("web"));
+            let id = owned.record().id.clone();
+            fs::create_dir(owned.directory().join(SNAPSHOT)).unwrap();
+            let state = owned.directory().join(SNAPSHOT).join(SNAPSHOT_STATE);
+            fs::write(&state, "state").unwrap();
+            owned
+                .update(|record| (record.snapshot, record.resuming_in_boot) = (Some(snapshot.clone()), boot))
+                .unwrap();
+            drop(owned);
+            (directory, machines, id, state)
+        };
+        let boot = super::super::boot_id();
+        assert!(boot.is_some());
+        let (_directory, machines, id, _) = resuming(boot.clone());
+        let found = machines.find(&id).unwrap();
+        assert_eq!((found.state, found.resuming_in_boot), (State::Suspended, None));
+        assert_eq!(found.snapshot, Some(snapshot.clone()));
+        // Told, or in another boot of the host: nobody knows what has become of the disk.
+        let (_directory, machines, id, state) = resuming(boot);
+        fs::remove_file(state).unwrap();
+        assert_eq!(machines.find(&id).unwrap().state, State::Failed);
+        let (_directory, machines, id, _) = resuming(Some("another".into()));
+        assert_eq!(machines.find(&id).unwrap().state, State::Failed);
     }
 
     #[test]

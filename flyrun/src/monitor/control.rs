@@ -191,14 +191,21 @@ pub fn attach(
     stream.set_read_timeout(None)?;
     let id = outputs.attach(stream.try_clone()?)?;
     spawn("client", move || {
+        let mut frames = 0;
         while let Ok(Some(message)) = frame::read::<ToSession>(&mut stream) {
+            frames += 1;
             match message {
                 ToSession::Stdin(bytes) => {
-                    if let Some(input) = &input {
-                        input.write(&bytes);
-                    }
                     // Also what nobody reads is taken, or the client would wait for ever.
-                    outputs.tell(id, &FromSession::StdinTaken { bytes: bytes.len() as u32 });
+                    let tell = || {
+                        outputs.tell(id, &FromSession::StdinTaken { bytes: bytes.len() as u32 });
+                        outputs.tell(id, &FromSession::Received { frames });
+                    };
+                    match &input {
+                        Some(input) => _ = input.write(&bytes, tell),
+                        None => tell(),
+                    }
+                    continue;
                 }
                 ToSession::StdinEnd => {
                     if let Some(input) = &input {
@@ -213,7 +220,10 @@ pub fn attach(
                 ToSession::Resize(size) => {
                     post.send(Event::Resize(size));
                 }
+                // Of commands alone.
+                ToSession::Received { .. } => frames -= 1,
             }
+            outputs.tell(id, &FromSession::Received { frames });
         }
         outputs.detach(id);
     })

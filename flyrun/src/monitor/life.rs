@@ -1,9 +1,11 @@
 //! One life of a machine: from the start of its VMM to the end of its process.
 
+use std::os::unix::process::ExitStatusExt;
 use std::time::{Duration, Instant};
 
 use protocol::session::FromSession;
 use protocol::{ExitStatus, FailureKind, FromGuest, PROTOCOL_VERSION, Renewal, Start, ToGuest, TtySize};
+use vmm::exit::VmExit;
 
 use super::End;
 use super::front::{Front, Response};
@@ -47,6 +49,10 @@ pub struct Life {
     has_told: bool,
     /// The size of the terminal of the client that attached last.
     size: Option<TtySize>,
+    /// Signals for a workload that does not run at this moment.
+    held: Vec<i32>,
+    /// Somebody of this host has ended flyrun-vmm.
+    was_killed: bool,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -114,6 +120,8 @@ impl Life {
             is_restored: false,
             has_told: false,
             size: None,
+            held: Vec::new(),
+            was_killed: false,
         }
     }
 
@@ -199,6 +207,11 @@ impl Life {
         self.send(&ToGuest::Suspend { force });
     }
 
+    /// Whether guest-init was asked to let everything stand still, and has not said that it does.
+    pub fn is_freezing(&self) -> bool {
+        matches!(self.still, Some(Still::Freezing { .. }))
+    }
+
     /// Tells guest-init to go on.
     pub fn go_on(&mut self, renewal: Renewal) {
         self.still = Some(Still::GoingOn);
@@ -230,7 +243,7 @@ impl Life {
             Some(killed) => Some(killed),
             None => Some(Stopping::Asked { kill_at }),
         };
-        self.send(&ToGuest::Signal { signal });
+        self.pass(signal);
     }
 
     /// Sends the workload a signal.
@@ -238,12 +251,12 @@ impl Life {
         if signal == SIGKILL {
             return self.kill();
         }
-        self.send(&ToGuest::Signal { signal });
+        self.pass(signal);
     }
 
     /// Kills the workload, and soon the machine if that is not enough.
     fn kill(&mut self) {
-        self.send(&ToGuest::Signal { signal: SIGKILL });
+        self.pass(SIGKILL);
         let patience = if self.is_started { KILL_LIMIT } else { Duration::ZERO };
         self.stopping.get_or_insert(Stopping::Killed { give_up_at: Instant::now() + patience });
         if let Some(Stopping::Asked { .. }) = self.stopping {
@@ -251,9 +264,45 @@ impl Life {
         }
     }
 
+    /// A signal waits for a workload that does not run, once however often it was sent, as a stopped process has it.
+    fn pass(&mut self, signal: i32) {
+        if self.hears() {
+            self.send(&ToGuest::Signal { signal });
+        } else if !self.held.contains(&signal) {
+            self.held.push(signal);
+        }
+    }
+
     fn resize(&mut self, size: TtySize) {
         self.size = Some(size);
-        self.send(&ToGuest::Resize(size));
+        if self.hears() {
+            self.send(&ToGuest::Resize(size));
+        }
+    }
+
+    /// The size of the terminal of the client that attached last.
+    pub fn size(&self) -> Option<TtySize> {
+        self.size
+    }
+
+    /// Whether somebody of this host has ended flyrun-vmm, and not what it was doing.
+    pub fn was_killed(&self) -> bool {
+        self.was_killed
+    }
+
+    /// Whether guest-init does at once what it is told of the workload.
+    fn hears(&self) -> bool {
+        self.control.is_some() && self.is_started && !self.is_restored && self.still.is_none()
+    }
+
+    /// The workload runs: what waited for that is sent.
+    fn catch_up(&mut self) {
+        if let Some(size) = self.size {
+            self.send(&ToGuest::Resize(size));
+        }
+        for signal in std::mem::take(&mut self.held) {
+            self.send(&ToGuest::Signal { signal });
+        }
     }
 
     fn next_deadline(&self) -> Option<Instant> {
@@ -316,17 +365,18 @@ impl Life {
                 Ok(Step::StandsNot(message))
             }
             FromGuest::Resumed => {
-                let went_on = self.still.take() == Some(Still::GoingOn);
-                self.deadline = None;
-                Ok(if went_on { Step::Resumed } else { Step::Nothing })
+                if self.still != Some(Still::GoingOn) {
+                    return Ok(Step::Nothing);
+                }
+                (self.still, self.deadline) = (None, None);
+                self.catch_up();
+                Ok(Step::Resumed)
             }
             FromGuest::Started { .. } => {
                 trace::step("workload started");
                 self.is_started = true;
                 self.deadline = None;
-                if let Some(size) = self.size {
-                    self.send(&ToGuest::Resize(size));
-                }
+                self.catch_up();
                 Ok(Step::Started)
             }
             FromGuest::Exited(status) => {
@@ -357,6 +407,7 @@ impl Life {
     }
 
     fn on_vmm_exit(&mut self, status: &std::io::Result<std::process::ExitStatus>) -> Result<End> {
+        self.was_killed = status.as_ref().is_ok_and(was_killed);
         match (self.exited, self.vm.failure(status)) {
             (_, Some(failure)) => Err(failure),
             (Some(exited), None) => Ok(End::Workload(exited)),
@@ -398,6 +449,12 @@ impl Life {
     }
 }
 
+/// Whether a process was ended from outside, and not by what it did.
+fn was_killed(status: &std::process::ExitStatus) -> bool {
+    let is_terminated = status.code().and_then(VmExit::from_code) == Some(VmExit::Terminated);
+    is_terminated || status.signal() == Some(SIGKILL)
+}
+
 fn failure(kind: FailureKind, message: String) -> Result<End> {
     match kind {
         FailureKind::CommandNotFound => Ok(End::NoCommand { code: ExitCode::NotFound.number(), message }),
@@ -411,7 +468,7 @@ fn failure(kind: FailureKind, message: String) -> Result<End> {
         FailureKind::BadConfig => {
             Err(Error::new(message).advice("Install flyrun and its parts from one build."))
         }
-        FailureKind::BadLayer | FailureKind::LimitExceeded | FailureKind::Setup => {
+        FailureKind::BadLayer | FailureKind::LimitExceeded | FailureKind::Setup | FailureKind::NoSession => {
             Err(Error::new(message).advice("`flyrun run --init-log` shows the guest's console."))
         }
     }
@@ -424,10 +481,176 @@ pub fn last_frame(result: &Result<End>) -> FromSession {
         Ok(end @ (End::NoCommand { .. } | End::Interrupted { .. })) => {
             FromSession::Exited(ExitStatus::Code(end.code().number()))
         }
-        Ok(End::Suspended) => {
-            let message = "the machine was suspended; `flyrun resume` goes on".to_string();
-            FromSession::Failed { kind: FailureKind::Setup, message }
-        }
+        Ok(End::Suspended) => FromSession::Suspended,
         Err(error) => FromSession::Failed { kind: FailureKind::Setup, message: error.to_string() },
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::net::UnixStream;
+
+    use protocol::frame;
+
+    use super::*;
+    use crate::paths::Paths;
+    use crate::vm::Post;
+
+    const HOUR: Duration = Duration::from_secs(3600);
+    const SIZE: TtySize = TtySize { rows: 51, cols: 133 };
+
+    /// A life, and the guest that a test plays.
+    struct Played {
+        life: Life,
+        mailbox: Mailbox,
+        post: Post,
+        front: Front,
+        guest: UnixStream,
+        ours: Option<UnixStream>,
+        _vmm: UnixStream,
+        _directory: tempfile::TempDir,
+    }
+
+    impl Played {
+        fn new(make: fn(Vm, usize, bool) -> Life) -> Played {
+            let directory = tempfile::tempdir().unwrap();
+            let path = directory.path().to_path_buf();
+            let paths = Paths { root: path.join("root"), run: path.join("run") };
+            let (vm, _vmm) = Vm::example(paths.make_run_dir("m").unwrap());
+            let (guest, ours) = UnixStream::pair().unwrap();
+            let mut mailbox = Mailbox::new();
+            let post = mailbox.begin_life();
+            let front = Front::Nobody { stop_signal: 15, stop_timeout: HOUR };
+            let life = make(vm, 0, false);
+            Played { life, mailbox, post, front, guest, ours: Some(ours), _vmm, _directory: directory }
+        }
+
+        fn step(&mut self, event: Event) -> Step {
+            assert!(self.post.send(event));
+            self.life.step(&self.mailbox, &mut self.front, None).unwrap()
+        }
+
+        fn connect(&mut self) -> Step {
+            let control = Control::over(self.ours.take().unwrap());
+            assert!(matches!(self.step(Event::Connected(control)), Step::Nothing));
+            self.says(FromGuest::Hello { version: PROTOCOL_VERSION })
+        }
+
+        fn says(&mut self, message: FromGuest) -> Step {
+            self.step(Event::Guest(message))
+        }
+
+        fn started() -> Played {
+            let mut played = Played::new(Life::new);
+            played.connect();
+            assert!(matches!(played.says(FromGuest::Started { pid: 7 }), Step::Started));
+            played
+        }
+
+        /// All that the guest has been told and not read yet.
+        fn heard(&mut self) -> Vec<ToGuest> {
+            let mut heard = Vec::new();
+            self.guest.set_nonblocking(true).unwrap();
+            while let Ok(Some(message)) = frame::read(&mut self.guest) {
+                heard.push(message);
+            }
+            heard
+        }
+    }
+
+    fn signal(signal: i32) -> ToGuest {
+        ToGuest::Signal { signal }
+    }
+
+    fn resume() -> ToGuest {
+        ToGuest::Resume(Box::default())
+    }
+
+    #[test]
+    fn what_a_resumed_workload_was_told_before_it_runs_it_hears_when_it_does() {
+        // Before the guest has connected, and when it has but does not run yet.
+        for before in [true, false] {
+            let mut played = Played::new(Life::restored);
+            let tell = |played: &mut Played| {
+                played.life.stop(15, HOUR);
+                played.step(Event::Forward(1));
+                played.step(Event::Forward(1));
+                played.step(Event::Resize(SIZE));
+            };
+            if before {
+                tell(&mut played);
+            }
+            assert!(matches!(played.connect(), Step::Restored));
+            played.life.go_on(Renewal::default());
+            if !before {
+                tell(&mut played);
+            }
+            assert_eq!(played.heard(), [resume()]);
+            assert!(matches!(played.says(FromGuest::Resumed), Step::Resumed));
+            assert_eq!(played.heard(), [ToGuest::Resize(SIZE), signal(15), signal(1)]);
+            // From now on at once.
+            played.step(Event::Forward(1));
+            assert_eq!(played.heard(), [signal(1)]);
+        }
+    }
+
+    #[test]
+    fn a_workload_that_is_killed_before_it_runs_has_no_time_left() {
+        let mut played = Played::new(Life::restored);
+        played.life.stop(9, HOUR);
+        assert!(played.life.next_deadline().unwrap() < Instant::now() + HOUR);
+        played.connect();
+        played.life.go_on(Renewal::default());
+        played.says(FromGuest::Resumed);
+        assert_eq!(played.heard(), [resume(), signal(9)]);
+    }
+
+    #[test]
+    fn a_signal_that_comes_during_the_boot_is_heard_by_the_workload() {
+        let mut played = Played::new(Life::new);
+        played.step(Event::Forward(10));
+        played.connect();
+        assert_eq!(played.heard(), []);
+        played.says(FromGuest::Started { pid: 7 });
+        assert_eq!(played.heard(), [signal(10)]);
+    }
+
+    #[test]
+    fn signals_wait_while_a_workload_is_frozen() {
+        let mut played = Played::started();
+        played.life.freeze(false);
+        played.step(Event::Forward(1));
+        played.says(FromGuest::NotFrozen { message: "busy".into() });
+        played.step(Event::Forward(2));
+        assert_eq!(played.heard(), [ToGuest::Suspend { force: false }]);
+        assert!(matches!(played.says(FromGuest::Resumed), Step::Resumed));
+        assert_eq!(played.heard(), [signal(1), signal(2)]);
+    }
+
+    #[test]
+    fn a_change_of_mind_during_the_freezing_and_the_word_that_it_is_done_may_cross() {
+        for crossing in [FromGuest::Frozen, FromGuest::NotFrozen { message: "late".into() }] {
+            let mut played = Played::started();
+            played.life.freeze(true);
+            assert!(played.life.is_freezing());
+            played.life.go_on(Renewal::default());
+            assert!(!played.life.is_freezing() && played.life.is_still());
+            assert!(matches!(played.says(crossing), Step::Nothing));
+            assert!(matches!(played.says(FromGuest::Resumed), Step::Resumed));
+            assert!(!played.life.is_still());
+            assert_eq!(played.heard(), [ToGuest::Suspend { force: true }, resume()]);
+            // A word too many changes nothing.
+            assert!(matches!(played.says(FromGuest::Resumed), Step::Nothing));
+        }
+    }
+
+    #[test]
+    fn an_end_from_outside_is_told_from_one_of_its_own() {
+        use std::process::ExitStatus;
+        let of = |status: i32| was_killed(&ExitStatus::from_raw(status));
+        // As wait(2) has it: a signal's number, or an exit code in the second byte.
+        let exit = |exit: VmExit| i32::from(exit.code()) << 8;
+        assert!(of(9) && of(exit(VmExit::Terminated)));
+        assert!([11, 6, 7, exit(VmExit::Refused), exit(VmExit::Reset)].into_iter().all(|status| !of(status)));
     }
 }

@@ -50,6 +50,9 @@ use crate::{network, terminal, trace};
 /// Bytes of the host's randomness that each guest starts or goes on with.
 const ENTROPY_BYTES: usize = 64;
 
+/// The exit code of a process that was given up with its memory: SIGKILL's.
+pub const KILLED: u8 = 137;
+
 /// How a life of a machine ended.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum End {
@@ -315,6 +318,7 @@ impl<'a> Monitor<'a> {
         };
         let result = self.follow(&mut life, &mut company, &mut place, &mut started);
         self.forget_snapshot();
+        let result = result.or_else(|error| self.settle_on_disk(&life, error));
         if let Some(meter) = company.meter {
             meter.end();
         }
@@ -322,6 +326,7 @@ impl<'a> Monitor<'a> {
             && is_restored
             && self.machine.record().snapshot.is_some()
             && !self.is_stopped
+            && !life.was_killed()
         {
             self.restore_failed = Some(error.to_string());
         }
@@ -446,7 +451,11 @@ impl<'a> Monitor<'a> {
 
     /// Writes down how the machine ended, or removes it, and tells those who wait.
     fn conclude(mut self, result: &Result<End>) -> Result<()> {
-        let outcome = outcome(result);
+        let mut outcome = outcome(result);
+        if self.is_stopped && result.is_err() && self.machine.record().snapshot.is_some() {
+            // Its user has given up what it had in memory; that it could not be resumed is no news.
+            outcome = Outcome { exit_code: KILLED, error: None, ..outcome };
+        }
         let exit_code = outcome.exit_code;
         let state = if outcome.error.is_some() { State::Failed } else { State::Stopped };
         let mut waiting = std::mem::take(&mut self.waiting);
@@ -458,8 +467,11 @@ impl<'a> Monitor<'a> {
             return Ok(());
         }
         let concluded = if outcome.error.is_some() && self.machine.record().snapshot.is_some() {
-            // It could not even be tried: the snapshot is as good as before.
-            self.machine.become_state(State::Suspended, |record| record.outcome = Some(outcome))
+            // It could not even be tried, or was cut off: the snapshot is as good as before.
+            self.machine.become_state(State::Suspended, |record| {
+                record.outcome = Some(outcome);
+                record.resuming_in_boot = None;
+            })
         } else if self.machine.record().config.auto_remove {
             self.machine.remove()
         } else {
@@ -467,6 +479,7 @@ impl<'a> Monitor<'a> {
                 .become_state(state, |record| {
                     record.outcome = Some(outcome);
                     record.snapshot = None;
+                    record.resuming_in_boot = None;
                 })
                 .and_then(|()| suspend::discard(self.machine.directory()))
         };

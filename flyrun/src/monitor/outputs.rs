@@ -6,7 +6,7 @@ use std::net::Shutdown;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
-use std::time::{Duration, Instant, SystemTime};
+use std::time::{Duration, SystemTime};
 
 use protocol::frame;
 use protocol::session::FromSession;
@@ -163,6 +163,8 @@ struct InputState {
     exhausted: bool,
     /// Something is being written without the lock.
     writing: bool,
+    /// The stream that it is written to, and that ends behind it.
+    held: Option<UnixStream>,
 }
 
 impl Input {
@@ -185,21 +187,20 @@ impl Input {
         state.ended = false;
     }
 
-    /// Lets nobody write until the guest connects again, and tells the guest that nothing comes until then. What was being
-    /// written is written whole, unless the guest does not take it in time.
-    pub fn hold(&self, patience: Duration) {
+    /// Lets nobody write until the guest connects again, and tells the guest that nothing comes until then. What is being
+    /// written at this moment is written whole first: the guest takes it.
+    pub fn hold(&self) {
         let mut state = lock(&self.state);
         let Some(stream) = state.stream.take() else { return };
-        let until = Instant::now() + patience;
-        while state.writing && Instant::now() < until {
-            let left = until.saturating_duration_since(Instant::now());
-            state = self.changed.wait_timeout(state, left).unwrap_or_else(PoisonError::into_inner).0;
+        match state.writing {
+            true => state.held = Some(stream),
+            false => _ = stream.shutdown(Shutdown::Write),
         }
-        let _ = stream.shutdown(Shutdown::Write);
     }
 
-    /// Passes input on, waiting for the guest where it must. `false` if nobody reads it.
-    pub fn write(&self, bytes: &[u8]) -> bool {
+    /// Passes input on, waiting for the guest where it must, and says so by `written` before the stream may be held. `false` if
+    /// nobody reads it.
+    pub fn write(&self, bytes: &[u8], written: impl FnOnce()) -> bool {
         let mut state = lock(&self.state);
         while state.stream.is_none() || state.writing {
             state = self.changed.wait(state).unwrap_or_else(PoisonError::into_inner);
@@ -208,10 +209,16 @@ impl Input {
         let stream = state.stream.as_ref().and_then(|stream| stream.try_clone().ok());
         state.writing = true;
         drop(state);
-        let written = stream.is_some_and(|mut stream| stream.write_all(bytes).is_ok());
-        lock(&self.state).writing = false;
+        let taken = stream.is_some_and(|mut stream| stream.write_all(bytes).is_ok());
+        written();
+        let mut state = lock(&self.state);
+        state.writing = false;
+        if let Some(held) = state.held.take() {
+            let _ = held.shutdown(Shutdown::Write);
+        }
+        drop(state);
         self.changed.notify_all();
-        written
+        taken
     }
 
     /// There is no more.
@@ -233,7 +240,7 @@ pub fn feed(source: OwnedFd, input: &Input) {
         match source.read(&mut buffer) {
             Ok(0) => break,
             Ok(count) => {
-                if !input.write(buffer.get(..count).unwrap_or_default()) {
+                if !input.write(buffer.get(..count).unwrap_or_default(), || {}) {
                     return;
                 }
             }
@@ -253,6 +260,7 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 #[cfg(test)]
 mod tests {
     use std::io::Read;
+    use std::sync::atomic::Ordering;
 
     use super::*;
 
@@ -285,7 +293,7 @@ mod tests {
         let input = Input::default();
         let (mut guest, ours) = UnixStream::pair().unwrap();
         std::thread::scope(|scope| {
-            let writer = scope.spawn(|| input.write(b"early"));
+            let writer = scope.spawn(|| input.write(b"early", || {}));
             input.connect(ours);
             assert!(writer.join().unwrap());
             input.end();
@@ -300,13 +308,13 @@ mod tests {
         let input = Input::default();
         let (mut first, ours) = UnixStream::pair().unwrap();
         input.connect(ours);
-        assert!(input.write(b"one"));
-        input.hold(Duration::from_secs(10));
+        assert!(input.write(b"one", || {}));
+        input.hold();
         let mut text = String::new();
         first.read_to_string(&mut text).unwrap();
         assert_eq!(text, "one");
         std::thread::scope(|scope| {
-            let writer = scope.spawn(|| input.write(b"two"));
+            let writer = scope.spawn(|| input.write(b"two", || {}));
             let (mut second, ours) = UnixStream::pair().unwrap();
             input.connect(ours);
             assert!(writer.join().unwrap());
@@ -315,6 +323,26 @@ mod tests {
             second.read_to_string(&mut text).unwrap();
         });
         assert_eq!(text, "two");
+    }
+
+    #[test]
+    fn holding_waits_for_nobody_and_what_is_being_written_arrives_whole() {
+        let input = Input::default();
+        let (mut guest, ours) = UnixStream::pair().unwrap();
+        input.connect(ours);
+        // More than any socket takes at once.
+        let bytes = vec![7; 4 << 20];
+        let told = std::sync::atomic::AtomicBool::new(false);
+        std::thread::scope(|scope| {
+            let writer = scope.spawn(|| input.write(&bytes, || told.store(true, Ordering::SeqCst)));
+            let mut received = vec![0; 1];
+            guest.read_exact(&mut received).unwrap();
+            input.hold();
+            assert!(!told.load(Ordering::SeqCst));
+            guest.read_to_end(&mut received).unwrap();
+            assert!(received == bytes);
+            assert!(writer.join().unwrap() && told.load(Ordering::SeqCst));
+        });
     }
 
     #[test]

@@ -40,6 +40,10 @@ impl Monitor<'_> {
                 let Some(life) = life.filter(|_| (1..=64).contains(&signal)) else {
                     return conversation.reply(&reply(Err(not_running())));
                 };
+                if self.suspending.is_some() && signal != SIGKILL {
+                    let refusal = decide(self.machine.record(), Action::Signal).map(drop);
+                    return conversation.reply(&reply(refusal));
+                }
                 // Whoever ends a machine so does not want it started again.
                 self.is_stopped |= signal == SIGKILL || signal == config.stop_signal;
                 life.signal(signal);
@@ -84,7 +88,7 @@ impl Monitor<'_> {
         }
         life.vm.pause()?;
         // What cannot be written down is not done: nobody would know.
-        self.machine.become_state(State::Paused, |_| {}).inspect_err(|_| _ = life.vm.resume())
+        self.machine.settle_in_state(State::Paused, |_| {}).inspect_err(|_| _ = life.vm.resume())
     }
 
     pub(super) fn unpause(&mut self, life: &Life) -> Result<()> {

@@ -15,7 +15,6 @@ use protocol::Renewal;
 
 use super::company::Place;
 use super::life::Life;
-use super::suspend::INPUT_PATIENCE;
 use super::{Conversation, Monitor, Reply, Request};
 use crate::error::{Context, Error, Result};
 use crate::machine::{Action, State, Verdict, decide};
@@ -99,7 +98,7 @@ impl Monitor<'_> {
         let record = snapshot::Record::of(record, &wanted.id, wanted.name.as_deref());
         life.freeze(wanted.force);
         if let Some(input) = &self.input {
-            input.hold(INPUT_PATIENCE);
+            input.hold();
         }
         Ok((draft, record))
     }

@@ -7,7 +7,9 @@
 //! Suspended ── resume ──▶ Starting: VMM restored ──▶ guest-init connects ── recorded ──▶ Started ──▶ workload thawed
 //! ```
 //! The record decides: until it says Suspended the running machine is what counts, and until it says Started the snapshot is.
-//! In between neither changes the machine's disks, as guest-init keeps its filesystems frozen.
+//! In between neither changes the machine's disks, as guest-init keeps its filesystems frozen. What is left by a monitor or a VMM
+//! that is killed: a snapshot whose `state` is there counts, as that is the last of it to be written, and the first to be
+//! removed, before guest-init is told to go on. Whatever is under way, a resume ends it (`Suspending::give_up`).
 
 use std::fs;
 use std::path::PathBuf;
@@ -17,13 +19,13 @@ use protocol::Renewal;
 
 use super::company::Place;
 use super::life::Life;
-use super::{Conversation, Monitor, Reply, entropy};
+use super::{Conversation, End, Monitor, Reply, entropy};
 use crate::error::{Context, Error, Result};
-use crate::machine::{Action, LastStart, SNAPSHOT, SNAPSHOT_STATE, Snapshot, State, Verdict, decide, now};
+use crate::machine::{
+    Action, LastStart, SNAPSHOT, SNAPSHOT_STATE, Snapshot, State, Verdict, boot_id, decide, now,
+};
+use crate::trace;
 use crate::usage::{Ledger, now_ms};
-
-/// How long what was being written to the workload's input may take to arrive.
-pub(super) const INPUT_PATIENCE: Duration = Duration::from_secs(10);
 
 /// A suspend that is under way.
 #[derive(Debug, Default)]
@@ -81,10 +83,11 @@ impl Monitor<'_> {
             return Err(Error::new("it has directories of the host, which cannot be brought to disk")
                 .advice("Give it volumes instead, or let it stand still with `flyrun pause`."));
         }
-        self.machine.become_state(State::Suspending, |_| {})?;
+        self.machine.settle_in_state(State::Suspending, |_| {})?;
+        trace::step("suspending recorded");
         life.freeze(force);
         if let Some(input) = &self.input {
-            input.hold(INPUT_PATIENCE);
+            input.hold();
         }
         Ok(true)
     }
@@ -94,13 +97,17 @@ impl Monitor<'_> {
         &mut self,
         conversation: Option<Conversation>,
         stop: Option<(i32, Duration)>,
-        life: &Life,
+        life: &mut Life,
     ) -> bool {
         let Some(suspending) = &mut self.suspending else { return false };
         suspending.unwanted.extend(conversation);
         suspending.stop = stop.or(suspending.stop);
-        if suspending.give_up("it was told to go on instead")
-            && suspending.is_writing
+        if !suspending.give_up("it was told to go on instead") {
+            return true;
+        }
+        if life.is_freezing() {
+            life.go_on(Renewal::default());
+        } else if suspending.is_writing
             && let Err(error) = life.vm.cancel_snapshot()
         {
             eprintln!("flyrun: {error}");
@@ -110,6 +117,7 @@ impl Monitor<'_> {
 
     /// The workload stands: its memory is written, unless somebody has thought better of it.
     pub(super) fn on_stands(&mut self, life: &mut Life, place: &Place) {
+        trace::step("stands");
         let directory = self.snapshot_directory();
         let Some(suspending) = &mut self.suspending else { return life.go_on(Renewal::default()) };
         if suspending.given_up.is_some() {
@@ -120,7 +128,10 @@ impl Monitor<'_> {
             .and_then(|()| life.vm.pause())
             .and_then(|()| life.vm.snapshot(&directory, &place.post).inspect_err(|_| _ = life.vm.resume()));
         match begun {
-            Ok(()) => suspending.is_writing = true,
+            Ok(()) => {
+                suspending.is_writing = true;
+                trace::step("snapshot asked for");
+            }
             Err(error) => {
                 suspending.give_up(&error.to_string());
                 life.go_on(Renewal::default());
@@ -135,6 +146,7 @@ impl Monitor<'_> {
         life: &mut Life,
         place: &Place,
     ) -> Result<bool> {
+        trace::step("snapshot told of");
         let number = place.network.as_ref().map(crate::network::Attached::number);
         let is_given_up = self.suspending.as_ref().is_none_or(|suspending| suspending.given_up.is_some());
         let recorded = result.map_err(Error::new).and_then(|()| {
@@ -142,16 +154,23 @@ impl Monitor<'_> {
                 return Err(Error::new("it was told to go on instead"));
             }
             let snapshot = Snapshot { taken_at_ms: now_ms(), network_number: number };
-            self.machine.become_state(State::Suspended, |record| record.snapshot = Some(snapshot))
+            self.machine.settle_in_state(State::Suspended, |record| record.snapshot = Some(snapshot))
         });
         let Err(error) = recorded else {
+            trace::step("suspended recorded");
             life.vm.end();
             for mut conversation in self.suspending.take().unwrap_or_default().wanted {
                 conversation.reply(&Reply::Done);
             }
             return Ok(true);
         };
-        self.invalidate_snapshot();
+        if life.vm.is_lost() {
+            // What there is of a snapshot is all that there is.
+            return Err(error);
+        }
+        if let Err(error) = self.invalidate_snapshot() {
+            eprintln!("flyrun: {error}");
+        }
         if is_given_up {
             life.vm.await_resume()?;
         } else {
@@ -163,6 +182,32 @@ impl Monitor<'_> {
         }
         life.go_on(Renewal::default());
         Ok(false)
+    }
+
+    /// The VMM was lost while the machine was brought to disk. If the snapshot was whole by then, nothing else was.
+    ///
+    /// # Errors
+    /// `lost`, if it was not.
+    pub(super) fn settle_on_disk(&mut self, life: &Life, lost: Error) -> Result<End> {
+        if self.machine.record().state != State::Suspending || self.suspending.is_none() {
+            return Err(lost);
+        }
+        // It writes nothing any more then.
+        life.vm.end();
+        if !self.snapshot_directory().join(SNAPSHOT_STATE).exists() {
+            return Err(lost);
+        }
+        eprintln!("flyrun: the machine is on disk, but for this: {lost}");
+        let snapshot = Snapshot { taken_at_ms: now_ms(), network_number: None };
+        self.machine.settle_in_state(State::Suspended, |record| record.snapshot = Some(snapshot))?;
+        let suspending = self.suspending.take().unwrap_or_default();
+        for mut conversation in suspending.wanted {
+            conversation.reply(&Reply::Done);
+        }
+        for mut conversation in suspending.unwanted {
+            conversation.reply(&Reply::Failed { message: format!("it is on disk: {lost}") });
+        }
+        Ok(End::Suspended)
     }
 
     /// The guest would not stand still, and goes on by itself.
@@ -196,23 +241,47 @@ impl Monitor<'_> {
     /// # Errors
     /// That cannot be written down, or the host has no randomness for it.
     pub(super) fn commit_resume(&mut self, life: &mut Life, place: &Place) -> Result<()> {
-        let renewal = self.renewal(place)?;
+        let renewal = self.renewal(place, life)?;
+        if life.vm.is_lost() {
+            // Its end is the next event, and the snapshot is as good as before.
+            return Ok(());
+        }
         let suspended = self.machine.record().clone();
-        self.machine.become_state(State::Started, |record| {
-            record.snapshot = None;
+        // Until its `state` is gone, the snapshot is whole: a monitor that is killed before has told the guest nothing.
+        self.machine.settle_in_state(State::Started, |record| {
+            record.resuming_in_boot = boot_id();
             record.started_at = Some(now());
             record.last_start = Some(LastStart::Resumed);
         })?;
-        self.invalidate_snapshot();
+        trace::step("resume recorded");
+        if life.vm.is_lost() {
+            return Ok(());
+        }
+        self.invalidate_snapshot()?;
+        trace::step("snapshot invalidated");
         // The time last, as writing the record down takes some.
         life.go_on(Renewal { realtime_ns: realtime_ns(), ..renewal });
+        let forgotten = self.machine.update(|record| {
+            record.snapshot = None;
+            record.resuming_in_boot = None;
+        });
+        if let Err(error) = forgotten {
+            eprintln!("flyrun: {error}");
+        }
+        if !self.view.own_output {
+            eprintln!("flyrun: {}", LastStart::Resumed);
+        }
         Ledger::new(self.host.paths.usage()).end_suspension(&suspended);
         Ok(())
     }
 
     /// The memory's file stays: the machine's pages are mapped from it, and the next snapshot needs only what has changed.
-    fn invalidate_snapshot(&self) {
-        let _ = fs::remove_file(self.snapshot_directory().join(SNAPSHOT_STATE));
+    fn invalidate_snapshot(&self) -> Result<()> {
+        let state = self.snapshot_directory().join(SNAPSHOT_STATE);
+        match fs::remove_file(&state) {
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(()),
+            other => other.context(format!("cannot remove {}", state.display())),
+        }
     }
 
     /// Says how a machine that could not be resumed is started instead.
@@ -220,9 +289,12 @@ impl Monitor<'_> {
     /// # Errors
     /// That cannot be written down.
     pub(super) fn fall_back(&mut self, reason: String) -> Result<()> {
-        eprintln!("flyrun: cannot resume the machine, and boots it: {reason}");
+        eprintln!("flyrun: {}", LastStart::ColdBoot { reason: Some(reason.clone()) });
         Ledger::new(self.host.paths.usage()).end_suspension(self.machine.record());
-        self.machine.update(|record| record.snapshot = None)?;
+        self.machine.update(|record| {
+            record.snapshot = None;
+            record.resuming_in_boot = None;
+        })?;
         let _ = fs::remove_dir_all(self.snapshot_directory());
         self.cold_reason = Some(reason);
         Ok(())
@@ -230,13 +302,14 @@ impl Monitor<'_> {
 
     /// What a restored guest must learn before its workload goes on. Without fresh randomness it must not: another may have gone
     /// on from the same memory.
-    fn renewal(&self, place: &Place) -> Result<Renewal> {
+    fn renewal(&self, place: &Place, life: &Life) -> Result<Renewal> {
+        let users = self.view.own_output.then_some(self.view.terminal);
         Ok(Renewal {
             realtime_ns: 0,
             entropy: entropy()?,
             hostname: self.machine.record().config.run.hostname.clone(),
             network: place.network.as_ref().map(|network| network.config.clone()),
-            terminal: self.machine.record().config.tty.then_some(self.view.terminal),
+            terminal: life.size().or(users).filter(|_| self.machine.record().config.tty),
         })
     }
 }

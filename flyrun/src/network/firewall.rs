@@ -18,6 +18,7 @@ use crate::error::{Context, Error, Result};
 /// Debian keeps nft where only root's PATH leads.
 pub const PROGRAMS: [&str; 2] = ["nft", "/usr/sbin/nft"];
 
+/// What is for a machine that is gone would leave by the host's default route: it is refused, and its connections reset.
 /// A connection to ::1 is refused, so that its client tries 127.0.0.1: IPv6 has no route_localnet, and would let it hang.
 /// Ports, by host address or without one, and pairs of interfaces that may talk to one another.
 const TABLE: &str = r#"
@@ -64,6 +65,12 @@ table inet flyrun {
         oifname "fly*" ct status dnat accept
         iifname . oifname @pairs accept
         oifname "fly*" drop
+        ip daddr SUBNET4 jump to_nobody
+        ip6 daddr SUBNET6 jump to_nobody
+    }
+    chain to_nobody {
+        meta l4proto tcp reject with tcp reset
+        reject
     }
     chain input {
         type filter hook input priority filter; policy accept;

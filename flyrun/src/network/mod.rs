@@ -5,6 +5,7 @@
 //! [`sweep`] can take away what the dead have left.
 
 mod address;
+mod connections;
 pub mod diagnose;
 mod dns;
 mod firewall;
@@ -23,6 +24,7 @@ use serde::{Deserialize, Serialize};
 use vmm::spec::{NetBackend, NetSpec, default_mtu};
 
 use self::address::Number;
+use self::connections::Connections;
 use self::firewall::Pending;
 use self::link::Owner;
 use self::publish::{Protocol, Publish};
@@ -311,6 +313,7 @@ pub fn sweep(paths: &Paths, is_live: &dyn Fn(&str) -> bool) -> Result<()> {
 
 /// Removes the rules first, so that while there are any an interface tells of them.
 fn take_away(numbers: &[Number], have_elements: bool, lock: &File) -> Result<()> {
+    let connections = Connections::of(numbers);
     let last = link::list().iter().all(|(number, _)| numbers.contains(number));
     let rules = match (last, have_elements) {
         (true, _) => firewall::remove(lock),
@@ -318,6 +321,7 @@ fn take_away(numbers: &[Number], have_elements: bool, lock: &File) -> Result<()>
         (false, false) => Ok(()),
     };
     link::delete(numbers).context("cannot remove the machine's interface")?;
+    connections.reset();
     rules
 }
 

@@ -32,7 +32,20 @@ pub fn connect_before(paths: &Paths, machine: &Record, deadline: Instant) -> Res
     open(paths, machine, Some(left))
 }
 
+/// Opens the connection below a session.
+///
+/// # Errors
+/// As [`connect_before`].
+pub(super) fn open_before(paths: &Paths, machine: &Record, deadline: Instant) -> Result<UnixStream> {
+    let left = deadline.saturating_duration_since(Instant::now()).max(Duration::from_millis(1));
+    open_stream(paths, machine, Some(left))
+}
+
 fn open(paths: &Paths, machine: &Record, patience: Option<Duration>) -> Result<Link> {
+    open_stream(paths, machine, patience).map(Link::new)
+}
+
+fn open_stream(paths: &Paths, machine: &Record, patience: Option<Duration>) -> Result<UnixStream> {
     let path = vsock(&paths.run_dir(&machine.id));
     let stream = UnixStream::connect(&path).map_err(|error| match error.kind() {
         ErrorKind::NotFound | ErrorKind::ConnectionRefused => unreachable(&machine.name),
@@ -41,7 +54,7 @@ fn open(paths: &Paths, machine: &Record, patience: Option<Duration>) -> Result<L
     for set in [UnixStream::set_read_timeout, UnixStream::set_write_timeout] {
         set(&stream, patience).context("cannot limit the time of a connection")?;
     }
-    greet(stream, &machine.name, &path).map(Link::new)
+    greet(stream, &machine.name, &path)
 }
 
 fn greet(mut stream: UnixStream, name: &str, path: &Path) -> Result<UnixStream> {

@@ -9,10 +9,12 @@ use std::os::fd::AsFd;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
 
+use protocol::frame::FrameError;
 use protocol::session::{FromSession, MAX_CHUNK, ToSession};
 use signal_hook::iterator::{Handle, Signals};
 
 use super::detach_keys::DetachKeys;
+use super::returning::{Return, Returning};
 use super::window::Window;
 use super::{End, Link, unasked};
 use crate::error::{Context, Error, Result};
@@ -40,11 +42,11 @@ struct Shared {
     closed: Arc<Mutex<Option<End>>>,
 }
 
-/// Talks until the end. The request has been sent.
+/// Talks until the end, over one connection or several. The request has been sent.
 ///
 /// # Errors
 /// The terminal cannot be used, or the other side does not keep to the protocol.
-pub fn drive(link: &Link, wishes: Wishes) -> Result<End> {
+pub fn drive(link: &Link, wishes: Wishes, returning: &mut dyn Returning) -> Result<End> {
     let shared = Shared { link: link.clone(), window: Arc::default(), closed: Arc::default() };
     let signals = watch_signals(shared.clone(), wishes.tty).context("cannot watch for signals")?;
     let raw = wishes.tty && wishes.stdin;
@@ -55,34 +57,76 @@ pub fn drive(link: &Link, wishes: Wishes) -> Result<End> {
         let feeder = shared.clone();
         spawn("stdin", move || feed(File::from(stdin), keys, &feeder)).context("cannot start a thread")?;
     }
-    let end = listen(&shared);
+    let end = listen(&shared, returning);
     drop(raw_mode);
     signals.close();
     end
 }
 
 /// Takes what the other side says. Blocks when the user does not read, and so in the end the process too.
-fn listen(shared: &Shared) -> Result<End> {
+fn listen(shared: &Shared, returning: &mut dyn Returning) -> Result<End> {
     let mut frames = shared.link.frames();
-    let mut stdout = Sink::new(io::stdout().as_fd(), ToSession::CloseStdout)?;
-    let mut stderr = Sink::new(io::stderr().as_fd(), ToSession::CloseStderr)?;
+    let mut ears = Ears::open()?;
+    let mut is_suspended = false;
     loop {
         match frames.next() {
-            Ok(Some(FromSession::Started { .. })) => {}
-            Ok(Some(FromSession::StdinTaken { bytes })) => shared.window.widen(bytes as usize),
-            Ok(Some(FromSession::Stdout(bytes))) => stdout.write(&bytes, &shared.link),
-            Ok(Some(FromSession::Stderr(bytes))) => stderr.write(&bytes, &shared.link),
-            Ok(Some(FromSession::Exited(status))) => return Ok(End::Exited(status)),
-            Ok(Some(FromSession::Failed { kind, message })) => return Ok(End::Failed { kind, message }),
-            Ok(Some(_)) => return Err(unasked()),
-            Ok(None) => return Ok(shared.closed().unwrap_or(End::Lost)),
-            Err(error) => {
-                return match shared.closed() {
-                    Some(end) => Ok(end),
-                    None => Err(Error::caused("lost the machine", &error)),
-                };
+            Ok(Some(frame)) => match ears.hear(frame, shared)? {
+                Heard::Frame => returning.received(frames.last_bytes()),
+                Heard::Count => {}
+                Heard::Suspended => is_suspended = true,
+                Heard::Last(end) => return Ok(end),
+            },
+            Ok(None) | Err(FrameError::Io(_)) => {
+                if let Some(end) = shared.closed() {
+                    return Ok(end);
+                }
+                match returning.come_back(std::mem::take(&mut is_suspended), &|| shared.closed().is_some())? {
+                    Return::Back(next) => frames = next,
+                    Return::Over(end) => return Ok(shared.closed().unwrap_or(end)),
+                }
             }
+            Err(error) => return Err(Error::caused("lost the machine", &error)),
         }
+    }
+}
+
+/// What the other side has said.
+enum Heard {
+    /// A frame like others.
+    Frame,
+    /// How much it has received, which is no frame of the session's.
+    Count,
+    /// That the machine is suspended.
+    Suspended,
+    /// The last frame.
+    Last(End),
+}
+
+/// Where what the other side says goes.
+struct Ears {
+    stdout: Sink,
+    stderr: Sink,
+}
+
+impl Ears {
+    fn open() -> Result<Ears> {
+        let stdout = Sink::new(io::stdout().as_fd(), ToSession::CloseStdout)?;
+        Ok(Ears { stdout, stderr: Sink::new(io::stderr().as_fd(), ToSession::CloseStderr)? })
+    }
+
+    fn hear(&mut self, frame: FromSession, shared: &Shared) -> Result<Heard> {
+        match frame {
+            FromSession::Started { .. } => {}
+            FromSession::StdinTaken { bytes } => shared.window.widen(bytes as usize),
+            FromSession::Stdout(bytes) => self.stdout.write(&bytes, &shared.link),
+            FromSession::Stderr(bytes) => self.stderr.write(&bytes, &shared.link),
+            FromSession::Received { frames } if shared.link.counted(frames) => return Ok(Heard::Count),
+            FromSession::Suspended => return Ok(Heard::Suspended),
+            FromSession::Exited(status) => return Ok(Heard::Last(End::Exited(status))),
+            FromSession::Failed { kind, message } => return Ok(Heard::Last(End::Failed { kind, message })),
+            _ => return Err(unasked()),
+        }
+        Ok(Heard::Frame)
     }
 }
 

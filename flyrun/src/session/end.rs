@@ -18,6 +18,8 @@ pub enum End {
     Interrupted,
     /// The connection ended before the command: the machine has ended.
     Lost,
+    /// The machine was suspended and is there again, but the command is not, for this reason.
+    Gone(String),
 }
 
 impl End {
@@ -38,6 +40,7 @@ impl End {
             End::Failed { kind, message } => Err(failure(kind, message)),
             End::Detached => Ok(ExitCode::Success),
             End::Interrupted => Ok(ExitCode::Interrupted),
+            End::Gone(why) => Err(Error::new(why).advice("Run the command again.")),
             End::Lost => Err(Error::new("the machine ended before the command did")
                 .code(ExitCode::Workload(ExitStatus::Signal(9).code()))),
         }
@@ -57,9 +60,11 @@ pub fn failure(kind: FailureKind, message: String) -> Error {
         FailureKind::CommandNotExecutable => error.code(ExitCode::NotExecutable),
         FailureKind::UnknownUser => error.advice("Choose another with --user, by name or number."),
         FailureKind::NoSpace => error.advice("Make room in the machine."),
-        FailureKind::BadConfig | FailureKind::BadLayer | FailureKind::LimitExceeded | FailureKind::Setup => {
-            error
-        }
+        FailureKind::BadConfig
+        | FailureKind::BadLayer
+        | FailureKind::LimitExceeded
+        | FailureKind::Setup
+        | FailureKind::NoSession => error,
     }
 }
 
@@ -80,6 +85,7 @@ mod tests {
         assert_eq!(code(End::Exited(ExitStatus::Code(7))), 7);
         assert_eq!(code(End::Exited(ExitStatus::Signal(15))), 143);
         assert_eq!(code(End::Lost), 137);
+        assert_eq!(code(End::Gone("x".into())), 125);
         assert_eq!(code(End::Detached), 0);
         assert_eq!(failed(FailureKind::CommandNotFound), 127);
         assert_eq!(failed(FailureKind::CommandNotExecutable), 126);

@@ -1,7 +1,8 @@
 //! Conversations with a running machine: a command in it, an attachment to it, its figures, copies.
 //!
 //! [`connect`] reaches guest-init, [`drive`] joins the user's streams, terminal and signals with a session's frames.
-//! The frames are [`protocol::session`]'s; an attachment speaks the same with the machine's monitor.
+//! The frames are [`protocol::session`]'s; an attachment speaks the same with the machine's monitor. Commands and attachments
+//! go on when their machine was suspended and is there again ([`returning`]).
 
 mod connect;
 mod copy;
@@ -10,6 +11,9 @@ mod drive;
 mod end;
 mod find;
 mod link;
+mod reattach;
+mod rejoin;
+mod returning;
 mod window;
 
 pub use connect::{connect, connect_before};
@@ -18,6 +22,8 @@ pub use drive::{Wishes, drive};
 pub use end::{End, failure, printable};
 pub use find::find_running;
 pub use link::Link;
+pub use reattach::Reattach;
+pub use rejoin::Rejoin;
 
 use protocol::session::{FromSession, Request};
 

@@ -117,6 +117,14 @@ impl Control {
     }
 }
 
+#[cfg(test)]
+impl Control {
+    /// Over a connection to a guest that a test plays.
+    pub fn over(stream: UnixStream) -> Control {
+        Control { stream }
+    }
+}
+
 impl Drop for Control {
     /// Tells guest-init that everything was received and it may end.
     fn drop(&mut self) {

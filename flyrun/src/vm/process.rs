@@ -11,6 +11,7 @@ use std::time::Duration;
 
 use protocol::BootConfig;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::net::{RecvFlags, recv};
 use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 use vmm::exit::VmExit;
 use vmm::spec::{ConsoleSpec, DiskSpec, NetSpec, ShareSpec, VmSpec, VsockSpec};
@@ -186,6 +187,11 @@ impl Vm {
         read_answer(&self.control)
     }
 
+    /// Whether flyrun-vmm has closed its end of the conversation: it has ended, and writes nothing any more.
+    pub fn is_lost(&self) -> bool {
+        matches!(recv(&self.control, &mut [0; 1][..], RecvFlags::PEEK | RecvFlags::DONTWAIT), Ok((0, _)))
+    }
+
     /// Lets the guest connect its streams once more.
     pub fn streams_again(&self) {
         if let Some(serving) = &self.serving {
@@ -252,6 +258,19 @@ impl Vm {
 impl Drop for Vm {
     fn drop(&mut self) {
         self.kill();
+    }
+}
+
+#[cfg(test)]
+impl Vm {
+    /// A process that only waits in the place of flyrun-vmm, and the other end of its conversation.
+    pub fn example(run_dir: RunDir) -> (Vm, UnixStream) {
+        #[allow(clippy::zombie_processes)] // Killed with the Vm; the test's process ends soon after.
+        let child = Command::new("sleep").arg("1000").spawn().unwrap();
+        let pidfd = pidfd_open(Pid::from_child(&child), PidfdFlags::empty()).unwrap();
+        let (control, theirs) = UnixStream::pair().unwrap();
+        let run_dir = Arc::new(run_dir);
+        (Vm { pid: child.id(), control, pidfd, run_dir, console: None, serving: None }, theirs)
     }
 }
 

@@ -85,6 +85,11 @@ impl Decoder {
         self.buffer.is_empty()
     }
 
+    /// How many bytes have arrived that are not yet taken as messages.
+    pub fn len(&self) -> usize {
+        self.buffer.len()
+    }
+
     /// How many bytes are missing for the next step (the length, or the whole frame); at least 1 and bounded.
     pub fn wanted(&self) -> usize {
         let total = match self.buffer.first_chunk::<4>() {

@@ -21,6 +21,7 @@ use serde::{Deserialize, Serialize};
 
 mod config_file;
 pub mod frame;
+pub mod replay;
 pub mod session;
 
 pub use config_file::{ConfigError, MAGIC, decode_config, encode_config};
@@ -337,6 +338,8 @@ pub enum FailureKind {
     BadConfig,
     /// Anything else in setting the machine up (exit code 125).
     Setup,
+    /// The session that a client comes back to is not there (exit code 125).
+    NoSession,
 }
 
 #[cfg(test)]

@@ -9,6 +9,10 @@
 //!
 //! A client that closes its connection (its writing side is enough) ends its interest: an exec'd process without a
 //! terminal goes on with its streams closed, one with a terminal is hung up on, as with docker.
+//!
+//! A suspend ends every connection. A command with a [`Ticket`] waits for its client, which presents the ticket over a new
+//! connection ([`Request::Rejoin`]); both then send what the other has not received ([`crate::replay`]). A client that does
+//! not come within [`REJOIN_LIMIT_MS`] of the machine's time has closed its connection.
 
 use serde::{Deserialize, Serialize};
 
@@ -22,6 +26,28 @@ pub const MAX_CHUNK: usize = 32 * 1024;
 
 /// The most bytes of [`ToSession::Stdin`] that a client may have sent and not heard of as taken.
 pub const STDIN_WINDOW: usize = 256 * 1024;
+
+/// How long a command waits for its client once the machine goes on, in milliseconds.
+pub const REJOIN_LIMIT_MS: u32 = 30_000;
+
+/// Random bytes that the client chose for its command, and that nobody else knows.
+#[derive(Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Ticket(pub [u8; 16]);
+
+impl Ticket {
+    /// Whether both are the same, in a time that does not tell how much of them is.
+    pub fn matches(&self, other: &Ticket) -> bool {
+        let differing = self.0.iter().zip(&other.0).fold(0, |all, (a, b)| all | (a ^ b));
+        std::hint::black_box(differing) == 0
+    }
+}
+
+impl std::fmt::Debug for Ticket {
+    /// A secret.
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Ticket(…)")
+    }
+}
 
 /// The first frame of a session, from the client.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -50,6 +76,13 @@ pub enum Request {
         /// Absolute path in the machine.
         path: String,
     },
+    /// Go on with a command whose connection has broken. Answered by [`FromSession::Rejoined`].
+    Rejoin {
+        /// The command's.
+        ticket: Ticket,
+        /// How many frames of the command's the client has received in all.
+        received: u64,
+    },
 }
 
 /// A command to run beside the workload.
@@ -69,6 +102,8 @@ pub struct ExecConfig {
     pub stdin: bool,
     /// Whether the session ends when the command has started, with its output going to /dev/null.
     pub detach: bool,
+    /// By which its client comes back when the machine was suspended; without one the session ends then.
+    pub ticket: Option<Ticket>,
 }
 
 /// What the client says after its request.
@@ -89,6 +124,11 @@ pub enum ToSession {
     },
     /// The client's terminal changed its size.
     Resize(TtySize),
+    /// The client has received so many frames in all. Does not count as one, and comes in sessions with a [`Ticket`] only.
+    Received {
+        /// Number of frames since the session began.
+        frames: u64,
+    },
 }
 
 /// What the client hears.
@@ -125,6 +165,18 @@ pub enum FromSession {
     Processes(Vec<ProcessInfo>),
     /// The answer to [`Request::Stat`]: `None` when there is nothing. The last frame.
     PathInfo(Option<PathInfo>),
+    /// The machine has received so many frames of the client's in all. Does not count as one.
+    Received {
+        /// Number of frames since the session began, the request not among them.
+        frames: u64,
+    },
+    /// Of an attachment: the machine has been suspended, and the connection ends. Does not count as a frame.
+    Suspended,
+    /// The answer to [`Request::Rejoin`], and as [`FromSession::Received`]. What the client has not received follows.
+    Rejoined {
+        /// Number of frames since the session began, the request not among them.
+        frames: u64,
+    },
 }
 
 /// One file, directory or link of a copy.
@@ -216,4 +268,21 @@ pub struct ProcessInfo {
     pub cpu_ms: u64,
     /// Command line, or the kernel's name for it.
     pub command: String,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_ticket_matches_itself_alone_and_is_not_shown() {
+        let ticket = Ticket([7; 16]);
+        assert!(ticket.matches(&ticket));
+        for byte in 0..16 {
+            let mut other = ticket;
+            other.0[byte] ^= 1;
+            assert!(!ticket.matches(&other));
+        }
+        assert!(!format!("{ticket:?}").contains('7'));
+    }
 }

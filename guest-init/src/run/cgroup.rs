@@ -10,7 +10,7 @@ use rustix::{
 };
 
 use crate::{
-    control::{monotonic_ms, timeout},
+    control::{Control, monotonic_ms, timeout},
     failure::{Failure, OrSetup},
     pid1::mount_at,
 };
@@ -90,11 +90,17 @@ impl Cgroup {
         write(procs, b"0").map(drop)
     }
 
-    /// Lets all of its processes stand still, and returns when they do.
+    /// Lets all of its processes stand still, and returns when they do. Whenever something comes for `host`, it is asked
+    /// whether that is still wanted.
     ///
     /// # Errors
-    /// `ETIMEDOUT` when one does not in time: it runs again then.
-    pub fn freeze(&self, limit_ms: i64) -> rustix::io::Result<()> {
+    /// `ETIMEDOUT` when one does not in time, and `ECANCELED` when it is no longer wanted: they run again then.
+    pub fn freeze(
+        &self,
+        limit_ms: i64,
+        host: &mut Control,
+        wanted: &mut dyn FnMut(&mut Control) -> bool,
+    ) -> rustix::io::Result<()> {
         self.set_freeze(b"1")?;
         let until = monotonic_ms() + limit_ms;
         let events = open(self.directory.as_fd(), "cgroup.events", OFlags::RDONLY)?;
@@ -112,9 +118,19 @@ impl Cgroup {
                 return Err(Errno::TIMEDOUT);
             }
             // kernfs tells of a change by POLLPRI.
-            match poll(&mut [PollFd::new(&events, PollFlags::PRI)], Some(&timeout(left))) {
+            let mut fds = vec![PollFd::new(&events, PollFlags::PRI)];
+            if !host.is_closed() {
+                fds.push(PollFd::new(&*host, PollFlags::IN));
+            }
+            match poll(&mut fds, Some(&timeout(left))) {
                 Ok(_) | Err(Errno::INTR) => {}
                 Err(errno) => return Err(errno),
+            }
+            let has_come = fds.get(1).is_some_and(|fd| !fd.revents().is_empty());
+            drop(fds);
+            if has_come && !wanted(host) {
+                self.thaw()?;
+                return Err(Errno::CANCELED);
             }
         }
     }

@@ -5,6 +5,7 @@
 //! Running ── first process gone: all others are killed ──▶ Draining ── streams empty: Exited sent ──▶ Closing
 //!    └── host gone: SIGTERM, later SIGKILL ──▶ (the same, nobody listening)
 //! ```
+//! A suspend waits for copies and questions to end, which are short, and then stops this loop until the machine goes on.
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
@@ -33,6 +34,8 @@ const MAX_REAPED: usize = 64;
 const ORPHAN_GRACE_MS: i64 = 10_000;
 /// A killed process closes its pipes at once, unless the kernel holds it; then its streams end without it.
 const KILLED_GRACE_MS: i64 = 2_000;
+/// How long a suspend waits for sessions that it would break.
+const HELPERS_GRACE_MS: i64 = 5_000;
 /// How long the host may take to close after it has seen the end of every stream.
 const CLOSE_GRACE_MS: i64 = 10_000;
 
@@ -81,7 +84,16 @@ pub struct Supervisor<'a> {
     sessions: Sessions,
     ground: &'a mut Ground,
     phase: Phase,
+    suspending: Option<Suspending>,
     unburied: bool,
+}
+
+/// A suspend that waits for the end of sessions.
+#[derive(Clone, Copy, Debug)]
+struct Suspending {
+    /// Whether it is done at the end of that time all the same.
+    force: bool,
+    until: i64,
 }
 
 impl<'a> Supervisor<'a> {
@@ -105,6 +117,7 @@ impl<'a> Supervisor<'a> {
             sessions,
             ground,
             phase: Phase::Running { kill_at: None },
+            suspending: None,
             unburied: true,
         }
     }
@@ -117,6 +130,7 @@ impl<'a> Supervisor<'a> {
             }
             self.advance();
             self.sessions.advance(monotonic_ms());
+            self.suspend_when_due();
             if self.is_over() {
                 return;
             }
@@ -182,7 +196,8 @@ impl<'a> Supervisor<'a> {
             Phase::Draining { .. } => None,
             Phase::Closing { streams_closed_at } => streams_closed_at.map(|at| at + CLOSE_GRACE_MS),
         };
-        own.into_iter().chain(self.sessions.next_deadline()).min()
+        let suspend = self.suspending.map(|suspending| suspending.until);
+        own.into_iter().chain(suspend).chain(self.sessions.next_deadline()).min()
     }
 
     /// Waits for events; each descriptor comes at most once per direction.
@@ -203,7 +218,9 @@ impl<'a> Supervisor<'a> {
             let hang_ups = finished.filter_map(|(index, relay)| Some((index, relay.finished_socket()?)));
             interests.extend(hang_ups.map(|(index, fd)| (Source::Finished(index), fd, PollFlags::empty())));
         }
-        interests.extend(self.sessions.listener().map(|fd| (Source::Sessions, fd, PollFlags::IN)));
+        // Whoever comes while a suspend waits would only have to go.
+        let listener = self.sessions.listener().filter(|_| self.suspending.is_none());
+        interests.extend(listener.map(|fd| (Source::Sessions, fd, PollFlags::IN)));
         self.sessions.interests(|index, fd, flags| interests.push((Source::Session(index), fd, flags)));
 
         let mut fds: Vec<PollFd<'_>> =
@@ -224,7 +241,8 @@ impl<'a> Supervisor<'a> {
 
     fn relays(&self) -> impl Iterator<Item = (Source, &Relay)> {
         let outputs = self.stdio.outputs.iter().enumerate();
-        let input = self.stdio.input.iter().map(|relay| (Source::Input, relay));
+        let input = self.stdio.input.iter().filter(|_| self.suspending.is_none());
+        let input = input.map(|relay| (Source::Input, relay));
         input.chain(outputs.map(|(index, relay)| (Source::Output(index), relay)))
     }
 
@@ -245,6 +263,8 @@ impl<'a> Supervisor<'a> {
                     self.obey(frame);
                 }
             }
+            // The end that the host makes of it for a suspend is not the end of the input.
+            Source::Input if self.suspending.is_some() => {}
             Source::Input => {
                 if let Some(relay) = &mut self.stdio.input {
                     relay.pump();
@@ -270,33 +290,52 @@ impl<'a> Supervisor<'a> {
         match frame {
             ToGuest::Signal { signal } => self.signal(signal),
             ToGuest::Resize(size) => self.resize(size),
-            ToGuest::Suspend { force } => self.suspend(force),
-            // For a machine that stands still, or has nothing to run yet.
-            ToGuest::Resume(_) | ToGuest::Run(_) => {}
+            ToGuest::Suspend { force } => {
+                self.suspending = Some(Suspending { force, until: monotonic_ms() + HELPERS_GRACE_MS });
+            }
+            // For a machine that stands still, or is about to.
+            ToGuest::Resume(_) => {
+                if self.suspending.take().is_some() {
+                    self.decline("the host has thought better of it".into());
+                }
+            }
+            // For a machine that has nothing to run yet.
+            ToGuest::Run(_) => {}
         }
     }
 
-    fn suspend(&mut self, force: bool) {
-        let not_now = if !matches!(self.phase, Phase::Running { kill_at: None }) {
-            Some("its process is ending".to_string())
-        } else if !force && self.sessions.count() > 0 {
-            let count = self.sessions.count();
-            Some(format!("it has open sessions (exec, cp, …): {count}"))
-        } else {
-            None
-        };
-        let Ground { disks, network } = &mut *self.ground;
-        let mut still = Still { cgroup: &self.cgroup, stdio: &mut self.stdio, disks, network };
-        match not_now {
-            Some(message) => still.decline(message, self.control),
-            None => {
-                self.sessions.interrupt();
-                still.suspend(self.control);
-                self.sessions.machine_is_called(hostname());
-            }
+    fn suspend_when_due(&mut self) {
+        let Some(Suspending { force, until }) = self.suspending else { return };
+        let helpers = self.sessions.count_helpers();
+        if !matches!(self.phase, Phase::Running { kill_at: None }) {
+            self.decline("its process is ending".into());
+        } else if helpers == 0 || force && monotonic_ms() >= until {
+            self.suspend();
+        } else if monotonic_ms() >= until {
+            self.decline(format!("it has open sessions (cp, top, stats): {helpers}"));
         }
+    }
+
+    fn suspend(&mut self) {
+        self.suspending = None;
+        self.sessions.interrupt();
+        self.still(|still, control| still.suspend(control));
+        self.sessions.machine_is_called(hostname());
+        self.sessions.go_on(monotonic_ms());
         // Nobody's end was noticed meanwhile.
         self.unburied = true;
+    }
+
+    fn decline(&mut self, message: String) {
+        self.suspending = None;
+        self.still(|still, control| still.decline(message, control));
+    }
+
+    fn still(&mut self, act: impl FnOnce(&mut Still<'_>, &mut Control)) {
+        let Ground { disks, network } = &mut *self.ground;
+        let mut still =
+            Still { cgroup: &self.cgroup, stdio: &mut self.stdio, disks, network, frozen: Vec::new() };
+        act(&mut still, self.control);
     }
 
     fn signal(&self, signal: i32) {

@@ -5,7 +5,8 @@
 //!    ▲                                                                                                 │
 //!    └── Resumed sent ◀── workload thawed ◀── streams, network, filesystems, randomness, clock ◀── Resume
 //! ```
-//! Nobody but this process runs meanwhile, so it is one procedure that may wait. From the freezing of the filesystems to
+//! Nobody but this process runs meanwhile, so it is one procedure that may wait; a `Resume` ends each wait but that for the
+//! streams, which is short where the host reads them. From the freezing of the filesystems to
 //! their thawing nothing is written to a disk: a snapshot taken in between stays true of them until the host says `Resume`.
 //! A restored machine finds all connections broken, and makes new ones.
 
@@ -16,6 +17,7 @@ use rustix::{
     event::{PollFd, PollFlags, poll},
     fs::{CWD, Mode, OFlags, openat, rename},
     io::Errno,
+    process::{PidfdFlags, WaitOptions, pidfd_open, waitpid},
     time::{ClockId, Timespec, clock_settime},
 };
 
@@ -25,7 +27,7 @@ use super::{
 use crate::{
     control::{Control, monotonic_ms, timeout, wait_connected},
     failure::{Failure, OrSetup},
-    sys,
+    sys::{self, Fork},
 };
 
 /// How long the workload may take to stand still; a process in the middle of a slow write takes that long.
@@ -53,16 +55,25 @@ pub struct Still<'a> {
     pub disks: &'a [OwnedFd],
     /// The machine's place in the network.
     pub network: &'a mut Option<NetworkConfig>,
+    /// Those of the filesystems that stand still because of this: one that the workload has frozen stays so.
+    pub frozen: Vec<BorrowedFd<'a>>,
 }
 
 impl Still<'_> {
     /// Stands still until the host says how to go on. The host is told when it may take the snapshot, or why it may not.
     pub fn suspend(&mut self, control: &mut Control) {
+        // Signals and sizes do not come: the host keeps them for a workload that runs.
+        let mut early = None;
+        let frozen = self.freeze(control, &mut |control| {
+            control.receive();
+            early = early.take().or_else(|| next_resume(control));
+            early.is_none()
+        });
         // The host has ended its side of the streams in any case.
-        let frozen = self.freeze();
         let stands = self.end_streams().and(frozen);
-        let renewal = match stands {
-            Ok(()) => {
+        let renewal = match (early, stands) {
+            (Some(early), _) => Some(early),
+            (None, Ok(())) => {
                 control.send(&FromGuest::Frozen);
                 // Signals and sizes that come now are for a workload that stands still.
                 wait_for(control, |frame| match frame {
@@ -70,7 +81,7 @@ impl Still<'_> {
                     _ => None,
                 })
             }
-            Err(failure) => {
+            (None, Err(failure)) => {
                 control.send(&FromGuest::NotFrozen { message: failure.one_line() });
                 Some(Renewal::default())
             }
@@ -93,13 +104,60 @@ impl Still<'_> {
         }
     }
 
-    fn freeze(&self) -> Result<(), Failure> {
-        self.cgroup.freeze(FREEZE_LIMIT_MS).or_setup(|| "freeze the workload".into())?;
+    fn freeze(
+        &mut self,
+        control: &mut Control,
+        wanted: &mut dyn FnMut(&mut Control) -> bool,
+    ) -> Result<(), Failure> {
+        let frozen = self.cgroup.freeze(FREEZE_LIMIT_MS, control, wanted);
+        frozen.or_setup(|| "freeze the workload".into())?;
+        self.write_out(control, wanted).or_setup(|| "write the filesystems out".into())?;
         for disk in self.disks {
-            rustix::fs::syncfs(disk).or_setup(|| "write a filesystem out".into())?;
-            sys::freeze_filesystem(disk.as_fd()).or_setup(|| "freeze a filesystem".into())?;
+            match sys::freeze_filesystem(disk.as_fd()) {
+                Ok(()) => self.frozen.push(disk.as_fd()),
+                Err(Errno::BUSY) => {}
+                Err(errno) => return Err(errno).or_setup(|| "freeze a filesystem".into()),
+            }
         }
         Ok(())
+    }
+
+    /// Writes the filesystems to their disks, which may be slow, in a child that nobody has to wait for.
+    fn write_out(
+        &self,
+        control: &mut Control,
+        wanted: &mut dyn FnMut(&mut Control) -> bool,
+    ) -> rustix::io::Result<()> {
+        let pid = match sys::fork()? {
+            Fork::Parent(pid) => pid,
+            Fork::Child => {
+                let written = self.disks.iter().all(|disk| rustix::fs::syncfs(disk).is_ok());
+                sys::exit_now(if written { 0 } else { 1 })
+            }
+        };
+        let child = pidfd_open(pid, PidfdFlags::empty())?;
+        loop {
+            let mut fds = vec![PollFd::new(&child, PollFlags::IN)];
+            if !control.is_closed() {
+                fds.push(PollFd::new(&*control, PollFlags::IN));
+            }
+            match poll(&mut fds, None) {
+                Ok(_) | Err(Errno::INTR) => {}
+                Err(errno) => return Err(errno),
+            }
+            let is_done = fds.first().is_some_and(|fd| !fd.revents().is_empty());
+            let has_come = fds.get(1).is_some_and(|fd| !fd.revents().is_empty());
+            drop(fds);
+            if is_done {
+                let status = waitpid(Some(pid), WaitOptions::empty())?;
+                let written = status.is_some_and(|(_, status)| status.exit_status() == Some(0));
+                return if written { Ok(()) } else { Err(Errno::IO) };
+            }
+            // Given up, the child goes on by itself, and is buried by the loop.
+            if has_come && !wanted(control) {
+                return Err(Errno::CANCELED);
+            }
+        }
     }
 
     /// Everything that was read from the workload reaches the host, everything that the host has sent is taken. What the
@@ -122,9 +180,8 @@ impl Still<'_> {
             set_clock(renewal.realtime_ns)?;
             renew_random(&renewal.entropy)?;
         }
-        for disk in self.disks {
-            // One that was never frozen says so.
-            let _ = sys::thaw_filesystem(disk.as_fd());
+        for disk in self.frozen.drain(..) {
+            let _ = sys::thaw_filesystem(disk);
         }
         let renewed = renewal.map_or(Ok(()), |renewal| self.renew(renewal));
         self.cgroup.thaw().or_setup(|| "thaw the workload".into())?;
@@ -207,15 +264,30 @@ fn wait(fd: BorrowedFd<'_>, flags: PollFlags, until: i64) -> rustix::io::Result<
     }
 }
 
+/// The next `Resume` that has arrived. All else that comes meanwhile is for a workload that runs.
+fn next_resume(control: &mut Control) -> Option<Renewal> {
+    next(control, &|frame| match frame {
+        ToGuest::Resume(renewal) => Some(*renewal),
+        _ => None,
+    })
+}
+
+/// The next frame that has arrived and is accepted; others are passed over.
+fn next<T>(control: &mut Control, accept: &impl Fn(ToGuest) -> Option<T>) -> Option<T> {
+    loop {
+        if let Some(accepted) = accept(control.next_frame()?) {
+            return Some(accepted);
+        }
+    }
+}
+
 /// Waits for a frame that is accepted, over a new connection where a restored machine's old one is broken; others are passed
 /// over. `None` when there is no host.
 pub fn wait_for<T>(control: &mut Control, accept: impl Fn(ToGuest) -> Option<T>) -> Option<T> {
     let mut give_up_at = None;
     loop {
-        while let Some(frame) = control.next_frame() {
-            if let Some(accepted) = accept(frame) {
-                return Some(accepted);
-            }
+        if let Some(accepted) = next(control, &accept) {
+            return Some(accepted);
         }
         if control.is_closed() {
             let until = *give_up_at.get_or_insert_with(|| monotonic_ms() + RECONNECT_LIMIT_MS);

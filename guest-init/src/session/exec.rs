@@ -143,6 +143,8 @@ impl Exec {
                     let _ = stdio::resize(terminal, size);
                 }
             }
+            // Of a client that has no ticket: there is nothing to count.
+            ToSession::Received { .. } => {}
         }
     }
 
@@ -173,6 +175,7 @@ impl Exec {
         {
             client.send(&FromSession::StdinTaken { bytes });
         }
+        client.tell_received();
         for _ in 0..TURN {
             self.collect(client, now);
         }

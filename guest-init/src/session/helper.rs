@@ -31,7 +31,8 @@ pub fn start(request: Request, client: &Client, cgroup: &Cgroup) -> Result<Pid, 
         Fork::Parent(pid) => Ok(pid),
         Fork::Child => {
             // Other clients' connections and other processes' pipes must not stay open because of this one.
-            if let Ok([socket, cgroup]) = sys::keep_only([client.as_fd(), cgroup.as_fd()])
+            if let Some(socket) = client.fd()
+                && let Ok([socket, cgroup]) = sys::keep_only([socket, cgroup.as_fd()])
                 && rustix::io::ioctl_fionbio(&socket, false).is_ok()
             {
                 let mut peer = Peer { stream: File::from(socket), decoder: client.decoder().clone() };
@@ -46,7 +47,9 @@ pub fn start(request: Request, client: &Client, cgroup: &Cgroup) -> Result<Pid, 
 
 fn serve(request: Request, peer: &mut Peer, cgroup: BorrowedFd<'_>) -> Result<(), Failure> {
     match request {
-        Request::Exec(_) => Err(Failure::new(FailureKind::Setup, "a command is not a helper's work")),
+        Request::Exec(_) | Request::Rejoin { .. } => {
+            Err(Failure::new(FailureKind::Setup, "a command is not a helper's work"))
+        }
         Request::Stats => peer.send(&FromSession::Stats(figures::stats(cgroup))),
         Request::Processes => figures::processes(|some| peer.send(&FromSession::Processes(some))),
         Request::CopyIn { directory } => copy_in::receive(&directory, peer),

@@ -2,15 +2,17 @@
 //!
 //! ```text
 //! Greeting ── Exec ──▶ Command ── ended, all output sent ──▶ Farewell ── the client closes ──▶ gone
+//!    │                    ▲  ▼ a suspend                        ▲  ▼ a suspend
+//!    ├── Rejoin ──────────┴─ its client is away ─────────────────┘
 //!    └── anything else ──▶ Helper (a child that has the connection to itself) ── it ends ──▶ gone
 //! ```
-//! A client that closes early is forgotten at once.
+//! A client that closes early is forgotten at once, and so is one that is away for too long once the machine goes on.
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use protocol::{
     FailureKind,
-    session::{FromSession, PORT, Request},
+    session::{FromSession, PORT, REJOIN_LIMIT_MS, Request, Ticket},
 };
 use rustix::{
     event::PollFlags,
@@ -39,6 +41,8 @@ pub mod input;
 
 /// The most sessions at a time; more are refused, with these words.
 const MAX_SESSIONS: usize = 64;
+const SUSPENDED: &str = "the machine was suspended";
+const NO_SESSION: &str = "the machine has no such session any more";
 const TOO_MANY: &str = "the machine has 64 sessions, which is the most; end one first";
 /// Clients that may wait to be accepted.
 const BACKLOG: i32 = 128;
@@ -73,6 +77,8 @@ pub struct Sessions {
     /// Kills for want of memory that were commands and not the workload.
     oom_kills: u64,
     last_moment: Option<i64>,
+    /// Until when clients may come back.
+    away_until: Option<i64>,
 }
 
 #[derive(Debug)]
@@ -95,7 +101,7 @@ impl Sessions {
 
     /// Without a listener, for tests that bring their own connections.
     pub fn over(listener: Option<OwnedFd>, beside: Beside) -> Self {
-        Self { listener, beside, slots: Vec::new(), oom_kills: 0, last_moment: None }
+        Self { listener, beside, slots: Vec::new(), oom_kills: 0, last_moment: None, away_until: None }
     }
 
     /// The listening socket.
@@ -113,7 +119,7 @@ impl Sessions {
         self.listener = None;
         self.last_moment = Some(monotonic_ms() + LAST_FAREWELL_LIMIT_MS);
         self.slots.iter_mut().for_each(|slot| {
-            slot.take_if(|session| matches!(session, Session::Greeting { .. }));
+            slot.take_if(|session| matches!(session, Session::Greeting { .. }) || session.is_away());
         });
     }
 
@@ -126,18 +132,47 @@ impl Sessions {
         self.beside.hostname = hostname;
     }
 
-    /// How many clients there are.
-    pub fn count(&self) -> usize {
-        self.slots.iter().flatten().count()
+    /// How many sessions there are that a suspend cannot interrupt and go on with.
+    pub fn count_helpers(&self) -> usize {
+        self.slots.iter().flatten().filter(|session| matches!(session, Session::Helper(_))).count()
     }
 
-    /// Sends all clients away: the machine is about to stand still, and their connections will not survive that.
+    /// The machine is about to stand still, and no connection will survive that: those who can come back are waited for from
+    /// [`Sessions::go_on`] on, all others are sent away.
     pub fn interrupt(&mut self) {
         for slot in &mut self.slots {
-            if let Some(Session::Greeting { mut client, .. } | Session::Command { mut client, .. }) =
-                slot.take()
+            let ends = match slot {
+                Some(Session::Command { client, .. }) => {
+                    let stays = client.part();
+                    if !stays {
+                        client.send_last(&failed(&Failure::new(FailureKind::Setup, SUSPENDED)));
+                    }
+                    !stays
+                }
+                Some(Session::Farewell { client, .. }) => {
+                    client.part();
+                    false
+                }
+                // It may be writing to a filesystem that stands still, and goes as soon as it can.
+                Some(Session::Helper(pid)) => {
+                    let _ = sys::kill(*pid, libc::SIGKILL);
+                    false
+                }
+                Some(Session::Greeting { .. }) | None => false,
+            };
+            slot.take_if(|_| ends);
+        }
+    }
+
+    /// The machine runs again.
+    pub fn go_on(&mut self, now: i64) {
+        let is_awaited = self.slots.iter().flatten().any(Session::is_away);
+        self.away_until = is_awaited.then_some(now + i64::from(REJOIN_LIMIT_MS));
+        for slot in &mut self.slots {
+            if let Some(Session::Farewell { client, until }) = slot
+                && client.is_away()
             {
-                client.send_last(&failed(&Failure::new(FailureKind::Setup, "the machine was suspended")));
+                *until = now + i64::from(REJOIN_LIMIT_MS);
             }
         }
     }
@@ -152,10 +187,10 @@ impl Sessions {
         for (index, slot) in self.slots.iter().enumerate() {
             match slot {
                 Some(Session::Greeting { client, .. } | Session::Farewell { client, .. }) => {
-                    tell(index, client.as_fd(), client.interest());
+                    client.fd().into_iter().for_each(|fd| tell(index, fd, client.interest()));
                 }
                 Some(Session::Command { client, exec }) => {
-                    tell(index, client.as_fd(), client.interest());
+                    client.fd().into_iter().for_each(|fd| tell(index, fd, client.interest()));
                     exec.interests(client, |fd, flags| tell(index, fd, flags));
                 }
                 Some(Session::Helper(_)) | None => {}
@@ -170,7 +205,7 @@ impl Sessions {
             Session::Command { client, exec } => exec.deadline(client),
             Session::Helper(_) => None,
         });
-        own.chain(self.last_moment.filter(|_| !self.are_over())).min()
+        own.chain(self.last_moment.filter(|_| !self.are_over())).chain(self.away_until).min()
     }
 
     /// Does what is due.
@@ -178,6 +213,10 @@ impl Sessions {
         if self.last_moment.is_some_and(|at| now >= at) {
             self.slots.clear();
         }
+        if self.away_until.take_if(|at| now >= *at).is_some() {
+            self.slots.iter_mut().for_each(|slot| _ = slot.take_if(|session| session.is_away()));
+        }
+        let away_until = self.away_until;
         for slot in &mut self.slots {
             let is_late = |session: &mut Session| match session {
                 Session::Greeting { until, .. } | Session::Farewell { until, .. } => now >= *until,
@@ -192,7 +231,8 @@ impl Sessions {
             slot.take_if(is_late);
             let finished = matches!(slot, Some(Session::Command { client, .. }) if client.is_finished());
             if finished && let Some(Session::Command { client, .. }) = slot.take() {
-                *slot = Some(Session::Farewell { client, until: now + FAREWELL_LIMIT_MS });
+                let until = away_until.filter(|_| client.is_away()).unwrap_or(now + FAREWELL_LIMIT_MS);
+                *slot = Some(Session::Farewell { client, until });
             }
         }
     }
@@ -232,6 +272,9 @@ impl Sessions {
             Session::Greeting { mut client, until } => {
                 client.receive();
                 match client.next_frame::<Request>() {
+                    Some(Request::Rejoin { ticket, received }) => {
+                        return self.rejoin(client, &ticket, received);
+                    }
                     Some(request) => begin(request, client, &self.beside, cgroup),
                     None => Some(Session::Greeting { client, until }),
                 }
@@ -239,7 +282,7 @@ impl Sessions {
             Session::Command { mut client, mut exec } => {
                 client.flush();
                 client.receive();
-                while let Some(frame) = client.next_frame() {
+                while let Some(frame) = client.next_order() {
                     exec.obey(frame, &mut client);
                 }
                 exec.pump(&mut client, monotonic_ms());
@@ -253,6 +296,41 @@ impl Sessions {
             helper @ Session::Helper(_) => Some(helper),
         };
         slot.take_if(|session| session.client().is_some_and(Client::is_closed));
+    }
+
+    /// A client has come back over a new connection. Its old one, if that is still there, has broken.
+    fn rejoin(&mut self, mut client: Client, ticket: &Ticket, received: u64) {
+        let now = monotonic_ms();
+        for session in self.slots.iter_mut().flatten().filter(|session| session.has(ticket)) {
+            let own = match session {
+                Session::Command { client, .. } => client,
+                Session::Farewell { client, until } => {
+                    *until = now + FAREWELL_LIMIT_MS;
+                    client
+                }
+                Session::Greeting { .. } | Session::Helper(_) => continue,
+            };
+            if own.rejoin(&mut client, received) {
+                if let Session::Command { client, exec } = session {
+                    // What it has sent with its request waits in the decoder, and makes no event.
+                    while let Some(frame) = client.next_order() {
+                        exec.obey(frame, client);
+                    }
+                    exec.pump(client, now);
+                }
+                return;
+            }
+        }
+        client.send_last(&failed(&Failure::new(FailureKind::NoSession, NO_SESSION)));
+        self.part_from(client);
+    }
+
+    /// Waits until the client has read its last frame.
+    fn part_from(&mut self, client: Client) {
+        let farewell = Some(Session::Farewell { client, until: monotonic_ms() + FAREWELL_LIMIT_MS });
+        if let Some(slot) = self.slots.iter_mut().find(|slot| slot.is_none()) {
+            *slot = farewell;
+        }
     }
 
     /// A child has ended, which may be one of a session's.
@@ -273,6 +351,14 @@ impl Sessions {
 }
 
 impl Session {
+    fn is_away(&self) -> bool {
+        self.client().is_some_and(Client::is_away)
+    }
+
+    fn has(&self, ticket: &Ticket) -> bool {
+        self.client().is_some_and(|client| client.has(ticket))
+    }
+
     fn client(&self) -> Option<&Client> {
         match self {
             Session::Greeting { client, .. }
@@ -290,9 +376,10 @@ fn begin(request: Request, mut client: Client, beside: &Beside, cgroup: &Cgroup)
     let failure = match request {
         Request::Exec(config) => match Exec::start(&config, beside, cgroup) {
             Ok(Started::Attached(mut exec)) => {
+                config.ticket.into_iter().for_each(|ticket| client.outlast(ticket));
                 client.send(&started(exec.pid()));
                 // What the client has sent with its request waits in the decoder, and makes no event.
-                while let Some(frame) = client.next_frame() {
+                while let Some(frame) = client.next_order() {
                     exec.obey(frame, &mut client);
                 }
                 exec.pump(&mut client, monotonic_ms());

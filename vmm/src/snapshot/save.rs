@@ -23,7 +23,7 @@ use super::{
     sections::State,
     subject::{Asked, Subject},
 };
-use crate::machine::Standing;
+use crate::{hold, machine::Standing};
 
 const NEW_MEMORY: &str = "memory.new";
 const NEW_STATE: &str = "state.new";
@@ -105,16 +105,20 @@ fn attempt(
     fs::create_dir_all(dir).map_err(failed(dir.display()))?;
     let plan = subject.backing.plan(dir, &still).map_err(failed("/proc/self/pagemap"))?;
     let state = subject.state(devices, &plan).map_err(NotSaved::Failed)?;
+    hold::at("vmm writes");
     let written = write_memory(&plan, &still, dir, given_up)?;
+    hold::at("vmm has written memory");
     let checksum = match checksum {
         true => Some(sum(subject, &still, given_up)?),
         false => None,
     };
-    let state_bytes = write_state(subject, &plan, &state, Asked { any_disks, checksum }, dir)?;
+    let state_bytes = write_state(subject, &plan, &state, Asked { any_disks, checksum }, dir, given_up)?;
+    hold::at("vmm has written state");
     if given_up() {
         return Err(NotSaved::GivenUp);
     }
     put_in_place(&plan, dir).map_err(failed(dir.display()))?;
+    hold::at("vmm has put in place");
     let memory_bytes = super::pages::image_bytes(&subject.memory);
     Ok(Report { full: !plan.since_resume(), memory_bytes, written, state_bytes })
 }
@@ -171,6 +175,7 @@ fn write_state(
     state: &State,
     asked: Asked,
     dir: &Path,
+    given_up: &mut dyn FnMut() -> bool,
 ) -> Result<u64, NotSaved> {
     let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
     let header = subject.header(now.as_millis() as u64, plan, asked).map_err(NotSaved::Failed)?;
@@ -185,10 +190,10 @@ fn write_state(
     let write = || {
         let mut file = File::options().write(true).create(true).truncate(true).mode(0o600).open(&path)?;
         file.write_all(&bytes)?;
-        file.sync_all()
+        Ok(file)
     };
-    write().map_err(failed(path.display()))?;
-    Ok(bytes.len() as u64)
+    let synced = write().and_then(|file| sync(file, given_up)).map_err(failed(path.display()))?;
+    synced.then_some(bytes.len() as u64).ok_or(NotSaved::GivenUp)
 }
 
 /// The bytes of the file `state`.
