@@ -180,6 +180,68 @@ fn the_second_snapshot_writes_only_what_has_changed_and_holds_everything() {
 }
 
 #[test]
+fn memory_that_the_guest_frees_goes_back_to_the_host_and_out_of_the_snapshot() {
+    const MIB: u64 = 1 << 20;
+    let Some(mut machine) = machine(1) else { return };
+    machine.spec.balloon = true;
+    let mut life = machine.boot();
+    life.ask("use 40");
+    let used = life.resident();
+    life.ask("free");
+    // Some of the 40 was there before.
+    wait_until(|| life.resident() < used - 24 * MIB);
+    let small = life.suspend_to(&machine.snapshot());
+    life.kill();
+    assert!(written(&small) < 48 * MIB, "{small}");
+
+    // Now what is freed is a snapshot's, and must not come back from its file.
+    let mut life = machine.resume();
+    life.ask("fill 7");
+    life.ask("use 40");
+    let large = life.suspend_to(&machine.snapshot());
+    life.kill();
+    assert!(written(&large) > 70 * MIB, "{large}");
+    let blocks = || {
+        let memory = std::fs::metadata(machine.snapshot().join("memory")).unwrap();
+        std::os::unix::fs::MetadataExt::blocks(&memory) * 512
+    };
+    let before = blocks();
+    let mut life = machine.resume();
+    life.ask("free");
+    wait_until(|| {
+        let figures = life.suspend_to(&machine.snapshot());
+        assert_eq!(life.request("resume"), "ok");
+        assert!(written(&figures) < 8 * MIB, "{figures}");
+        blocks() < before - 24 * MIB
+    });
+    life.suspend_to(&machine.snapshot());
+    life.kill();
+    // Its memory is used anew, and lost nothing.
+    let mut life = machine.resume();
+    assert_eq!(life.ask("sum"), format!("7:{}", 8192 * 4096));
+    life.ask("use 40");
+    assert_eq!(life.ask("sum"), format!("7:{}", 8192 * 4096));
+    life.end();
+}
+
+#[test]
+fn a_machine_has_the_balloon_that_it_had() {
+    let Some(mut machine) = machine(1) else { return };
+    for balloon in [false, true] {
+        machine.spec.balloon = balloon;
+        let mut life = machine.boot();
+        life.suspend_to(&machine.snapshot());
+        life.kill();
+        machine.spec.balloon = !balloon;
+        let mut life = machine.resume();
+        life.suspend_to(&machine.snapshot());
+        life.kill();
+        machine.resume().end();
+        std::fs::write(machine.dir.path().join("console"), b"").unwrap();
+    }
+}
+
+#[test]
 fn clones_of_one_snapshot_live_and_are_suspended_apart() {
     let Some(machine) = machine(1) else { return };
     let mut life = machine.boot();

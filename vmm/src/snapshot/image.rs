@@ -7,6 +7,8 @@
 //! | mapped from a file | `memory` is that file and has other links | what was written since, to a new `memory`; the file becomes `base` |
 //! | mapped from a base | `base` is that file | what differs from the base, to `memory`, new unless it is its own |
 //! | mapped from a file | anything else | all that is not zero, to a new `memory` |
+//!
+//! What the guest has given back since it was resumed ([`crate::reclaim`]) is zero, and a hole.
 
 use std::{
     fs::File,
@@ -14,6 +16,7 @@ use std::{
     ops::Range,
     os::unix::fs::{FileExt, MetadataExt},
     path::Path,
+    sync::Arc,
 };
 
 use devices::virtio::Memory;
@@ -29,7 +32,10 @@ use super::{
     refusal::Refusal,
     sections::MemoryState,
 };
-use crate::memory::{HUGE_PAGE, PAGE};
+use crate::{
+    memory::{HUGE_PAGE, PAGE},
+    reclaim::GivenBack,
+};
 
 /// Pages of a clone's own memory: the first one's number, and how many.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -49,6 +55,8 @@ pub struct Backing {
     own: Option<File>,
     /// `base`, then, and the parts that `own` holds.
     base: Option<(File, Vec<Range<u64>>)>,
+    /// What of them the guest has given back.
+    given_back: Arc<GivenBack>,
 }
 
 /// What a snapshot has written.
@@ -69,6 +77,8 @@ pub struct Plan {
     pub promote: bool,
     since_resume: bool,
     ranges: Vec<Range<u64>>,
+    /// Zeros that nobody needs to look at.
+    zeros: Vec<Range<u64>>,
     /// What `memory` holds then, if there is a base.
     extents: Option<Vec<Range<u64>>>,
 }
@@ -83,12 +93,13 @@ impl Backing {
         let own = open(dir, MEMORY, bytes)?;
         let failed = |error: io::Error| Refusal::Host(format!("cannot map the snapshot's memory: {error}"));
         let Some(extents) = &state.extents else {
-            map_data(memory, &own, bytes).map_err(failed)?;
-            return Ok(Self { own: Some(own), base: None });
+            let mapped = map_data(memory, &own, bytes).map_err(failed)?;
+            let given_back = Arc::new(GivenBack::new(bytes, &mapped));
+            return Ok(Self { own: Some(own), base: None, given_back });
         };
         let extents = ranges(extents, bytes)?;
         let base = open(dir, BASE, bytes)?;
-        map_data(memory, &base, bytes).map_err(failed)?;
+        let mapped = map_data(memory, &base, bytes).map_err(failed)?;
         let mut mappings = 0;
         for range in &extents {
             if range.end - range.start >= MAPPED_BYTES && mappings < MAX_MAPPINGS {
@@ -98,7 +109,13 @@ impl Backing {
                 pages::read(memory, &own, range.clone()).map_err(failed)?;
             }
         }
-        Ok(Self { own: Some(own), base: Some((base, extents)) })
+        let given_back = Arc::new(GivenBack::new(bytes, &[mapped, extents.clone()].concat()));
+        Ok(Self { own: Some(own), base: Some((base, extents)), given_back })
+    }
+
+    /// What the guest gives back is to be told to this.
+    pub fn given_back(&self) -> &Arc<GivenBack> {
+        &self.given_back
     }
 
     /// What a snapshot in this directory has to write.
@@ -107,27 +124,26 @@ impl Backing {
     /// The host's.
     pub fn plan(&self, dir: &Path, memory: &Still<'_>) -> io::Result<Plan> {
         let changed = memory.anonymous()?;
+        let zeros = without(self.given_back.ranges(), &changed);
         let (own_here, base_here) = (dir.join(MEMORY), dir.join(BASE));
         let Some(own) = &self.own else { return Ok(Plan::full(changed)) };
         let alone = own.metadata()?.nlink() == 1;
         let plan = match &self.base {
             None if is(own, &own_here) && alone => {
-                Plan { in_place: true, promote: false, since_resume: true, ranges: changed, extents: None }
+                let (ranges, extents) = (changed, None);
+                Plan { in_place: true, promote: false, since_resume: true, ranges, zeros, extents }
             }
-            None if is(own, &own_here) || is(own, &base_here) => Plan::differing(changed, is(own, &own_here)),
+            None if is(own, &own_here) || is(own, &base_here) => {
+                Plan::differing(changed, zeros, is(own, &own_here))
+            }
             None => Plan::full(self.everything(memory)?),
             Some((base, extents)) if is(base, &base_here) => {
                 let all = union(changed.clone(), extents.clone());
                 if is(own, &own_here) && alone {
-                    Plan {
-                        in_place: true,
-                        promote: false,
-                        since_resume: true,
-                        ranges: changed,
-                        extents: Some(all),
-                    }
+                    let (ranges, extents) = (changed, Some(union(all, zeros.clone())));
+                    Plan { in_place: true, promote: false, since_resume: true, ranges, zeros, extents }
                 } else {
-                    Plan::differing(all, false)
+                    Plan::differing(without(all, &zeros), zeros, false)
                 }
             }
             Some(_) => Plan::full(self.everything(memory)?),
@@ -138,13 +154,13 @@ impl Backing {
     /// All parts of memory that may not be zero.
     fn everything(&self, memory: &Still<'_>) -> io::Result<Vec<Range<u64>>> {
         let bytes = pages::image_bytes(memory.memory());
-        let mut all = memory.anonymous()?;
-        if let Some((base, extents)) = &self.base {
-            all = union(union(all, extents.clone()), data(base, bytes)?);
-        } else if let Some(own) = &self.own {
-            all = union(all, data(own, bytes)?);
-        }
-        Ok(all)
+        let there = memory.anonymous()?;
+        let in_files = match (&self.base, &self.own) {
+            (Some((base, extents)), _) => union(extents.clone(), data(base, bytes)?),
+            (None, Some(own)) => data(own, bytes)?,
+            (None, None) => return Ok(there),
+        };
+        Ok(union(there, without(in_files, &self.given_back.ranges())))
     }
 }
 
@@ -181,11 +197,19 @@ pub fn checksum(
 
 impl Plan {
     fn full(ranges: Vec<Range<u64>>) -> Self {
-        Self { in_place: false, promote: false, since_resume: false, ranges, extents: None }
+        Self {
+            in_place: false,
+            promote: false,
+            since_resume: false,
+            ranges,
+            zeros: Vec::new(),
+            extents: None,
+        }
     }
 
-    fn differing(ranges: Vec<Range<u64>>, promote: bool) -> Self {
-        Self { in_place: false, promote, since_resume: true, extents: Some(ranges.clone()), ranges }
+    fn differing(ranges: Vec<Range<u64>>, zeros: Vec<Range<u64>>, promote: bool) -> Self {
+        let extents = Some(union(ranges.clone(), zeros.clone()));
+        Self { in_place: false, promote, since_resume: true, extents, ranges, zeros }
     }
 
     /// Whether only what was written since the machine was resumed is looked at.
@@ -212,6 +236,10 @@ impl Plan {
     ) -> io::Result<Option<Written>> {
         file.set_len(pages::image_bytes(memory.memory()))?;
         let (mut written, mut since) = (Written::default(), 0);
+        // A new file has nothing there.
+        for range in self.zeros.iter().filter(|_| self.in_place) {
+            punch(file, range.start, range.end - range.start)?;
+        }
         for range in &self.ranges {
             let mut at = range.start;
             while at < range.end {
@@ -328,7 +356,8 @@ fn open(dir: &Path, name: &str, bytes: u64) -> Result<File, Refusal> {
 }
 
 /// Maps the file but for its long holes, which stay anonymous: memory there is new, and not a copy of a page of zeros.
-fn map_data(memory: &Memory, file: &File, bytes: u64) -> io::Result<()> {
+/// Returns what was mapped.
+fn map_data(memory: &Memory, file: &File, bytes: u64) -> io::Result<Vec<Range<u64>>> {
     let mut parts: Vec<Range<u64>> = Vec::new();
     for range in data(file, bytes)? {
         match parts.last_mut() {
@@ -336,7 +365,8 @@ fn map_data(memory: &Memory, file: &File, bytes: u64) -> io::Result<()> {
             _ => parts.push(range),
         }
     }
-    parts.into_iter().try_for_each(|range| pages::map(memory, file, range))
+    parts.iter().try_for_each(|range| pages::map(memory, file, range.clone()))?;
+    Ok(parts)
 }
 
 /// The parts of a file that are no holes, in whole pages.
@@ -367,6 +397,33 @@ fn union(one: Vec<Range<u64>>, other: Vec<Range<u64>>) -> Vec<Range<u64>> {
     let mut merged = Vec::with_capacity(all.len());
     all.into_iter().for_each(|range| push(&mut merged, range));
     merged
+}
+
+/// The first list without what is in the second. Both are in order.
+fn without(list: Vec<Range<u64>>, other: &[Range<u64>]) -> Vec<Range<u64>> {
+    let mut left = Vec::with_capacity(list.len());
+    let mut rest = other;
+    for range in list {
+        let mut at = range.start;
+        while let Some((first, behind)) = rest.split_first() {
+            if first.start >= range.end {
+                break;
+            }
+            if at < first.start {
+                left.push(at..first.start);
+            }
+            at = at.max(first.end);
+            if first.end > range.end {
+                // The next range may lie in it too.
+                break;
+            }
+            rest = behind;
+        }
+        if at < range.end {
+            left.push(at..range.end);
+        }
+    }
+    left
 }
 
 /// A clone's list of pages as ranges of the image.
