@@ -193,6 +193,7 @@ impl Reclaim for Reclaimer {
 }
 
 #[cfg(test)]
+#[allow(clippy::single_range_in_vec_init, reason = "lists of ranges are compared")]
 mod tests {
     use std::{fs::File, io::Write};
 

@@ -5,6 +5,7 @@
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a test that cannot go on panics")]
 
 mod linux;
+mod mutate;
 mod tiny;
 
 use std::{
@@ -208,6 +209,7 @@ fn memory_that_the_guest_frees_goes_back_to_the_host_and_out_of_the_snapshot() {
     let mut life = machine.resume();
     life.ask("free");
     wait_until(|| {
+        std::thread::sleep(std::time::Duration::from_millis(500));
         let figures = life.suspend_to(&machine.snapshot());
         assert_eq!(life.request("resume"), "ok");
         assert!(written(&figures) < 8 * MIB, "{figures}");
@@ -221,6 +223,72 @@ fn memory_that_the_guest_frees_goes_back_to_the_host_and_out_of_the_snapshot() {
     life.ask("use 40");
     assert_eq!(life.ask("sum"), format!("7:{}", 8192 * 4096));
     life.end();
+}
+
+/// What a machine of its own does with a snapshot that nobody has written.
+#[derive(Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum Outcome {
+    Refused,
+    Ended,
+    Runs,
+}
+
+fn outcome(mut vmm: std::process::Command) -> Outcome {
+    const GRACE: std::time::Duration = std::time::Duration::from_millis(500);
+    let mut child = vmm.stdout(std::process::Stdio::null()).spawn().unwrap();
+    let since = std::time::Instant::now();
+    let status = loop {
+        match child.try_wait().unwrap() {
+            None if since.elapsed() < GRACE => std::thread::sleep(std::time::Duration::from_millis(2)),
+            other => break other,
+        }
+    };
+    let Some(status) = status else {
+        // One that hangs does not end by this, but by the time limit of the test host.
+        let pid = rustix::process::Pid::from_child(&child);
+        rustix::process::kill_process(pid, rustix::process::Signal::TERM).unwrap();
+        let status = child.wait().unwrap();
+        // By the signal itself: it was slow, and came so far only.
+        let early = std::os::unix::process::ExitStatusExt::signal(&status) == Some(libc::SIGTERM);
+        assert!(early || matches!(status.code(), Some(0 | 4..=7 | 9)), "{status} after SIGTERM");
+        return if status.code() == Some(9) { Outcome::Refused } else { Outcome::Runs };
+    };
+    let mut told = String::new();
+    child.stderr.take().unwrap().read_to_string(&mut told).unwrap();
+    // A guest may end in any way that a guest can; flyrun-vmm itself may not.
+    assert!(matches!(status.code(), Some(0 | 4..=6 | 9)) && told.lines().count() <= 1, "{status}: {told}");
+    if status.code() == Some(9) { Outcome::Refused } else { Outcome::Ended }
+}
+
+/// FLYRUN_CORRUPTION_KVM_CASES says how many cases.
+#[test]
+fn kvm_is_given_states_that_nobody_has_written() {
+    let Some(mut machine) = machine(1) else { return };
+    let cases = std::env::var("FLYRUN_CORRUPTION_KVM_CASES").ok().map_or(40, |text| text.parse().unwrap());
+    machine.spec.balloon = true;
+    let mut life = machine.boot();
+    life.suspend_to(&machine.snapshot());
+    life.kill();
+    let state = machine.snapshot().join("state");
+    let good = std::fs::read(&state).unwrap();
+    let restored = || machine.vmm(&["--restore", machine.snapshot().to_str().unwrap()]);
+    assert_eq!(outcome(restored()), Outcome::Runs);
+    let mut outcomes = std::collections::BTreeMap::new();
+    for case in 0..cases {
+        let mut random = mutate::Random::new(case);
+        let file = if case % 4 == 0 {
+            mutate::forged(&good, &mut random)
+        } else {
+            mutate::other_payloads(&good, &mut random)
+        };
+        std::fs::write(&state, file).unwrap();
+        let _ = std::fs::remove_file(machine.dir.path().join("v"));
+        let outcome = std::panic::catch_unwind(|| outcome(restored()));
+        *outcomes.entry(outcome.unwrap_or_else(|_| panic!("case {case}"))).or_insert(0) += 1;
+    }
+    println!("{cases} cases: {outcomes:?}");
+    // Both ways are really gone.
+    assert!(outcomes[&Outcome::Refused] > 0 && outcomes[&Outcome::Runs] > 0);
 }
 
 #[test]

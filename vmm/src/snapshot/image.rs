@@ -451,4 +451,5 @@ fn ranges(extents: &[Extent], bytes: u64) -> Result<Vec<Range<u64>>, Refusal> {
 }
 
 #[cfg(test)]
+#[allow(clippy::single_range_in_vec_init, reason = "lists of ranges are compared")]
 mod tests;

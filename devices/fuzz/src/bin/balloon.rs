@@ -14,7 +14,7 @@ struct Checked;
 impl Reclaim for Checked {
     fn reclaim(&mut self, address: GuestAddress, length: u32) -> std::io::Result<()> {
         assert!(length > 0 && address.0.checked_add(length.into()).is_some_and(|end| end <= MEMORY_SIZE));
-        if length % 3 == 0 { Err(std::io::ErrorKind::OutOfMemory.into()) } else { Ok(()) }
+        if length.is_multiple_of(3) { Err(std::io::ErrorKind::OutOfMemory.into()) } else { Ok(()) }
     }
 }
 
