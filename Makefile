@@ -7,6 +7,7 @@ SHELL := /bin/bash
 PREFIX ?= /usr/local
 TIME ?= 600
 ROUNDS ?= 300
+CASES ?= 100000
 TARGET := x86_64-unknown-linux-gnu
 DIST := target/dist
 LIB := $(DIST)/lib/flyrun
@@ -95,11 +96,15 @@ bench: build ## Measure in virtual time, and write target/bench.json
 soak: build images ## Kill commands, monitors and VMMs at random moments, ROUNDS times (default 300)
 	@export FLYRUN_TEST_IMAGES=$$(tests/images/build) FLYRUN_BIN=$(CURDIR)/$(DIST)/bin/flyrun FLYRUN_SOAK_ROUNDS=$(ROUNDS)
 	export CARGO_TARGET_X86_64_UNKNOWN_LINUX_GNU_RUNNER="$(CURDIR)/$(HOST) --cpus 1 --memory 8192 --timeout 7200 --"
-	if [[ -z "$(NAME)" ]]; then FLYRUN_REQUIRE_KVM=1 cargo test -p vmm --test snapshot -- --ignored --test-threads=1 network; fi
+	if [[ -z "$(NAME)" ]]; then
+	    FLYRUN_REQUIRE_KVM=1 cargo test -p vmm --test snapshot -- --ignored --test-threads=1 network
+	    FLYRUN_CORRUPTION_KVM_CASES=500 FLYRUN_REQUIRE_KVM=1 cargo test -p vmm --test snapshot -- --nocapture kvm_is
+	fi
 	cargo test -p tests --test soak -- --nocapture --test-threads=1 $(NAME)
 
-fuzz: ## Fuzz each parser of foreign bytes for TIME seconds (default 600)
-	@tests/fuzz $(TIME)
+fuzz: ## Fuzz each parser of foreign bytes for TIME seconds (default 600), and read CASES corrupted snapshots (default 100000)
+	@FLYRUN_CORRUPTION_CASES=$(CASES) cargo test --release -p vmm --test corruption -- --nocapture
+	tests/fuzz $(TIME)
 
 install: build ## Install below PREFIX (default /usr/local; DESTDIR is honoured)
 	@install -D $(DIST)/bin/flyrun $(DESTDIR)$(PREFIX)/bin/flyrun

@@ -45,11 +45,15 @@ impl Machine {
 
     /// flyrun-vmm with this machine, whose init gets the words.
     pub fn flyrun(&self, init_words: &str) -> Result<Command> {
+        self.flyrun_with(init_words, false)
+    }
+
+    fn flyrun_with(&self, init_words: &str, balloon: bool) -> Result<Command> {
         let spec = self.directory.path().join("spec.json");
         let command_line = if init_words.is_empty() { String::new() } else { format!("-- {init_words}") };
         let text = json!({
             "cpus": 1, "memory_mib": MEMORY_MIB, "kernel": self.kernel, "initrd": [self.initrd],
-            "command_line": command_line, "console": "stdio",
+            "command_line": command_line, "console": "stdio", "balloon": balloon,
         });
         std::fs::write(&spec, text.to_string())?;
         let mut command = Command::new(&self.vmm);
@@ -64,19 +68,21 @@ impl Machine {
         Ok(command)
     }
 
-    /// boot.bare.flyrun, its steps from one more run, and its exits.
+    /// boot.bare.flyrun, its steps from one more run, and its exits; boot.bare.balloon, with that device.
     pub fn boot_flyrun(&self, runs: u32, report: &mut Report) -> Result<()> {
-        let mut command = self.flyrun("")?;
-        let mut times = Vec::new();
-        // One run more than is counted: the first reads every file for the first time.
-        for run in 0..=runs {
-            let started = Started::new(&mut command, SIGN)?;
-            if run > 0 {
-                times.push(milliseconds(started.elapsed));
+        for (name, balloon) in [("boot.bare.balloon", true), ("boot.bare.flyrun", false)] {
+            let mut command = self.flyrun_with("", balloon)?;
+            let mut times = Vec::new();
+            // One run more than is counted: the first reads every file for the first time.
+            for run in 0..=runs {
+                let started = Started::new(&mut command, SIGN)?;
+                if run > 0 {
+                    times.push(milliseconds(started.elapsed));
+                }
+                started.finish()?;
             }
-            started.finish()?;
+            report.add(name, "ms_virtual", &times);
         }
-        report.add("boot.bare.flyrun", "ms_virtual", &times);
         self.steps(report)?;
         exits::measure(&mut self.flyrun("hold")?, SIGN, runs, "boot.bare.flyrun.exits", false, report)
     }

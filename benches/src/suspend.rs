@@ -21,7 +21,7 @@ use crate::{
 /// What `benches/guest/first_line.rs` writes again and again if it is told to `tick`.
 const TICK: u8 = b'T';
 
-/// resume.spawn_to_user, suspend.full, suspend.second, and what it costs to write all of the memory.
+/// resume.spawn_to_user, suspend.full, suspend.second, suspend.30_mib, and what it costs to write all of the memory.
 pub fn measure(machine: &Machine, runs: u32, report: &mut Report) -> Result<()> {
     let directory = tempfile::tempdir()?;
     let snapshot = directory.path().join("snapshot");
@@ -51,8 +51,26 @@ pub fn measure(machine: &Machine, runs: u32, report: &mut Report) -> Result<()> 
     report.add("suspend.second", "ms_virtual", &second);
     report.add("suspend.full.written", "MiB", &written[..1]);
     report.add("suspend.second.written", "MiB", &written[1..]);
+    in_use(machine, &snapshot, runs, report)?;
     report.add("suspend.all_of_memory", "ms_virtual", &[write_all(directory.path())?]);
     steps(machine, &snapshot, report)
+}
+
+/// suspend.30_mib: with memory in use that is written, and is to take at most a quarter of suspend.all_of_memory.
+fn in_use(machine: &Machine, snapshot: &Path, runs: u32, report: &mut Report) -> Result<()> {
+    let (mut times, mut written) = (Vec::new(), Vec::new());
+    for _ in 0..runs {
+        let mut life = Life::new(machine.flyrun("use")?)?;
+        // The first is in the line before.
+        life.wait_for_tick()?;
+        life.wait_for_tick()?;
+        let (ms, mib) = life.suspend(&snapshot.with_extension("used"))?;
+        times.push(ms);
+        written.push(mib);
+    }
+    report.add("suspend.30_mib", "ms_virtual", &times);
+    report.add("suspend.30_mib.written", "MiB", &written);
+    Ok(())
 }
 
 /// The steps of one more resume.

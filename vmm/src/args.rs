@@ -27,6 +27,7 @@ Usage: flyrun-vmm --spec FILE|- [--trace FILE] [--owner PID] [--cgroup DIR] [--c
   --vsock SOCKET     a vsock device with guest CID 3, mapped to unix sockets at this path
   --share TAG,SOCKET
                      a directory of the host, served by the virtiofsd that listens on this socket; repeatable
+  --balloon          memory that the guest frees goes back to the host
   --trace FILE       add a line for each step of the start: CLOCK_MONOTONIC in µs, and the step
   --probe            say whether this host's KVM can run a guest kernel, by running a tiny one; --json: for programs
   --owner PID        end when this process, the parent of flyrun-vmm, ends
@@ -148,6 +149,11 @@ pub fn parse(arguments: impl IntoIterator<Item = String>) -> Result<Command, Str
                 verify = true;
                 continue;
             }
+            "--balloon" => {
+                options.balloon = true;
+                options.given = Some(name);
+                continue;
+            }
             _ => {}
         }
         let (name, value) = match name.split_once('=') {
@@ -215,6 +221,7 @@ struct Options {
     nets: Vec<NetSpec>,
     vsock: Option<VsockSpec>,
     shares: Vec<ShareSpec>,
+    balloon: bool,
 }
 
 impl Options {
@@ -257,6 +264,7 @@ impl Options {
             vsock: self.vsock,
             shares: self.shares,
             console: self.console.unwrap_or(ConsoleSpec::Stdio),
+            balloon: self.balloon,
         })
     }
 }
@@ -322,8 +330,9 @@ mod tests {
     fn options_make_a_spec() {
         let spec = spec(
             "--kernel k --initrd a --initrd=b --disk d --disk e,ro --cpus 4 --memory=512 --console off --append x=1 \
-             --append y --vsock s",
+             --append y --vsock s --balloon",
         );
+        assert!(spec.balloon);
         assert_eq!((spec.cpus, spec.memory_mib, spec.initrd.len()), (4, 512, 2));
         assert_eq!(spec.disks.iter().map(|d| d.read_only).collect::<Vec<_>>(), [false, true]);
         assert_eq!(spec.command_line, "x=1 y");

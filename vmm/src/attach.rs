@@ -11,6 +11,7 @@ use devices::{
     legacy::{ConsoleState, ResetController},
     virtio::{
         Memory, VirtioDevice,
+        balloon::Balloon,
         block::{Backend, Block},
         fs::{ANSWER_LIMIT, Fs},
         mmio::{MMIO_SIZE, MmioTransport, QUEUE_NOTIFY},
@@ -33,6 +34,7 @@ use crate::{
     exit::VmExit,
     memory::LOW_END,
     mptable::IRQ_LINES,
+    reclaim::{GivenBack, Reclaimer},
     spec::{ConsoleSpec, DiskSpec, NetBackend, NetSpec, RateSpec, VmSpec},
     trace::Trace,
 };
@@ -123,11 +125,11 @@ impl Attach<'_> {
         self.ports(I8042_PORT, I8042_PORTS, Reset { device, reset, ending: Arc::clone(self.ending) })
     }
 
-    /// All virtio devices, in the spec's order.
+    /// All virtio devices, in the spec's order. `given_back` is told what the balloon gives to the host.
     ///
     /// # Errors
     /// A disk's file or a TAP does not open, a virtiofsd does not answer, or the host refuses.
-    pub fn virtio(&mut self, spec: &VmSpec) -> Result<(), SetupError> {
+    pub fn virtio(&mut self, spec: &VmSpec, given_back: &Arc<GivenBack>) -> Result<(), SetupError> {
         for (index, disk) in spec.disks.iter().enumerate() {
             let block = self.block(disk, &format!("disk{index}"))?;
             self.mmio(block)?;
@@ -146,7 +148,12 @@ impl Attach<'_> {
             self.mmio(device)?;
         }
         let rng = Rng::new().map_err(SetupError::io("rng"))?;
-        self.mmio(rng)
+        self.mmio(rng)?;
+        if spec.balloon {
+            let reclaimer = Reclaimer::new(self.memory.clone(), Arc::clone(given_back));
+            self.mmio(Balloon::new(Box::new(reclaimer)).map_err(SetupError::io("balloon"))?)?;
+        }
+        Ok(())
     }
 
     fn block(&self, disk: &DiskSpec, id: &str) -> Result<Block, SetupError> {

@@ -21,6 +21,7 @@ pub mod mptable;
 pub mod owner;
 pub mod probe;
 pub mod probe_code;
+pub mod reclaim;
 pub mod snapshot;
 pub mod spec;
 pub mod trace;

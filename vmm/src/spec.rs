@@ -5,7 +5,8 @@ use std::{num::NonZeroU64, path::PathBuf};
 use devices::virtio::{net::MAX_PAIRS, rate::Rate};
 use serde::{Deserialize, Serialize};
 
-/// A whole virtual machine. Devices appear to the guest in this order: disks, net, vsock, shares, rng.
+/// A whole virtual machine. Devices appear to the guest in this order: disks, net, vsock, shares, rng,
+/// balloon.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct VmSpec {
@@ -36,6 +37,9 @@ pub struct VmSpec {
     /// Where the first serial port's output goes.
     #[serde(default)]
     pub console: ConsoleSpec,
+    /// Whether memory that the guest has freed goes back to the host. A machine that is resumed does as it did before.
+    #[serde(default)]
+    pub balloon: bool,
 }
 
 /// One block device.

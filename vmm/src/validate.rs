@@ -12,7 +12,7 @@ use crate::{
 pub const MIN_MEMORY_MIB: u32 = 16;
 /// 1 TiB.
 pub const MAX_MEMORY_MIB: u32 = 1 << 20;
-/// Each device has an interrupt line of its own, of which there are 19; vsock and rng take two, each share one.
+/// Each device has an interrupt line of its own, of which there are 19; vsock, rng and balloon take three, each share one.
 pub const MAX_DISKS: usize = 16;
 /// As far as the lines that the disks leave.
 pub const MAX_NETS: usize = 8;

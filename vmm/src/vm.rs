@@ -81,13 +81,14 @@ impl Vm {
         memory::register(&frame.fd, &guest)?;
         trace.step("memory ready");
 
-        let (console, devices) = frame.attach(spec, &guest, None, &trace)?;
+        let backing = Backing::default();
+        let (console, devices) = frame.attach(spec, &guest, &backing, None, &trace)?;
         let loaded = load_guest(spec, &guest, console.is_some(), &devices)?;
         trace.step("kernel loaded");
 
         let origin = Origin {
             kernel: FileId::of(&spec.kernel).map_or(Kernel::Unknown, Kernel::Booted),
-            backing: Backing::default(),
+            backing,
             cpuid: frame.template(spec.cpus)?,
         };
         let buses = Arc::new(std::mem::take(&mut frame.buses));
@@ -110,6 +111,8 @@ impl Vm {
         verify: bool,
         trace: Arc<Trace>,
     ) -> Result<Self, SetupError> {
+        // The guest's alone: no part of the host's side.
+        let spec = &VmSpec { balloon: snapshot.header.spec.balloon, ..spec.clone() };
         validate(spec)?;
         snapshot.check(spec)?;
         let mut frame = Frame::new(&trace)?;
@@ -120,7 +123,7 @@ impl Vm {
         let Snapshot { header, state, .. } = snapshot;
         trace.step("memory ready");
 
-        let (console, devices) = frame.attach(spec, &guest, state.console.as_ref(), &trace)?;
+        let (console, devices) = frame.attach(spec, &guest, &backing, state.console.as_ref(), &trace)?;
         // Again, now that nobody else can write to them.
         identity::check_disks(header.disks.as_deref(), spec)?;
         let cpuid = Template::saved(state.machine.cpuid.clone());
@@ -222,6 +225,7 @@ impl Frame {
         &mut self,
         spec: &VmSpec,
         guest: &Memory,
+        backing: &Backing,
         saved: Option<&ConsoleState>,
         trace: &Arc<Trace>,
     ) -> Result<(Option<Console>, GuestDevices), SetupError> {
@@ -235,7 +239,7 @@ impl Frame {
         };
         let console = attach.console(spec, saved, trace)?;
         attach.reset_controller()?;
-        attach.virtio(spec)?;
+        attach.virtio(spec, backing.given_back())?;
         let devices = attach.finish();
         trace.step("devices ready");
         Ok((console, devices))
@@ -346,7 +350,7 @@ fn load_guest(
     let bytes = u64::from(spec.memory_mib) << 20;
     let kernel = boot::load_kernel(guest, &spec.kernel)?;
     let initrd = boot::initrd::load(guest, bytes.min(memory::LOW_END), &kernel, &spec.initrd)?;
-    let line = command_line::build(console, &devices.windows, &spec.command_line);
+    let line = command_line::build(console, spec.balloon, &devices.windows, &spec.command_line);
     command_line::write(guest, &line)?;
     params::write(guest, bytes, &kernel, line.len(), initrd)?;
     mptable::write(guest, spec.cpus, &devices.irqs).map_err(boot::BootError::from)?;

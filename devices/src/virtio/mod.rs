@@ -17,6 +17,7 @@
 //! whose register access caused it. Queue events arrive on the thread of the event loop, through the device's own
 //! [`event_manager::MutEventSubscriber`] implementation, which takes the same lock.
 
+pub mod balloon;
 pub mod block;
 pub mod events;
 pub mod fs;

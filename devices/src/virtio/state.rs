@@ -38,6 +38,13 @@ pub enum Detail {
         /// The port that the host's next connection gets.
         next_port: u32,
     },
+    /// The balloon.
+    Balloon {
+        /// Pages that the driver says are in it.
+        actual: u32,
+        /// What the driver fills free pages with, if it has told.
+        poison: Option<u32>,
+    },
 }
 
 impl DeviceState {

@@ -306,6 +306,7 @@ fn write_start_files(plan: &VmPlan, run_dir: &RunDir) -> Result<PathBuf> {
             Some(file) => ConsoleSpec::File(file.clone()),
             None => ConsoleSpec::Stdio,
         },
+        balloon: true,
     };
     let spec_file = run_dir.path().join("spec.json");
     write(&spec_file, &serde_json::to_vec(&spec).context("cannot write the VmSpec")?)?;

@@ -7,6 +7,8 @@
 //! | mapped from a file | `memory` is that file and has other links | what was written since, to a new `memory`; the file becomes `base` |
 //! | mapped from a base | `base` is that file | what differs from the base, to `memory`, new unless it is its own |
 //! | mapped from a file | anything else | all that is not zero, to a new `memory` |
+//!
+//! What the guest has given back since it was resumed ([`crate::reclaim`]) is zero, and a hole.
 
 use std::{
     fs::File,
@@ -14,6 +16,7 @@ use std::{
     ops::Range,
     os::unix::fs::{FileExt, MetadataExt},
     path::Path,
+    sync::Arc,
 };
 
 use devices::virtio::Memory;
@@ -29,7 +32,10 @@ use super::{
     refusal::Refusal,
     sections::MemoryState,
 };
-use crate::memory::{HUGE_PAGE, PAGE};
+use crate::{
+    memory::{HUGE_PAGE, PAGE},
+    reclaim::GivenBack,
+};
 
 /// Pages of a clone's own memory: the first one's number, and how many.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -39,6 +45,9 @@ pub struct Extent(pub u64, pub u64);
 const MAPPED_BYTES: u64 = 64 << 10;
 /// The most runs that are mapped, far below the kernel's limit for a process.
 const MAX_MAPPINGS: usize = 8192;
+/// The most that is written at once. Linux looks at the whole rest of a write before it takes the next page of it (tmpfs, 6.12):
+/// 32 MiB take 53.1 ms in one call, 44.7 in calls of 1 MiB, 37.8 in calls of 64 KiB and 54.6 page by page, in virtual time.
+const WRITE_BYTES: usize = 64 << 10;
 /// How much is written between two looks at whether the snapshot is still wanted.
 const CHUNK_BYTES: u64 = 4 << 20;
 
@@ -51,6 +60,8 @@ pub struct Backing {
     base: Option<(File, Vec<Range<u64>>)>,
     /// The parts of memory that are mapped from files, in order.
     mapped: Vec<Range<u64>>,
+    /// What of them the guest has given back.
+    given_back: Arc<GivenBack>,
 }
 
 /// What a snapshot has written.
@@ -71,6 +82,8 @@ pub struct Plan {
     pub promote: bool,
     since_resume: bool,
     ranges: Vec<Range<u64>>,
+    /// Zeros that nobody needs to look at.
+    zeros: Vec<Range<u64>>,
     /// What `memory` holds then, if there is a base.
     extents: Option<Vec<Range<u64>>>,
 }
@@ -86,7 +99,8 @@ impl Backing {
         let failed = |error: io::Error| Refusal::Host(format!("cannot map the snapshot's memory: {error}"));
         let Some(extents) = &state.extents else {
             let mapped = map_data(memory, &own, bytes).map_err(failed)?;
-            return Ok(Self { own: Some(own), base: None, mapped });
+            let given_back = Arc::new(GivenBack::new(bytes, &mapped));
+            return Ok(Self { own: Some(own), base: None, mapped, given_back });
         };
         let extents = ranges(extents, bytes)?;
         let base = open(dir, BASE, bytes)?;
@@ -101,12 +115,19 @@ impl Backing {
                 pages::read(memory, &own, range.clone()).map_err(failed)?;
             }
         }
-        Ok(Self { own: Some(own), base: Some((base, extents)), mapped: union(mapped, Vec::new()) })
+        let mapped = union(mapped, Vec::new());
+        let given_back = Arc::new(GivenBack::new(bytes, &union(mapped.clone(), extents.clone())));
+        Ok(Self { own: Some(own), base: Some((base, extents)), mapped, given_back })
     }
 
     /// The parts of memory that are mapped from files, in order and apart.
     pub fn mapped(&self) -> &[Range<u64>] {
         &self.mapped
+    }
+
+    /// What the guest gives back is to be told to this.
+    pub fn given_back(&self) -> &Arc<GivenBack> {
+        &self.given_back
     }
 
     /// What a snapshot in this directory has to write.
@@ -115,27 +136,26 @@ impl Backing {
     /// The host's.
     pub fn plan(&self, dir: &Path, memory: &Still<'_>) -> io::Result<Plan> {
         let changed = memory.anonymous()?;
+        let zeros = without(self.given_back.ranges(), &changed);
         let (own_here, base_here) = (dir.join(MEMORY), dir.join(BASE));
         let Some(own) = &self.own else { return Ok(Plan::full(changed)) };
         let alone = own.metadata()?.nlink() == 1;
         let plan = match &self.base {
             None if is(own, &own_here) && alone => {
-                Plan { in_place: true, promote: false, since_resume: true, ranges: changed, extents: None }
+                let (ranges, extents) = (changed, None);
+                Plan { in_place: true, promote: false, since_resume: true, ranges, zeros, extents }
             }
-            None if is(own, &own_here) || is(own, &base_here) => Plan::differing(changed, is(own, &own_here)),
+            None if is(own, &own_here) || is(own, &base_here) => {
+                Plan::differing(changed, zeros, is(own, &own_here))
+            }
             None => Plan::full(self.everything(memory)?),
             Some((base, extents)) if is(base, &base_here) => {
                 let all = union(changed.clone(), extents.clone());
                 if is(own, &own_here) && alone {
-                    Plan {
-                        in_place: true,
-                        promote: false,
-                        since_resume: true,
-                        ranges: changed,
-                        extents: Some(all),
-                    }
+                    let (ranges, extents) = (changed, Some(union(all, zeros.clone())));
+                    Plan { in_place: true, promote: false, since_resume: true, ranges, zeros, extents }
                 } else {
-                    Plan::differing(all, false)
+                    Plan::differing(without(all, &zeros), zeros, false)
                 }
             }
             Some(_) => Plan::full(self.everything(memory)?),
@@ -146,13 +166,13 @@ impl Backing {
     /// All parts of memory that may not be zero.
     fn everything(&self, memory: &Still<'_>) -> io::Result<Vec<Range<u64>>> {
         let bytes = pages::image_bytes(memory.memory());
-        let mut all = memory.anonymous()?;
-        if let Some((base, extents)) = &self.base {
-            all = union(union(all, extents.clone()), data(base, bytes)?);
-        } else if let Some(own) = &self.own {
-            all = union(all, data(own, bytes)?);
-        }
-        Ok(all)
+        let there = memory.anonymous()?;
+        let in_files = match (&self.base, &self.own) {
+            (Some((base, extents)), _) => union(extents.clone(), data(base, bytes)?),
+            (None, Some(own)) => data(own, bytes)?,
+            (None, None) => return Ok(there),
+        };
+        Ok(union(there, without(in_files, &self.given_back.ranges())))
     }
 }
 
@@ -189,11 +209,19 @@ pub fn checksum(
 
 impl Plan {
     fn full(ranges: Vec<Range<u64>>) -> Self {
-        Self { in_place: false, promote: false, since_resume: false, ranges, extents: None }
+        Self {
+            in_place: false,
+            promote: false,
+            since_resume: false,
+            ranges,
+            zeros: Vec::new(),
+            extents: None,
+        }
     }
 
-    fn differing(ranges: Vec<Range<u64>>, promote: bool) -> Self {
-        Self { in_place: false, promote, since_resume: true, extents: Some(ranges.clone()), ranges }
+    fn differing(ranges: Vec<Range<u64>>, zeros: Vec<Range<u64>>, promote: bool) -> Self {
+        let extents = Some(union(ranges.clone(), zeros.clone()));
+        Self { in_place: false, promote, since_resume: true, extents, ranges, zeros }
     }
 
     /// Whether only what was written since the machine was resumed is looked at.
@@ -220,6 +248,10 @@ impl Plan {
     ) -> io::Result<Option<Written>> {
         file.set_len(pages::image_bytes(memory.memory()))?;
         let (mut written, mut since) = (Written::default(), 0);
+        // A new file has nothing there.
+        for range in self.zeros.iter().filter(|_| self.in_place) {
+            punch(file, range.start, range.end - range.start)?;
+        }
         for range in &self.ranges {
             let mut at = range.start;
             while at < range.end {
@@ -247,7 +279,9 @@ impl Plan {
             let place = offset + at;
             let length = run.bytes.len() as u64;
             if !run.zero {
-                file.write_all_at(run.bytes, place)?;
+                for (bytes, place) in run.bytes.chunks(WRITE_BYTES).zip((place..).step_by(WRITE_BYTES)) {
+                    file.write_all_at(bytes, place)?;
+                }
                 written.written_bytes += length;
             } else if self.in_place {
                 punch(file, place, length)?;
@@ -379,6 +413,33 @@ fn union(one: Vec<Range<u64>>, other: Vec<Range<u64>>) -> Vec<Range<u64>> {
     merged
 }
 
+/// The first list without what is in the second. Both are in order.
+fn without(list: Vec<Range<u64>>, other: &[Range<u64>]) -> Vec<Range<u64>> {
+    let mut left = Vec::with_capacity(list.len());
+    let mut rest = other;
+    for range in list {
+        let mut at = range.start;
+        while let Some((first, behind)) = rest.split_first() {
+            if first.start >= range.end {
+                break;
+            }
+            if at < first.start {
+                left.push(at..first.start);
+            }
+            at = at.max(first.end);
+            if first.end > range.end {
+                // The next range may lie in it too.
+                break;
+            }
+            rest = behind;
+        }
+        if at < range.end {
+            left.push(at..range.end);
+        }
+    }
+    left
+}
+
 /// A clone's list of pages as ranges of the image.
 fn ranges(extents: &[Extent], bytes: u64) -> Result<Vec<Range<u64>>, Refusal> {
     let mut ranges: Vec<Range<u64>> = Vec::with_capacity(extents.len());
@@ -399,4 +460,5 @@ fn ranges(extents: &[Extent], bytes: u64) -> Result<Vec<Range<u64>>, Refusal> {
 }
 
 #[cfg(test)]
+#[allow(clippy::single_range_in_vec_init, reason = "lists of ranges are compared")]
 mod tests;

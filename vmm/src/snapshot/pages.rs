@@ -75,6 +75,41 @@ pub fn map(memory: &Memory, file: &File, range: Range<u64>) -> io::Result<()> {
     Ok(())
 }
 
+/// Puts anonymous memory that nobody has touched in place of guest memory. In whole pages.
+///
+/// # Errors
+/// The host's.
+pub fn map_nothing(memory: &Memory, range: Range<u64>) -> io::Result<()> {
+    for piece in pieces(memory, range) {
+        let length = usize::try_from(piece.bytes).map_err(io::Error::other)?;
+        let prot = libc::PROT_READ | libc::PROT_WRITE;
+        let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_FIXED | libc::MAP_NORESERVE;
+        // SAFETY: as in `map`.
+        let mapped = unsafe { libc::mmap(piece.address.cast(), length, prot, flags, -1, 0) };
+        if mapped == libc::MAP_FAILED {
+            return Err(io::Error::last_os_error());
+        }
+    }
+    Ok(())
+}
+
+/// Gives the pages behind anonymous guest memory, or those of its file in memory, back to the host. In whole pages.
+///
+/// # Errors
+/// The host's.
+pub fn discard(memory: &Memory, range: Range<u64>, shared: bool) -> io::Result<()> {
+    let advice = if shared { libc::MADV_REMOVE } else { libc::MADV_DONTNEED };
+    for piece in pieces(memory, range) {
+        let length = usize::try_from(piece.bytes).map_err(io::Error::other)?;
+        // SAFETY: the range is guest memory, whose content may become another at any time, and no Rust reference points
+        // into it.
+        if unsafe { libc::madvise(piece.address.cast(), length, advice) } != 0 {
+            return Err(io::Error::last_os_error());
+        }
+    }
+    Ok(())
+}
+
 /// Fills that part of guest memory from the file, which has the image's offsets.
 ///
 /// # Errors

@@ -3,7 +3,10 @@
 //!
 //! The bytes are postcard's. KVM's structures are byte strings with the kernel's own layout.
 
-use devices::{legacy::ConsoleState, virtio::state::TransportState};
+use devices::{
+    legacy::ConsoleState,
+    virtio::state::{Detail, TransportState},
+};
 use kvm_bindings::{
     kvm_cpuid_entry2, kvm_debugregs, kvm_irqchip, kvm_lapic_state, kvm_mp_state, kvm_regs, kvm_sregs,
     kvm_vcpu_events, kvm_xcrs, kvm_xsave,
@@ -22,7 +25,7 @@ const MEMORY: u32 = 5;
 pub(super) const KNOWN: [(u32, &str, u32); 5] = [
     (MACHINE, "machine", 1),
     (VCPU, "vCPU", 1),
-    (DEVICE, "device", 1),
+    (DEVICE, "device", 2),
     (CONSOLE, "console", 1),
     (MEMORY, "memory", 1),
 ];
@@ -96,7 +99,7 @@ impl State {
             sections.push((VCPU, 1, postcard::to_allocvec(vcpu)?));
         }
         for device in &self.devices {
-            sections.push((DEVICE, 1, postcard::to_allocvec(device)?));
+            sections.push((DEVICE, device_version(device), postcard::to_allocvec(device)?));
         }
         if let Some(console) = &self.console {
             sections.push((CONSOLE, 1, postcard::to_allocvec(console)?));
@@ -116,7 +119,7 @@ impl State {
             match (section.id, section.version) {
                 (MACHINE, 1) => once(&mut machine, section)?,
                 (VCPU, 1) => vcpus.push(decode(section)?),
-                (DEVICE, 1) => devices.push(decode(section)?),
+                (DEVICE, 1 | 2) => devices.push(decode(section)?),
                 (CONSOLE, 1) => once(&mut console, section)?,
                 (MEMORY, 1) => once(&mut memory, section)?,
                 _ => return Err(unknown(section)),
@@ -134,6 +137,12 @@ impl State {
             memory: memory.ok_or_else(missing("memory"))?,
         })
     }
+}
+
+/// Version 2 knows a balloon. All others have not changed, so that older readers understand them.
+fn device_version(device: &TransportState) -> u32 {
+    let detail = device.active.as_ref().map(|active| &active.detail);
+    if matches!(detail, Some(Detail::Balloon { .. })) { 2 } else { 1 }
 }
 
 fn name(id: u32) -> &'static str {

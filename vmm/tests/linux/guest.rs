@@ -27,6 +27,8 @@ const PAGES: usize = 8192;
 struct Guest {
     questions: u64,
     pages: Vec<u8>,
+    /// Memory that is used for nothing.
+    used: Vec<u8>,
     disk: Option<File>,
     net: Option<UdpSocket>,
     /// Connections that were held open and have ended.
@@ -46,6 +48,7 @@ fn pid_1() {
     let mut guest = Guest {
         questions: 0,
         pages: vec![0; 0],
+        used: vec![0; 0],
         disk: OpenOptions::new().read(true).write(true).open("/dev/vda").ok(),
         net: network().ok(),
         ended: Arc::default(),
@@ -104,6 +107,14 @@ impl Guest {
                 let (count, byte): (usize, u8) = (number(count)?, number(byte)?);
                 self.pages.chunks_mut(PAGE).take(count).for_each(|page| page.fill(byte));
                 "touched".into()
+            }
+            ["use", mib] => {
+                self.used = vec![1; number::<usize>(mib)? << 20];
+                "used".into()
+            }
+            ["free"] => {
+                self.used = Vec::new();
+                "freed".into()
             }
             // Each byte that occurs, and how often.
             ["sum"] => {

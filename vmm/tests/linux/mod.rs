@@ -243,6 +243,13 @@ impl Life {
         }
     }
 
+    /// Bytes of the host's memory that are mapped in it.
+    pub fn resident(&self) -> u64 {
+        let status = std::fs::read_to_string(format!("/proc/{}/status", self.vmm.id())).unwrap();
+        let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).unwrap();
+        line.trim().trim_end_matches(" kB").parse::<u64>().unwrap() << 10
+    }
+
     fn is_running(&mut self) -> bool {
         self.vmm.try_wait().unwrap().is_none()
     }

@@ -73,5 +73,6 @@ pub fn spec(dir: &Path, code: &[&[u8]], cpus: u8) -> VmSpec {
         vsock: None,
         shares: vec![],
         console: ConsoleSpec::File(dir.join("console")),
+        balloon: false,
     }
 }

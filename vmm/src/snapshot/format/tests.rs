@@ -2,12 +2,20 @@
 
 use proptest::prelude::*;
 
+use devices::virtio::state::Detail;
+
 use super::*;
-use crate::snapshot::{save::encode as encode_state, sections::State};
+use crate::snapshot::{
+    save::encode as encode_state,
+    sections::{KNOWN, State},
+};
 
 const SPECIFICATION: &str = include_str!("../FORMAT.md");
 /// A machine of one vCPU with a console and a random number generator, suspended in the test host.
 const FIXTURE_1: &[u8] = include_bytes!("../../../tests/fixtures/state-1");
+
+/// Linux on one vCPU with a console, vsock, a random number generator and a balloon.
+const FIXTURE_2: &[u8] = include_bytes!("../../../tests/fixtures/state-2");
 
 fn header_json() -> Vec<u8> {
     decode(FIXTURE_1).unwrap().0.to_json().unwrap()
@@ -140,6 +148,20 @@ fn a_snapshot_of_version_1_is_understood() {
 }
 
 #[test]
+fn a_balloon_is_understood_from_version_2_on() {
+    let (header, sections) = decode(FIXTURE_2).unwrap();
+    assert!(header.spec.balloon);
+    let versions: Vec<u32> = sections.iter().filter(|it| it.id == 3).map(|it| it.version).collect();
+    assert_eq!(versions, [1, 1, 2]);
+    let state = State::decode(&sections).unwrap();
+    let balloon = state.devices[2].active.as_ref().unwrap();
+    assert_eq!((state.devices[2].device_type, balloon.rings.len()), (5, 3));
+    assert_eq!(balloon.detail, Detail::Balloon { actual: 0, poison: None });
+    let again = encode_state(&header, &state).unwrap();
+    assert!(decode(&again).unwrap().1 == sections, "the sections have changed");
+}
+
+#[test]
 fn newer_versions_are_refused_as_such() {
     let known = sections_1();
     let refused = |sections: &[Section<'_>]| {
@@ -149,9 +171,14 @@ fn newer_versions_are_refused_as_such() {
     };
     for index in 0..known.len() {
         let mut sections = known.clone();
-        sections[index].version = 2;
+        let newest = KNOWN.iter().find(|known| known.0 == sections[index].id).unwrap().2;
+        sections[index].version = newest + 1;
         let refusal = refused(&sections);
-        assert!(refusal.name() == "too-new" && refusal.to_string().contains("has version 2"), "{refusal}");
+        assert!(
+            refusal.name() == "too-new"
+                && refusal.to_string().contains(&format!("has version {}", newest + 1)),
+            "{refusal}"
+        );
         sections[index].version = 0;
         assert_eq!(refused(&sections).name(), "corrupted");
         sections[index].id = 99;

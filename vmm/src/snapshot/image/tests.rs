@@ -4,7 +4,11 @@ use tempfile::TempDir;
 use vm_memory::{Bytes, GuestAddress};
 
 use super::*;
-use crate::memory::{allow_huge_pages, reserve};
+use crate::{
+    memory::{allow_huge_pages, reserve},
+    reclaim::Reclaimer,
+};
+use devices::virtio::balloon::Reclaim as _;
 
 const MIB: u64 = 1 << 20;
 
@@ -112,6 +116,78 @@ fn a_resumed_machine_writes_what_it_has_changed_into_its_own_file() {
     assert_eq!([3, 4, 5, 1500].map(|page| machine.get(page)), [9, 0, 7, 5]);
     let (_, written, _) = machine.suspend();
     assert_eq!(pages(written), (0, 0));
+}
+
+/// Four MiB that the guest has given back, but for a page that it uses again.
+fn give_back(machine: &Machine) {
+    let mut reclaimer = Reclaimer::new(machine.memory.clone(), Arc::clone(machine.backing.given_back()));
+    reclaimer.reclaim(GuestAddress(2 * MIB), 4 * MIB as u32).unwrap();
+    machine.set(600, 9);
+}
+
+#[test]
+fn what_a_guest_gives_back_becomes_holes_wherever_it_was() {
+    let dir = tempfile::tempdir().unwrap();
+    let expected = [(0, 7), (511, 7), (512, 0), (600, 9), (601, 0), (1535, 0), (1536, 7)];
+    let check = |machine: &Machine| {
+        assert_eq!(expected.map(|(page, _)| machine.get(page)), expected.map(|(_, byte)| byte));
+    };
+    let blocks = |dir: &Path| std::fs::metadata(dir.join(MEMORY)).unwrap().blocks() * 512;
+    let machine = Machine::booted(dir.path());
+    (0..2048).for_each(|page| machine.set(page, 7));
+    let (state, ..) = machine.suspend();
+    let first = clone(dir.path());
+    // A clone: its list says that those pages are its own, and its file has nothing there.
+    let machine = Machine::resumed(first.path(), &state);
+    give_back(&machine);
+    let (second, written, plan) = machine.suspend();
+    assert_eq!((pages(written), plan.promote), ((1, 1), true));
+    assert_eq!(second.extents, Some(vec![Extent(512, 1024)]));
+    check(&machine);
+    check(&Machine::resumed(first.path(), &second));
+    // In place, with a base.
+    let machine = Machine::resumed(first.path(), &second);
+    machine.set(1700, 5);
+    machine.set(700, 5);
+    let (third, ..) = machine.suspend();
+    let machine = Machine::resumed(first.path(), &third);
+    give_back(&machine);
+    let (third, written, plan) = machine.suspend();
+    assert!(plan.in_place && blocks(first.path()) <= 4 * PAGE, "{}", blocks(first.path()));
+    // A clone's short runs are read and not mapped, and written again.
+    assert_eq!(pages(written), (2, 2));
+    check(&machine);
+    let machine = Machine::resumed(first.path(), &third);
+    check(&machine);
+    assert_eq!([700, 1700].map(|page| machine.get(page)), [0, 5]);
+    // In place, without one.
+    drop(first);
+    let machine = Machine::resumed(dir.path(), &state);
+    give_back(&machine);
+    let elsewhere = tempfile::tempdir().unwrap();
+    let other = Machine { dir: elsewhere.path().to_path_buf(), ..machine };
+    let (fourth, written, plan) = other.suspend();
+    assert!(!plan.since_resume() && pages(written) == (1025, 1025), "{written:?}");
+    check(&Machine::resumed(elsewhere.path(), &fourth));
+    let machine = Machine { dir: dir.path().to_path_buf(), ..other };
+    let (state, written, plan) = machine.suspend();
+    assert!(plan.in_place && blocks(dir.path()) <= 4 * MIB + 2 * PAGE, "{}", blocks(dir.path()));
+    assert_eq!(pages(written), (1, 1));
+    check(&Machine::resumed(dir.path(), &state));
+}
+
+#[test]
+fn a_list_without_another_is_what_only_it_has() {
+    for (one, other, left) in [
+        (vec![0..10], vec![], vec![0..10]),
+        (vec![0..10], vec![0..10], vec![]),
+        (vec![0..10, 20..30], vec![5..25], vec![0..5, 25..30]),
+        (vec![0..10, 20..30], vec![2..3, 4..5, 22..23, 40..50], vec![0..2, 3..4, 5..10, 20..22, 23..30]),
+        (vec![5..10], vec![0..6, 9..12], vec![6..9]),
+        (vec![5..6, 7..8, 9..10], vec![0..20], vec![]),
+    ] {
+        assert_eq!(without(one.clone(), &other), left, "{one:?} {other:?}");
+    }
 }
 
 #[test]
