@@ -37,7 +37,6 @@ mod vm;
 mod vm_usage;
 mod volume;
 
-use clap::Parser;
 use clap::error::ErrorKind;
 
 use crate::cli::Cli;
@@ -51,7 +50,7 @@ fn main() -> std::process::ExitCode {
 }
 
 fn run() -> ExitCode {
-    let cli = match Cli::try_parse() {
+    let cli = match Cli::read() {
         Ok(cli) => cli,
         Err(error) => {
             let _ = error.print();

@@ -36,6 +36,7 @@ mod rm;
 mod rmi;
 mod run;
 mod share;
+mod short;
 mod snapshot;
 mod start;
 mod stats;
@@ -76,6 +77,16 @@ Exit codes: the workload's own (128 + n when signal n ended it); 125 flyrun fail
 executed, 127 it does not exist."
 )]
 pub struct Cli {
+    #[command(flatten)]
+    places: Places,
+
+    #[command(subcommand)]
+    command: Command,
+}
+
+/// Where everything is.
+#[derive(Debug, clap::Args)]
+struct Places {
     /// Where images and machines are kept
     #[arg(long, global = true, value_name = "DIR", env = "FLYRUN_ROOT", default_value = "/var/lib/flyrun")]
     root: PathBuf,
@@ -90,9 +101,6 @@ pub struct Cli {
         hide = true
     )]
     run_dir: PathBuf,
-
-    #[command(subcommand)]
-    command: Command,
 }
 
 #[derive(Debug, Subcommand)]
@@ -140,9 +148,17 @@ enum Command {
 }
 
 impl Cli {
+    /// Reads the command line.
+    ///
+    /// # Errors
+    /// It is not understood, or asks for help.
+    pub fn read() -> std::result::Result<Cli, clap::Error> {
+        short::read().map_or_else(Cli::try_parse, Ok)
+    }
+
     /// Does what the command line says.
     pub fn execute(self) -> Result<ExitCode> {
-        let context = Context { paths: Paths { root: self.root, run: self.run_dir } };
+        let context = Context { paths: Paths { root: self.places.root, run: self.places.run_dir } };
         match self.command {
             Command::Run(arguments) => run::execute(&context, &arguments),
             Command::Create(arguments) => create::execute(&context, &arguments),

@@ -1,0 +1,79 @@
+//! Those commands that somebody waits for with a machine in the balance, without the definitions of all others: to make those
+//! takes longer than to find and lock the machine.
+
+use std::ffi::OsString;
+
+use clap::{Parser, Subcommand};
+
+use super::{Cli, Command, Places, monitor, start, suspend};
+
+#[derive(Debug, Parser)]
+#[command(name = "flyrun", disable_help_flag = true, disable_version_flag = true)]
+struct Short {
+    #[command(flatten)]
+    places: Places,
+    #[command(subcommand)]
+    command: Known,
+}
+
+#[derive(Debug, Subcommand)]
+#[command(disable_help_subcommand = true)]
+enum Known {
+    Monitor(monitor::Arguments),
+    Resume(suspend::Resume),
+    Start(start::Arguments),
+    Suspend(suspend::Suspend),
+}
+
+/// `None` for all other command lines, and for those with mistakes or questions, which the whole definition answers.
+pub fn read() -> Option<Cli> {
+    read_from(std::env::args_os())
+}
+
+fn read_from(words: impl IntoIterator<Item = OsString>) -> Option<Cli> {
+    let short = Short::try_parse_from(words).ok()?;
+    let command = match short.command {
+        Known::Monitor(arguments) => Command::Monitor(arguments),
+        Known::Resume(arguments) => Command::Resume(arguments),
+        Known::Start(arguments) => Command::Start(arguments),
+        Known::Suspend(arguments) => Command::Suspend(arguments),
+    };
+    Some(Cli { places: short.places, command })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn words(line: &str) -> Vec<OsString> {
+        line.split(' ').map(OsString::from).collect()
+    }
+
+    #[test]
+    fn what_is_understood_means_the_same_as_by_the_whole_definition() {
+        for line in [
+            "flyrun resume web",
+            "flyrun --root /r resume a b",
+            "flyrun suspend --force web --run-dir /x",
+            "flyrun start -ai shell",
+            "flyrun --root /r --run-dir /x monitor 0123",
+        ] {
+            let short = read_from(words(line)).map(|cli| format!("{cli:?}"));
+            assert_eq!(short, Some(format!("{:?}", Cli::try_parse_from(words(line)).unwrap())), "{line}");
+        }
+    }
+
+    #[test]
+    fn the_rest_is_left_to_it() {
+        for line in [
+            "flyrun",
+            "flyrun ps",
+            "flyrun resume",
+            "flyrun resume --help",
+            "flyrun --version",
+            "flyrun start -x a",
+        ] {
+            assert!(read_from(words(line)).is_none(), "{line}");
+        }
+    }
+}
