@@ -35,33 +35,53 @@ unsafe fn system_call(number: usize, first: usize, second: usize, third: usize) 
 global_asm!(".globl _start", "_start:", "mov rdi, [rsp]", "mov rsi, [rsp + 8*rdi]", "and rsp, -16", "call start");
 
 /// The line that comes again and again.
-static TICK: &[u8] = b"T\n";
+static TICK: &[u8] = b".\n";
 /// Rounds of a loop between two of them: some 0.1 ms.
 const ROUNDS: usize = 50_000;
-/// With the kernel's 12 MiB, 30 MiB are in use.
+
+/// With these the kernel and this program use some 30 MiB of the machine's memory.
 const USED: usize = 18 << 20;
+/// What a ticking machine writes to in each round, if it is told to.
+const WRITTEN: usize = 8 << 20;
 const PAGE: usize = 4096;
 
+/// Writes to each of the pages there.
+///
+/// # Safety
+/// They are the process's, and nobody else's.
+unsafe fn write_pages(first: *mut u8, bytes: usize) {
+    for offset in (0..bytes).step_by(PAGE) {
+        // SAFETY: the caller answers for the memory.
+        unsafe {
+            let byte = first.add(offset);
+            byte.write_volatile(byte.read_volatile().wrapping_add(1) | 1);
+        }
+    }
+}
+
 /// Writes the line, then resets the machine. If the last of several arguments begins with an h, it sleeps for ever instead,
-/// with a t it ticks for ever, and with a u it uses some memory before.
+/// with a t it takes memory and ticks for ever, and with tw it writes to 8 MiB of that in each round.
 ///
 /// # Safety
 /// `last` is the last argument's address, if there is any.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn start(count: usize, last: *const u8) -> ! {
-    // SAFETY: the buffer is static and its length its own; reboot and pause take no memory; there is a last argument; the
-    // memory is new, and a failure to get it ends the benchmark.
+    // SAFETY: the buffer is static and its length its own; reboot and pause take no memory; there is a last argument, which
+    // a zero ends; what the kernel has given by brk is the process's.
     unsafe {
         system_call(WRITE, 1, LINE.as_ptr() as usize, LINE.len());
-        if count > 1 && *last == b'u' {
-            let end = system_call(BRK, 0, 0, 0);
-            system_call(BRK, end + USED, 0, 0);
-            for page in 0..USED / PAGE {
-                (end as *mut u8).add(page * PAGE).write_volatile(1);
-            }
+        let mut used = core::ptr::null_mut();
+        let ticks = count > 1 && *last == b't';
+        if ticks {
+            used = system_call(BRK, 0, 0, 0) as *mut u8;
+            system_call(BRK, used as usize + USED, 0, 0);
+            write_pages(used, USED);
         }
-        while count > 1 && (*last == b't' || *last == b'u') {
+        while ticks {
             system_call(WRITE, 1, TICK.as_ptr() as usize, TICK.len());
+            if *last.add(1) == b'w' {
+                write_pages(used, WRITTEN);
+            }
             for round in 0..ROUNDS {
                 core::hint::black_box(round);
             }

@@ -38,7 +38,7 @@ pub fn measure(
 ) -> Result<()> {
     let mut counts: BTreeMap<&str, Vec<f64>> = BTreeMap::new();
     for _ in 0..runs {
-        Exits::wait_for_none()?;
+        wait_for_none()?;
         let started = Started::new(command, sign)?;
         for (kind, count) in Exits::now()?.0 {
             counts.entry(kind).or_default().push(count as f64);
@@ -87,17 +87,17 @@ impl Exits {
     pub fn all(&self) -> u64 {
         self.0.get("exits").copied().unwrap_or_default()
     }
+}
 
-    /// Waits until no VM lives. One that has just ended is counted until the kernel has taken it apart.
-    fn wait_for_none() -> Result<()> {
-        for _ in 0..500 {
-            if Self::now()?.0.get("exits") == Some(&0) {
-                return Ok(());
-            }
-            std::thread::sleep(Duration::from_millis(10));
+/// Waits until no VM lives. One that has just ended is counted until the kernel has taken it apart.
+pub fn wait_for_none() -> Result<()> {
+    for _ in 0..500 {
+        if Exits::now()?.0.get("exits") == Some(&0) {
+            return Ok(());
         }
-        anyhow::bail!("another VM runs on this machine, and its exits would be counted as well");
+        std::thread::sleep(Duration::from_millis(10));
     }
+    anyhow::bail!("another VM runs on this machine, and its exits would be counted as well");
 }
 
 #[cfg(test)]

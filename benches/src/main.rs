@@ -4,10 +4,12 @@
 mod bare;
 mod cached;
 mod exits;
+mod faults;
 mod io;
 mod overhead;
 mod qemu;
 mod report;
+mod resume;
 mod run;
 mod suspend;
 mod trace;
@@ -62,6 +64,8 @@ struct Arguments {
 enum Part {
     /// The boot of a machine without devices, and its memory.
     Boot,
+    /// Suspending and resuming: the machine without devices, and the commands.
+    Suspend,
     /// Running a cached image.
     Image,
     /// iperf3.
@@ -86,7 +90,14 @@ fn main() -> ExitCode {
     }
 }
 
+/// Each dynamic program looks for this file. In the test host one that is missing is asked for outside, which makes the clock jump.
+const PRELOAD: &str = "/etc/ld.so.preload";
+
 fn benchmarks(arguments: &Arguments) -> Result<()> {
+    if std::env::var_os("FLYRUN_IN_TEST_HOST").is_some() {
+        let preload = std::fs::File::options().append(true).create(true).open(PRELOAD);
+        preload.with_context(|| format!("cannot make {PRELOAD}"))?;
+    }
     let mut report = Report::default();
     let qemu = arguments.qemu.as_deref().map(Qemu::new);
     if arguments.wants(Part::Boot) {
@@ -95,8 +106,15 @@ fn benchmarks(arguments: &Arguments) -> Result<()> {
         if let Some(qemu) = &qemu {
             machine.boot_qemu(qemu, arguments.runs, &mut report).context("booting with QEMU")?;
         }
-        suspend::measure(&machine, arguments.runs, &mut report).context("suspending and resuming")?;
         overhead::measure(&machine, &mut report).context("measuring the memory of flyrun-vmm")?;
+    }
+    if arguments.wants(Part::Suspend) {
+        let machine = bare::Machine::new(&arguments.library, &arguments.initrd)?;
+        suspend::measure(&machine, arguments.runs, &mut report).context("suspending and resuming")?;
+        if let (Some(flyrun), Some(image)) = (&arguments.flyrun, &arguments.image) {
+            resume::measure(flyrun, image, arguments.runs, &mut report)
+                .context("flyrun suspend and resume")?;
+        }
     }
     if let (Some(flyrun), Some(image), true) =
         (&arguments.flyrun, &arguments.image, arguments.wants(Part::Image))

@@ -14,63 +14,88 @@ use anyhow::{Context, Result};
 
 use crate::{
     bare::{MEMORY_MIB, Machine},
+    exits::{self, Exits},
+    faults,
     report::Report,
     run::milliseconds,
 };
 
 /// What `benches/guest/first_line.rs` writes again and again if it is told to `tick`.
-const TICK: u8 = b'T';
+const TICK: u8 = b'.';
 
-/// resume.spawn_to_user, suspend.full, suspend.second, suspend.30_mib, and what it costs to write all of the memory.
+/// What it writes if it is told to `twrite`: 8 MiB in each round besides.
+const WRITES: [(&str, &str); 2] = [("tick", "suspend.second"), ("twrite", "suspend.second.of_8_mib")];
+
+/// resume.vmm.spawn_to_user with its exits and page faults, suspend.full and suspend.second with what they write, and what it
+/// costs to write all of the memory.
 pub fn measure(machine: &Machine, runs: u32, report: &mut Report) -> Result<()> {
     let directory = tempfile::tempdir()?;
     let snapshot = directory.path().join("snapshot");
-    let (mut full, mut resume, mut second) = (Vec::new(), Vec::new(), Vec::new());
-    let mut written = [0.0; 2];
-    // One run more than is counted: the first reads every file for the first time.
-    for run in 0..=runs {
-        let mut life = Life::new(machine.flyrun("tick")?)?;
-        life.wait_for_tick()?;
-        let (full_ms, full_mib) = life.suspend(&snapshot)?;
-        drop(life);
-
-        let began = Instant::now();
-        let mut life = Life::new(machine.restored(&snapshot)?)?;
-        life.wait_for_tick()?;
-        let resume_ms = milliseconds(began.elapsed());
-        let (second_ms, second_mib) = life.suspend(&snapshot)?;
-        if run > 0 {
-            full.push(full_ms);
-            resume.push(resume_ms);
-            second.push(second_ms);
-            written = [full_mib, second_mib];
+    let all = write_all(directory.path())?;
+    for (words, second) in WRITES {
+        let mut figures = Figures::default();
+        // One run more than is counted: the first reads every file for the first time.
+        for run in 0..=runs {
+            let once = figures_of_one(machine, words, &snapshot)?;
+            if run > 0 {
+                figures.add(&once);
+            }
+        }
+        report.add(second, "ms_virtual", &figures.second_ms);
+        report.add(format!("{second}.written"), "MiB", &figures.second_mib);
+        if second == "suspend.second" {
+            report.add("suspend.full", "ms_virtual", &figures.full_ms);
+            report.add("suspend.full.written", "MiB", &figures.full_mib);
+            report.add("suspend.all_of_memory", "ms_virtual", &[all]);
+            let share: Vec<_> = figures.full_ms.iter().map(|full| full / all).collect();
+            report.add("suspend.full.share_of_all", "ratio", &share);
+            report.add("resume.vmm.spawn_to_user", "ms_virtual", &figures.resume_ms);
+            report.add("resume.vmm.exits", "count", &figures.exits);
+            report.add("resume.vmm.page_faults", "count", &figures.page_faults);
+            steps(machine, &snapshot, report)?;
         }
     }
-    report.add("resume.spawn_to_user", "ms_virtual", &resume);
-    report.add("suspend.full", "ms_virtual", &full);
-    report.add("suspend.second", "ms_virtual", &second);
-    report.add("suspend.full.written", "MiB", &written[..1]);
-    report.add("suspend.second.written", "MiB", &written[1..]);
-    in_use(machine, &snapshot, runs, report)?;
-    report.add("suspend.all_of_memory", "ms_virtual", &[write_all(directory.path())?]);
-    steps(machine, &snapshot, report)
+    Ok(())
 }
 
-/// suspend.30_mib: with memory in use that is written, and is to take at most a quarter of suspend.all_of_memory.
-fn in_use(machine: &Machine, snapshot: &Path, runs: u32, report: &mut Report) -> Result<()> {
-    let (mut times, mut written) = (Vec::new(), Vec::new());
-    for _ in 0..runs {
-        let mut life = Life::new(machine.flyrun("use")?)?;
-        // The first is in the line before.
-        life.wait_for_tick()?;
-        life.wait_for_tick()?;
-        let (ms, mib) = life.suspend(&snapshot.with_extension("used"))?;
-        times.push(ms);
-        written.push(mib);
+/// One value of each run.
+#[derive(Default)]
+struct Figures {
+    full_ms: Vec<f64>,
+    full_mib: Vec<f64>,
+    resume_ms: Vec<f64>,
+    exits: Vec<f64>,
+    page_faults: Vec<f64>,
+    second_ms: Vec<f64>,
+    second_mib: Vec<f64>,
+}
+
+impl Figures {
+    fn add(&mut self, once: &[f64; 7]) {
+        let Self { full_ms, full_mib, resume_ms, exits, page_faults, second_ms, second_mib } = self;
+        let all = [full_ms, full_mib, resume_ms, exits, page_faults, second_ms, second_mib];
+        all.into_iter().zip(once).for_each(|(values, value)| values.push(*value));
     }
-    report.add("suspend.30_mib", "ms_virtual", &times);
-    report.add("suspend.30_mib.written", "MiB", &written);
-    Ok(())
+}
+
+/// Boots the machine, suspends it, resumes it, and suspends it again: in the order of [`Figures`].
+fn figures_of_one(machine: &Machine, words: &str, snapshot: &Path) -> Result<[f64; 7]> {
+    let mut life = Life::new(machine.flyrun(words)?)?;
+    life.wait_for_tick()?;
+    let (full_ms, full_mib) = life.suspend(snapshot)?;
+    drop(life);
+
+    exits::wait_for_none()?;
+    let began = Instant::now();
+    let mut life = Life::new(machine.restored(snapshot)?)?;
+    life.wait_for_tick()?;
+    let resume_ms = milliseconds(began.elapsed());
+    let exits = Exits::now()?.all() as f64;
+    let page_faults = faults::of(life.child.id())?;
+    // A whole round, however far the first had come when the machine was brought to disk.
+    life.wait_for_tick()?;
+    let (second_ms, second_mib) = life.suspend(snapshot)?;
+    Ok([full_ms, full_mib, resume_ms, exits, page_faults, second_ms, second_mib])
 }
 
 /// The steps of one more resume.
@@ -83,7 +108,7 @@ fn steps(machine: &Machine, snapshot: &Path, report: &mut Report) -> Result<()> 
     life.wait_for_tick()?;
     life.ask("pause")?;
     life.terminate()?;
-    crate::trace::add_steps("resume", began, &crate::trace::read(&file)?, report);
+    crate::trace::add_steps("resume.vmm", began, &crate::trace::read(&file)?, report);
     Ok(())
 }
 

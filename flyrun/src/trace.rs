@@ -1,4 +1,5 @@
-//! Time stamps of a start, for the benches: `FLYRUN_TRACE=DIR` collects them in `DIR/cli.trace`, `DIR/vmm.trace`. And places
+//! Time stamps of a start, for the benches: `FLYRUN_TRACE=DIR` collects them in `DIR/cli.trace`, `DIR/monitor.trace` of a
+//! monitor in the background, and `DIR/vmm.trace`. And places
 //! where a test stops the program to kill something there ([`vmm::hold`]).
 
 use std::fmt::Write as _;
@@ -8,6 +9,7 @@ use std::sync::{Mutex, OnceLock};
 use rustix::time::{ClockId, clock_gettime};
 
 static STEPS: OnceLock<Option<Mutex<String>>> = OnceLock::new();
+static IS_MONITOR: OnceLock<()> = OnceLock::new();
 
 fn directory() -> Option<PathBuf> {
     std::env::var_os("FLYRUN_TRACE").map(PathBuf::from)
@@ -16,6 +18,11 @@ fn directory() -> Option<PathBuf> {
 /// Where the VMM is to write its own steps, if anybody wants them.
 pub fn vmm_file() -> Option<PathBuf> {
     directory().map(|directory| directory.join("vmm.trace"))
+}
+
+/// From now on the steps are those of a monitor in the background.
+pub fn be_monitor() {
+    let _ = IS_MONITOR.set(());
 }
 
 /// Notes that a step has been reached, in microseconds of CLOCK_MONOTONIC.
@@ -33,6 +40,7 @@ pub fn finish() {
     if let (Some(directory), Some(Some(steps))) = (directory(), STEPS.get())
         && let Ok(text) = steps.lock()
     {
-        let _ = std::fs::write(directory.join("cli.trace"), text.as_bytes());
+        let name = if IS_MONITOR.get().is_some() { "monitor.trace" } else { "cli.trace" };
+        let _ = std::fs::write(directory.join(name), text.as_bytes());
     }
 }

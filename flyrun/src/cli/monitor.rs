@@ -10,6 +10,7 @@ use crate::error::{Context as _, Result};
 use crate::exit_code::ExitCode;
 use crate::monitor::{self, Host, Report, View};
 use crate::paths::Library;
+use crate::trace;
 
 /// Own a machine in the background
 #[derive(Debug, Args)]
@@ -19,6 +20,7 @@ pub struct Arguments {
 }
 
 pub fn execute(context: &Context, arguments: &Arguments) -> Result<ExitCode> {
+    trace::be_monitor();
     // A terminal's Ctrl-C and hang-up are not for this process.
     let _ = rustix::process::setsid();
     let mut reported = false;

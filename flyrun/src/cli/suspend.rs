@@ -7,6 +7,7 @@ use crate::error::{Error, Result};
 use crate::exit_code::ExitCode;
 use crate::machine::{Action, Record, State, Verdict, decide};
 use crate::monitor::{Reply, Request};
+use crate::trace;
 
 /// Bring machines to disk, with all they have in memory
 #[derive(Debug, Args)]
@@ -60,6 +61,7 @@ pub fn suspend(context: &Context, arguments: &Suspend) -> Result<ExitCode> {
 
 pub fn resume(context: &Context, arguments: &Resume) -> Result<ExitCode> {
     context.keep_house()?;
+    trace::step("house kept");
     each(context, &arguments.machines, resume_one)
 }
 

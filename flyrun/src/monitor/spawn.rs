@@ -10,6 +10,7 @@ use crate::error::{Context, Error, Result};
 use crate::exit_code::ExitCode;
 use crate::machine::Owned;
 use crate::paths::Paths;
+use crate::trace;
 
 /// What a new monitor says on its standard output, as one line of JSON.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -49,6 +50,7 @@ pub fn spawn(paths: &Paths, machine: Owned) -> Result<()> {
         .stderr(log)
         .spawn()
         .context("cannot start the machine's monitor")?;
+    trace::step("monitor spawned");
     drop(machine);
     let mut line = String::new();
     if let Some(stdout) = child.stdout.take() {
