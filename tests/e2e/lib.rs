@@ -6,11 +6,13 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
 pub mod background;
+pub mod clones;
 pub mod flyrun;
 pub mod hold;
 pub mod image;
 pub mod lab;
 pub mod registry;
+pub mod resident;
 pub mod suspended;
 pub mod tar;
 pub mod terminal;

@@ -1,5 +1,7 @@
 //! Machines on disk: suspend and resume.
 
+use std::io::{Read, Write};
+use std::net::TcpStream;
 use std::time::Duration;
 
 use tests::image::busybox;
@@ -164,6 +166,41 @@ fn a_suspended_machine_keeps_its_volume() {
         .code(0)
         .prints("before");
     flyrun(&["volume", "rm", "kept"]).code(0);
+}
+
+#[test]
+fn who_is_connected_with_a_machine_that_is_suspended_is_told_and_so_is_its_workload() {
+    let machine = Machine::start("peer", &[], "nc -ll -p 9000 -e cat");
+    let address = machine.exec("ip -4 address show eth0 | grep -o 'inet [0-9.]*' | cut -c6-");
+    let mut peer = (0..600)
+        .find_map(|_| {
+            std::thread::sleep(Duration::from_millis(100));
+            TcpStream::connect((address.as_str(), 9000)).ok()
+        })
+        .unwrap();
+    // Longer than anything takes here.
+    peer.set_read_timeout(Some(Duration::from_secs(300))).unwrap();
+    peer.write_all(b"there?").unwrap();
+    peer.read_exact(&mut [0; 6]).unwrap();
+    let established = "netstat -tn | grep -c ESTABLISHED || true";
+    assert_eq!(machine.exec(established), "1");
+    machine.call(&["suspend"]).code(0);
+    let told = peer.read(&mut [0]).map_err(|error| error.kind());
+    assert_eq!(told, Err(std::io::ErrorKind::ConnectionReset));
+    machine.call(&["resume"]).code(0);
+    assert_eq!(machine.exec(established), "0");
+}
+
+/// `make soak` makes two hundred.
+#[test]
+fn clones_of_one_machine_have_randomness_and_addresses_of_their_own() {
+    tests::clones::are_somebody_each(Flyrun::shared(), 12);
+}
+
+/// `make soak` does it a hundred times.
+#[test]
+fn services_live_through_suspends_and_clones() {
+    tests::resident::survives(Flyrun::shared(), 6, 3);
 }
 
 #[test]

@@ -352,6 +352,18 @@ fn setting(name: &str, default: u64) -> u64 {
 }
 
 #[test]
+fn services_live_through_a_hundred_suspends_and_clones() {
+    let cycles = setting("FLYRUN_SOAK_CYCLES", 100);
+    tests::resident::survives(&Flyrun::fresh(), usize::try_from(cycles).unwrap(), 10);
+}
+
+#[test]
+fn two_hundred_clones_of_one_machine() {
+    let count = setting("FLYRUN_SOAK_CLONES", 200);
+    tests::clones::are_somebody_each(&Flyrun::fresh(), usize::try_from(count).unwrap());
+}
+
+#[test]
 fn kills_at_random_moments_leave_nothing_wrong() {
     assert!(flyrun::program().exists());
     let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_nanos() as u64;
