@@ -152,7 +152,8 @@ fn wait(vm: &Vm, mailbox: &Mailbox, image: &Image, progress: impl Fn(u64)) -> Re
                 | FromGuest::Frozen
                 | FromGuest::NotFrozen { .. }
                 | FromGuest::Resumed
-                | FromGuest::Ready,
+                | FromGuest::Ready
+                | FromGuest::AskTime,
             )
             | Event::OutputDone
             | Event::Snapshotted(_)

@@ -9,6 +9,7 @@ use vmm::exit::VmExit;
 
 use super::End;
 use super::front::{Front, Response};
+use super::suspend::realtime_ns;
 use crate::error::{Error, Result};
 use crate::exit_code::ExitCode;
 use crate::interrupt::SIGKILL;
@@ -368,9 +369,14 @@ impl Life {
                 if self.still != Some(Still::GoingOn) {
                     return Ok(Step::Nothing);
                 }
+                trace::step("workload went on");
                 (self.still, self.deadline) = (None, None);
                 self.catch_up();
                 Ok(Step::Resumed)
+            }
+            FromGuest::AskTime => {
+                self.send(&ToGuest::Time { realtime_ns: realtime_ns() });
+                Ok(Step::Nothing)
             }
             FromGuest::Started { .. } => {
                 trace::step("workload started");

@@ -315,7 +315,7 @@ impl Monitor<'_> {
 }
 
 /// The time of day in nanoseconds since the epoch.
-pub(super) fn realtime_ns() -> u64 {
+pub fn realtime_ns() -> u64 {
     let since_epoch = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
     u64::try_from(since_epoch.as_nanos()).unwrap_or(0)
 }

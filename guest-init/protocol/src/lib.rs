@@ -227,6 +227,11 @@ pub enum ToGuest {
         /// Whether sessions are no reason not to.
         force: bool,
     },
+    /// The answer to [`FromGuest::AskTime`].
+    Time {
+        /// The time of day, in nanoseconds since the epoch.
+        realtime_ns: u64,
+    },
     /// Go on: after a snapshot, in a restored machine, or because there was none.
     Resume(Box<Renewal>),
     /// Run this, in a machine that waits for it.
@@ -274,6 +279,8 @@ pub enum FromGuest {
     },
     /// The workload runs on behind [`ToGuest::Resume`].
     Resumed,
+    /// What time is it? The answer to the last question took too long to be right.
+    AskTime,
     /// Guest-init could not do what it was told.
     Failed {
         /// What kind of failure it is, which decides the exit code.

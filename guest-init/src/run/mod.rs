@@ -18,7 +18,9 @@ use crate::{
 };
 
 pub mod cgroup;
+pub mod clock;
 pub mod command;
+pub mod connections;
 pub mod filesystems;
 pub mod network;
 pub mod relay;

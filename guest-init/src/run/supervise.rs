@@ -299,8 +299,8 @@ impl<'a> Supervisor<'a> {
                     self.decline("the host has thought better of it".into());
                 }
             }
-            // For a machine that has nothing to run yet.
-            ToGuest::Run(_) => {}
+            // For a machine that stands still, or has nothing to run yet.
+            ToGuest::Run(_) | ToGuest::Time { .. } => {}
         }
     }
 

@@ -18,11 +18,11 @@ use rustix::{
     fs::{CWD, Mode, OFlags, openat, rename},
     io::Errno,
     process::{PidfdFlags, WaitOptions, pidfd_open, waitpid},
-    time::{ClockId, Timespec, clock_settime},
 };
 
 use super::{
-    cgroup::Cgroup, filesystems, network, relay::Relay, seed_random, set_hostname, stdio, stdio::Stdio,
+    cgroup::Cgroup, clock, clock::Told, connections, filesystems, network, relay::Relay, seed_random,
+    set_hostname, stdio, stdio::Stdio,
 };
 use crate::{
     control::{Control, monotonic_ms, timeout, wait_connected},
@@ -72,21 +72,24 @@ impl Still<'_> {
         // The host has ended its side of the streams in any case.
         let stands = self.end_streams().and(frozen);
         let renewal = match (early, stands) {
-            (Some(early), _) => Some(early),
+            (Some(early), _) => Some((early, Told::default())),
             (None, Ok(())) => {
                 control.send(&FromGuest::Frozen);
                 // Signals and sizes that come now are for a workload that stands still.
-                wait_for(control, |frame| match frame {
-                    ToGuest::Resume(renewal) => Some(*renewal),
+                wait_for(control, |frame, asked_ns| match frame {
+                    ToGuest::Resume(renewal) => {
+                        let time = Told::since(asked_ns, renewal.realtime_ns);
+                        Some((*renewal, time))
+                    }
                     _ => None,
                 })
             }
             (None, Err(failure)) => {
                 control.send(&FromGuest::NotFrozen { message: failure.one_line() });
-                Some(Renewal::default())
+                Some((Renewal::default(), Told::default()))
             }
         };
-        let resumed = self.go_on(renewal.as_ref());
+        let resumed = self.go_on(renewal.as_ref(), control);
         match resumed {
             Ok(()) if renewal.is_some() => control.send(&FromGuest::Resumed),
             Ok(()) => {}
@@ -175,15 +178,19 @@ impl Still<'_> {
     }
 
     /// Goes on, in an order in which nobody sees anything old: the workload comes last.
-    fn go_on(&mut self, renewal: Option<&Renewal>) -> Result<(), Failure> {
-        if let Some(renewal) = renewal {
-            set_clock(renewal.realtime_ns)?;
+    fn go_on(&mut self, renewal: Option<&(Renewal, Told)>, control: &mut Control) -> Result<(), Failure> {
+        if let Some((renewal, time)) = renewal {
+            clock::set(*time, control)?;
             renew_random(&renewal.entropy)?;
+        }
+        if renewal.is_some_and(|(renewal, _)| !renewal.entropy.is_empty()) {
+            // The host has reset their peers when the machine was brought to disk.
+            connections::end();
         }
         for disk in self.frozen.drain(..) {
             let _ = sys::thaw_filesystem(disk);
         }
-        let renewed = renewal.map_or(Ok(()), |renewal| self.renew(renewal));
+        let renewed = renewal.map_or(Ok(()), |(renewal, _)| self.renew(renewal));
         self.cgroup.thaw().or_setup(|| "thaw the workload".into())?;
         renewed
     }
@@ -282,15 +289,18 @@ fn next<T>(control: &mut Control, accept: &impl Fn(ToGuest) -> Option<T>) -> Opt
 }
 
 /// Waits for a frame that is accepted, over a new connection where a restored machine's old one is broken; others are passed
-/// over. `None` when there is no host.
-pub fn wait_for<T>(control: &mut Control, accept: impl Fn(ToGuest) -> Option<T>) -> Option<T> {
+/// over. With each comes the monotonic time, in nanoseconds, at which the host may have begun to answer. `None` when there is no host.
+pub fn wait_for<T>(control: &mut Control, accept: impl Fn(ToGuest, i64) -> Option<T>) -> Option<T> {
     let mut give_up_at = None;
+    // The host answers when it has heard of the new connection.
+    let mut asked_ns = clock::monotonic_ns();
     loop {
-        if let Some(accepted) = next(control, &accept) {
+        if let Some(accepted) = next(control, &|frame| accept(frame, asked_ns)) {
             return Some(accepted);
         }
         if control.is_closed() {
             let until = *give_up_at.get_or_insert_with(|| monotonic_ms() + RECONNECT_LIMIT_MS);
+            asked_ns = clock::monotonic_ns();
             match Control::connect().and_then(|mut fresh| fresh.establish().map(|()| fresh)) {
                 Ok(fresh) => *control = fresh,
                 Err(_) if monotonic_ms() < until => {
@@ -311,19 +321,6 @@ pub fn wait_for<T>(control: &mut Control, accept: impl Fn(ToGuest) -> Option<T>)
 /// What the machine is called.
 pub fn hostname() -> String {
     rustix::system::uname().nodename().to_string_lossy().into_owned()
-}
-
-/// Sets the time of day, in nanoseconds since the epoch; 0 leaves it.
-///
-/// # Errors
-/// The kernel's reason.
-pub fn set_clock(realtime_ns: u64) -> Result<(), Failure> {
-    if realtime_ns == 0 {
-        return Ok(());
-    }
-    let (seconds, nanoseconds) = (realtime_ns / 1_000_000_000, realtime_ns % 1_000_000_000);
-    let now = Timespec { tv_sec: seconds.cast_signed(), tv_nsec: nanoseconds.cast_signed() };
-    clock_settime(ClockId::Realtime, now).or_setup(|| "set the clock".into())
 }
 
 /// The generator forgets what it was: bytes that were promised before the snapshot are not given out behind it.

@@ -12,7 +12,11 @@ use rustix::{
     mount::{MountFlags, UnmountFlags, unmount},
 };
 
-use super::suspend::{renew_random, set_clock, wait_for};
+use super::{
+    clock,
+    clock::Told,
+    suspend::{renew_random, wait_for},
+};
 use crate::{
     control::{Control, monotonic_ms},
     failure::{Failure, OrSetup},
@@ -37,14 +41,17 @@ pub fn for_config(control: &mut Control) -> Result<RunConfig, Failure> {
     control.establish()?;
     set_fragments_aside();
     control.send(&FromGuest::Ready);
-    let start = wait_for(control, |frame| match frame {
-        ToGuest::Run(start) => Some(*start),
+    let start = wait_for(control, |frame, asked_ns| match frame {
+        ToGuest::Run(start) => {
+            let time = Told::since(asked_ns, start.realtime_ns);
+            Some((*start, time))
+        }
         _ => None,
     });
-    let Some(Start { realtime_ns, disks, mut config }) = start else {
+    let Some((Start { disks, mut config, .. }, time)) = start else {
         return Err(Failure::new(FailureKind::Setup, "the host does not say what to run"));
     };
-    set_clock(realtime_ns)?;
+    clock::set(time, control)?;
     renew_random(&std::mem::take(&mut config.entropy))?;
     for (index, bytes) in disks.into_iter().enumerate() {
         wait_for_disk(&protocol::disk_name(index), bytes)?;
