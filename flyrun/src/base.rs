@@ -121,7 +121,7 @@ pub fn make(paths: &Paths, plan: &VmPlan) -> Result<PathBuf> {
 
 fn write(paths: &Paths, plan: &VmPlan, base: &Path) -> Result<()> {
     let told = || format!("cannot write {}", base.display());
-    let space = rustix::fs::statvfs(&paths.bases()).context(told())?;
+    let space = rustix::fs::statvfs(paths.bases()).context(told())?;
     if space.f_bavail.saturating_mul(space.f_frsize) < SPARE_BYTES {
         return Err(Error::new("the disk has too little room for one"));
     }

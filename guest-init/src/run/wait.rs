@@ -78,7 +78,7 @@ fn fragments(buddyinfo: &str) -> usize {
         // Node 0, zone   Normal   count of blocks of one page, of two, of four, …
         line.split_whitespace().skip(4).take(WHOLE_ORDER).enumerate()
     });
-    counts.filter_map(|(order, count)| Some(count.parse::<usize>().ok()?.checked_shl(order as u32)?)).sum()
+    counts.filter_map(|(order, count)| count.parse::<usize>().ok()?.checked_shl(order as u32)).sum()
 }
 
 /// The device tells of its new length by an interrupt, which the kernel follows in a work queue.

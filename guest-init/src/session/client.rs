@@ -340,6 +340,10 @@ mod tests {
         }
         assert!((1..20).contains(&sent), "{sent}");
         client.send_last(&FromSession::Exited(ExitStatus::Code(0)));
+        while !reader.is_finished() {
+            client.flush();
+            std::thread::yield_now();
+        }
         let (chunks, mut stream) = reader.join().unwrap();
         assert_eq!(chunks, sent);
         frame::write(&mut stream, &ToSession::Received { frames: sent }).unwrap();
