@@ -1,11 +1,11 @@
 //! Those commands that somebody waits for with a machine in the balance, without the definitions of all others: to make those
-//! takes longer than to find and lock the machine.
+//! takes longer than to find and lock the machine, or to find the image.
 
 use std::ffi::OsString;
 
 use clap::{Parser, Subcommand};
 
-use super::{Cli, Command, Places, monitor, start, suspend};
+use super::{Cli, Command, Places, monitor, run, start, suspend};
 
 #[derive(Debug, Parser)]
 #[command(name = "flyrun", disable_help_flag = true, disable_version_flag = true)]
@@ -21,6 +21,7 @@ struct Short {
 enum Known {
     Monitor(monitor::Arguments),
     Resume(suspend::Resume),
+    Run(Box<run::Arguments>),
     Start(start::Arguments),
     Suspend(suspend::Suspend),
 }
@@ -35,6 +36,7 @@ fn read_from(words: impl IntoIterator<Item = OsString>) -> Option<Cli> {
     let command = match short.command {
         Known::Monitor(arguments) => Command::Monitor(arguments),
         Known::Resume(arguments) => Command::Resume(arguments),
+        Known::Run(arguments) => Command::Run(arguments),
         Known::Start(arguments) => Command::Start(arguments),
         Known::Suspend(arguments) => Command::Suspend(arguments),
     };
@@ -54,6 +56,9 @@ mod tests {
         for line in [
             "flyrun resume web",
             "flyrun --root /r resume a b",
+            "flyrun run --rm -it --root /r -m 1g alpine sh -c x --help",
+            "flyrun run -d --cold --name web nginx",
+            "flyrun run --from-snapshot warm",
             "flyrun suspend --force web --run-dir /x",
             "flyrun start -ai shell",
             "flyrun --root /r --run-dir /x monitor 0123",
@@ -70,6 +75,9 @@ mod tests {
             "flyrun ps",
             "flyrun resume",
             "flyrun resume --help",
+            "flyrun run",
+            "flyrun run --help",
+            "flyrun run --rn alpine",
             "flyrun --version",
             "flyrun start -x a",
         ] {

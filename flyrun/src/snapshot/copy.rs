@@ -5,7 +5,7 @@ use std::io;
 use std::path::Path;
 use std::time::SystemTime;
 
-use vmm::snapshot::{BASE, MEMORY};
+use vmm::snapshot::{BASE, MEMORY, WORKING_SET};
 
 use crate::error::{Context, Result};
 use crate::machine::{DISK, Record, SNAPSHOT, SNAPSHOT_STATE, now};
@@ -52,6 +52,8 @@ pub fn copy(from: &Path, to: &Path) -> Result<()> {
     // Neither is written as long as it has several links.
     link(&from.join(MEMORY), &to.join(MEMORY))?;
     link(&from.join(BASE), &to.join(BASE))?;
+    // Replaced, never written.
+    link(&from.join(WORKING_SET), &to.join(WORKING_SET))?;
     copy_file(&from.join(SNAPSHOT_STATE), &to.join(SNAPSHOT_STATE), &|| false)?;
     sync(&to.join(SNAPSHOT_STATE))?;
     sync(&to)
