@@ -61,7 +61,7 @@ fn the_first_machine_of_a_size_makes_the_base_and_all_others_use_it() {
 const PORTRAIT: &str = r#"
 exec 2>&1
 id; pwd; env | sort; ulimit -a; umask
-cat /proc/cmdline /proc/mounts /proc/self/cgroup /proc/self/status | grep -v -e Pid -e ctxt -e Vm -e Rss -e nonvol
+cat /proc/cmdline /proc/mounts /proc/self/cgroup /proc/self/status | grep -v -e [Pp]id -e [Tt]gid -e pgid -e sid: -e ctxt -e Vm -e Rss -e nonvol
 ls -la / /dev /etc | grep -v vm-generation-id | awk '{ print $1, $3, $4, $5, $NF }'
 ls /sys/block /sys/class/net /sys/devices/system/cpu /proc | grep -v '^[0-9]*$'
 for disk in /sys/block/*; do cat $disk/size $disk/ro $disk/serial $disk/queue/*; done
