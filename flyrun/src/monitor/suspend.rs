@@ -296,6 +296,8 @@ impl Monitor<'_> {
             record.resuming_in_boot = None;
         })?;
         let _ = fs::remove_dir_all(self.snapshot_directory());
+        // One thing that did not go on is enough.
+        self.without_base = true;
         self.cold_reason = Some(reason);
         Ok(())
     }
