@@ -103,7 +103,7 @@ fn what_is_suspended_twice_or_stopped_is_what_ps_says() {
     assert_eq!(machine.state(), "stopped");
     machine.call(&["resume"]).code(125).complains_about("flyrun start");
     machine.call(&["start"]).code(0);
-    assert_eq!(machine.last_start()["kind"], "cold_boot");
+    assert_eq!(machine.last_start()["kind"], "base");
 }
 
 #[test]

@@ -13,6 +13,7 @@ use netlink_sys::{Socket, SocketAddr as NetlinkAddr};
 use rustix::net::{AddressFamily, SendFlags, SocketFlags, SocketType, ipproto, sendto, socket_with};
 
 use super::address::Number;
+use super::link;
 
 // include/uapi/linux/netlink.h, netfilter/nfnetlink.h and netfilter/nfnetlink_conntrack.h.
 const REQUEST: u16 = 1;
@@ -92,7 +93,13 @@ impl Connections {
     }
 
     /// Resets their other ends. After the interfaces and rules are gone.
-    pub fn reset(self) {
+    pub fn reset(self, numbers: &[Number]) {
+        // This host's own connections are between two addresses that went with the interface. For this moment both are the
+        // host's, which knows of one end only.
+        let gateways: Vec<IpAddr> =
+            numbers.iter().flat_map(|number| [number.gateway4().into(), number.gateway6().into()]).collect();
+        let has_own = self.0.iter().any(|(_, ends)| gateways.contains(&ends.peer.ip()));
+        let _stand_in = has_own.then(|| link::StandIn::begin(numbers));
         for (connection, _) in &self.0 {
             // Most often it is gone already.
             let _ = forget(connection);

@@ -20,6 +20,8 @@ use netlink_sys::{Socket, SocketAddr};
 use super::address::Number;
 
 const INTERFACES: &str = "/sys/class/net";
+/// The index of the loopback interface, in each network namespace (include/net/net_namespace.h, LOOPBACK_IFINDEX).
+const LOOPBACK: u32 = 1;
 
 /// Whose interface it is, as its alias tells it.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -173,6 +175,41 @@ fn address(index: u32, own: IpAddr, peer: IpAddr) -> AddressMessage {
     let other = if own.is_ipv6() { own } else { peer };
     message.attributes = vec![AddressAttribute::Local(own), AddressAttribute::Address(other)];
     message
+}
+
+/// The addresses of interfaces that are gone, their guests' too, on the host's loopback until this is dropped.
+#[derive(Debug)]
+pub struct StandIn<'a>(&'a [Number]);
+
+impl StandIn<'_> {
+    /// Puts them there, as far as the kernel lets it.
+    pub fn begin(numbers: &[Number]) -> StandIn<'_> {
+        let stand_in = StandIn(numbers);
+        for address in stand_in.addresses() {
+            let _ = converse(&[(RouteNetlinkMessage::NewAddress(address), NLM_F_CREATE)]);
+        }
+        stand_in
+    }
+
+    fn addresses(&self) -> impl Iterator<Item = AddressMessage> {
+        let of = |number: &Number| -> [IpAddr; 4] {
+            [
+                number.gateway4().into(),
+                number.guest4().into(),
+                number.gateway6().into(),
+                number.guest6().into(),
+            ]
+        };
+        self.0.iter().flat_map(of).map(|own| address(LOOPBACK, own, own))
+    }
+}
+
+impl Drop for StandIn<'_> {
+    fn drop(&mut self) {
+        for address in self.addresses() {
+            let _ = converse(&[(RouteNetlinkMessage::DelAddress(address), 0)]);
+        }
+    }
 }
 
 /// Removes interfaces; one that is gone already is no failure.

@@ -321,7 +321,7 @@ fn take_away(numbers: &[Number], have_elements: bool, lock: &File) -> Result<()>
         (false, false) => Ok(()),
     };
     link::delete(numbers).context("cannot remove the machine's interface")?;
-    connections.reset();
+    connections.reset(numbers);
     rules
 }
 
