@@ -114,6 +114,7 @@ refuse '*' 'flyrun cp holder:/none /tmp/none'
 refuse '*' 'flyrun cp /none holder:/tmp'
 refuse '*' 'flyrun cp /etc/hostname /tmp/x'
 unchanged use
+refuse '*flyrun start*' 'flyrun snapshot create other'
 try 0 'other' 'flyrun rm other'
 remember
 
@@ -126,7 +127,6 @@ for command in 'snapshot create' 'snapshot inspect' 'snapshot rm' 'snapshot expo
 done
 refuse '*cannot be a snapshot*' 'flyrun snapshot create --name "a b" holder'
 refuse "*writes to volume 'data'*" 'flyrun snapshot create holder'
-refuse '*flyrun start*' 'flyrun snapshot create other'
 for input in /none /etc /etc/passwd /dev/null /dev/urandom "$FLYRUN_ROOT/machines" "$(readlink -f "$(command -v flyrun)")"; do
     export input
     refuse '*cannot *' 'flyrun snapshot import "$input"'
