@@ -124,9 +124,9 @@ fn the_peers_of_a_suspended_machine_are_reset_and_new_ones_refused() {
             let (_process, file) = try_it(space, target, name);
             wait_for(&file, "hello");
         }
-        // The machine hears of it with its next word.
+        // The machine has heard of it when it went on.
         machine.exec("touch /go; while [ ! -s /told ]; do sleep 0.1; done");
-        assert_eq!(machine.exec("cat /told"), "ConnectionResetError");
+        assert_eq!(machine.exec("cat /told"), "ConnectionAbortedError");
         assert_eq!(OUTSIDE, "192.0.2.1");
     }
 }

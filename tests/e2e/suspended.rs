@@ -38,7 +38,7 @@ impl Machine {
     /// `flyrun run -d --name NAME FLAGS… busybox sh -c SCRIPT`, to be started.
     pub fn invocation(name: &str, flags: &[&str], script: &str) -> Invocation<'static> {
         let image = busybox();
-        command(&[&["run", "-d", "--name", name], flags, &[&image, "sh", "-c", script]].concat())
+        command(&[&["run", "-d", "--cold", "--name", name], flags, &[&image, "sh", "-c", script]].concat())
     }
 
     /// One that runs this script.
