@@ -76,6 +76,8 @@ fn bytes_on_their_way_through_a_command_are_neither_lost_nor_doubled() {
             sent
         })
     };
+    let has_begun = Arc::new(AtomicBool::new(false));
+    let begun = Arc::clone(&has_begun);
     let reader = std::thread::spawn(move || {
         let (mut noise, mut received, mut piece) = (Noise(1), 0u64, vec![0; 65_536]);
         loop {
@@ -87,8 +89,11 @@ fn bytes_on_their_way_through_a_command_are_neither_lost_nor_doubled() {
             noise.fill(&mut expected);
             assert!(piece[..count] == expected, "another byte than sent, behind {received}");
             received += count as u64;
+            begun.store(true, Ordering::Relaxed);
         }
     });
+    // Nobody gets into a machine that is suspending already.
+    wait_until("the command has answered", || has_begun.load(Ordering::Relaxed));
     for _ in 0..4 {
         machine.call(&["suspend"]).code(0);
         machine.call(&["resume"]).code(0);
