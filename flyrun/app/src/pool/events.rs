@@ -75,12 +75,14 @@ impl Pool {
         }
     }
 
-    /// A check of a machine that is ready has been made.
+    /// A check of a machine that is ready, or was, has been made.
     pub fn checked(&mut self, now: Moment, life: Life, passed: bool) -> Vec<Action> {
-        if let Some(slot) = self.of(life)
-            && let State::Ready { failing, .. } = &mut slot.state
-        {
-            *failing = if passed { None } else { failing.or(Some(now)) };
+        match self.of(life).map(|slot| &mut slot.state) {
+            Some(State::Ready { failing, .. }) => {
+                *failing = if passed { None } else { failing.or(Some(now)) };
+            }
+            Some(State::Draining { passes, .. }) => *passes = passed,
+            _ => {}
         }
         self.settle(now)
     }
@@ -187,7 +189,8 @@ impl Pool {
                 }
                 State::Ready { load, .. } => {
                     slot.comes_back = true;
-                    slot.state = State::Draining { since: now, load, reason: Reason::Replaced };
+                    let reason = Reason::Replaced;
+                    slot.state = State::Draining { since: now, load, reason, passes: false };
                 }
                 State::Draining { .. } => {
                     slot.state = State::Suspending { rest: Rest::Cold };

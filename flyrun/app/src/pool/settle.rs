@@ -54,7 +54,8 @@ impl Pool {
         });
         if let Some((load, slot)) = ready.min_by_key(|(load, _)| *load) {
             slot.comes_back = true;
-            slot.state = State::Draining { since: now, load, reason: Reason::Replaced };
+            let passes = matches!(slot.state, State::Ready { failing: None, .. });
+            slot.state = State::Draining { since: now, load, reason: Reason::Replaced, passes };
         }
     }
 
@@ -107,7 +108,9 @@ impl Pool {
     fn startable(&mut self, may_boot: bool) -> Option<usize> {
         let version = self.version;
         let rank = |slot: &Slot| match slot.state {
-            State::Draining { reason: Reason::Excess, .. } if slot.version == version => Some(0),
+            State::Draining { reason: Reason::Excess, passes: true, .. } if slot.version == version => {
+                Some(0)
+            }
             State::Suspending { rest: Rest::Suspended } if slot.version == version => Some(1),
             State::Suspended => Some(2),
             State::Cold if may_boot => Some(3),
@@ -175,7 +178,7 @@ impl Pool {
         for _ in 0..excess {
             let loads = self.slots.iter_mut().filter_map(|slot| Some((slot.routable()?, slot)));
             let Some((load, slot)) = loads.min_by_key(|(load, _)| *load) else { return };
-            slot.state = State::Draining { since: now, load, reason: Reason::Excess };
+            slot.state = State::Draining { since: now, load, reason: Reason::Excess, passes: true };
         }
     }
 

@@ -55,6 +55,8 @@ pub enum State {
         load: u32,
         /// Why.
         reason: Reason,
+        /// Whether its last check passed: else it is not taken back.
+        passes: bool,
     },
     /// It has none, and is being suspended or stopped.
     Suspending {
