@@ -94,7 +94,7 @@ bench: build ## Measure in virtual time, and write target/bench.json
 	@cargo build --release -p benches
 	benches/run --dist $(DIST)
 
-# Not part of `make test`: 300 rounds take about 20 minutes in the test host, 100 cycles as long. NAME=part-of-a-name runs some.
+# Not part of `make test`: 300 rounds take about 20 minutes in the test host, 100 cycles some 40. NAME=part-of-a-name runs some.
 soak: build images ## Kill processes ROUNDS times (300), suspend services CYCLES times (100), make CLONES clones (200)
 	@export FLYRUN_TEST_IMAGES=$$(tests/images/build) FLYRUN_BIN=$(CURDIR)/$(DIST)/bin/flyrun FLYRUN_SOAK_ROUNDS=$(ROUNDS)
 	export FLYRUN_SOAK_CYCLES=$(CYCLES) FLYRUN_SOAK_CLONES=$(CLONES)

@@ -240,5 +240,5 @@ fn more_variables_than_one_message_holds_are_booted_with() {
     let last_start = last_start(flyrun, "long-env");
     flyrun.command(&["rm", "long-env"]).end().code(0);
     assert_eq!(last_start["kind"], "cold_boot");
-    assert!(last_start["reason"].as_str().unwrap().contains("too long"), "{last_start}");
+    assert!(last_start["no_base"].as_str().unwrap().contains("too long"), "{last_start}");
 }

@@ -33,8 +33,9 @@ Usage: flyrun-vmm --spec FILE|- [--trace FILE] [--owner PID] [--cgroup DIR] [--c
   --owner PID        end when this process, the parent of flyrun-vmm, ends
   --cgroup DIR       move into this cgroup first, so that all that is done for the machine counts there
   --control          take requests on standard input, a stream socket: `pause`, `resume`, `snapshot DIR`,
-                     `checked-snapshot DIR`, `base-snapshot DIR`, `working-set DIR`, a line each, answered by `ok` or `error REASON`. A snapshot, of a paused
-                     machine, is answered by `ok` and JSON; a `resume` that comes meanwhile gives it up
+                     `checked-snapshot DIR`, `base-snapshot DIR`, `working-set DIR`, a line each, answered by `ok` or
+                     `error REASON`. A snapshot, of a paused machine, is answered by `ok` and JSON; a `resume` that comes
+                     meanwhile gives it up
   --restore DIR      go on with the machine whose snapshot is in DIR; --spec gives the files and interfaces of this life,
                      the number and kind of everything is as it was. Without --spec the snapshot says which files of the
                      host are opened: only for one of your own

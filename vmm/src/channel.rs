@@ -185,16 +185,15 @@ impl Channel {
 
 /// A snapshot that is asked for.
 fn order(request: &[u8]) -> Option<Order<'_>> {
-    let [checksum, any_disks] = [b"checked-".as_slice(), b"base-"].map(|kind| request.starts_with(kind));
-    let kind = if checksum {
-        "checked-"
-    } else if any_disks {
-        "base-"
-    } else {
-        ""
-    };
-    let dir = request.strip_prefix(kind.as_bytes())?.strip_prefix(b"snapshot ")?;
-    Some(Order { dir: Path::new(OsStr::from_bytes(dir)), checksum, any_disks })
+    let kinds = [
+        (b"snapshot ".as_slice(), false, false),
+        (b"checked-snapshot ", true, false),
+        (b"base-snapshot ", false, true),
+    ];
+    kinds.into_iter().find_map(|(word, checksum, any_disks)| {
+        let dir = Path::new(OsStr::from_bytes(request.strip_prefix(word)?));
+        Some(Order { dir, checksum, any_disks })
+    })
 }
 
 /// What a look into the stream has brought.

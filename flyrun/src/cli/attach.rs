@@ -20,8 +20,8 @@ use crate::terminal;
   flyrun attach web
   flyrun attach --no-stdin web | grep error
 
-What was written before is in `flyrun logs`. While the machine is suspended this waits, and then goes on. Ctrl-P Ctrl-Q leaves a machine with a terminal running. Input reaches the
-process if the machine was made with -i.
+What was written before is in `flyrun logs`. While the machine is suspended this waits, and then goes on. Ctrl-P Ctrl-Q leaves
+a machine with a terminal running. Input reaches the process if the machine was made with -i.
 
 Exit codes: the process's own (128 + n when signal n ended it); 125 flyrun failed.")]
 pub struct Arguments {

@@ -159,6 +159,18 @@ mod tests {
     }
 
     #[test]
+    fn each_flag_is_refused_or_followed() {
+        let followed =
+            ["rm", "interactive", "tty", "hostname", "name", "mode", "publish", "label", "from_snapshot"];
+        let command = Flags::augment_args(clap::Command::new("run"));
+        let mut all: Vec<_> = command.get_arguments().map(|flag| flag.get_id().as_str()).collect();
+        let mut known = [&FIXED[..], &followed].concat();
+        all.sort_unstable();
+        known.sort_unstable();
+        assert_eq!(all, known);
+    }
+
+    #[test]
     fn what_is_the_hosts_can_be_chosen() {
         let mut source = Record::example("web");
         source.config.restart = RestartPolicy::Always;

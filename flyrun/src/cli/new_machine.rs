@@ -13,7 +13,10 @@ use crate::cpus::Cpus;
 use crate::error::{Context as _, Error, Result, from_images};
 use crate::launch::{self, ImageDefaults, Wishes};
 use crate::machine::restart::RestartPolicy;
-use crate::machine::{Config, Limits, LogLimits, Owned, Record, State, VERSION, is_name, new_id, now};
+use crate::machine::{
+    Config, Limits, LogLimits, MAX_DISK, MAX_LOG_FILES, MAX_STOP_TIMEOUT_S, MIN_LOG, Owned, Record, State,
+    VERSION, is_name, new_id, now,
+};
 use crate::mounts::Mounts;
 use crate::paths::Library;
 use crate::progress::Bars;
@@ -26,12 +29,6 @@ const MIN_MEMORY_MIB: u64 = 48;
 /// The most memory, in MiB: what the VMM's memory map allows.
 const MAX_MEMORY_MIB: u64 = 1 << 20;
 const MIN_DISK: Size = Size::mib(64);
-const MAX_DISK: Size = Size::gib(16 << 10);
-/// The smallest log that holds a few lines.
-const MIN_LOG: Size = Size(16 << 10);
-const MAX_LOG_FILES: u32 = 100;
-/// An hour, in seconds: more patience than any process needs to end.
-const MAX_STOP_TIMEOUT: u32 = 3600;
 
 /// A new machine
 #[derive(Debug, Args)]
@@ -122,7 +119,7 @@ pub struct Flags {
     #[arg(long, value_name = "SIGNAL")]
     stop_signal: Option<Signal>,
     /// Seconds until a process that was asked to end is killed
-    #[arg(long, value_name = "SECONDS", default_value_t = 10, value_parser = clap::value_parser!(u32).range(..=MAX_STOP_TIMEOUT as i64))]
+    #[arg(long, value_name = "SECONDS", default_value_t = 10, value_parser = clap::value_parser!(u32).range(..=MAX_STOP_TIMEOUT_S as i64))]
     stop_timeout: u32,
     /// Where the output is kept: json-file or none
     #[arg(long, value_name = "DRIVER", default_value = "json-file")]

@@ -14,7 +14,7 @@ use crate::size::Size;
 /// Remove machines that have ended, and what of images nothing needs
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:
-  flyrun prune              ended machines with their disks, leftovers of crashes, base snapshots (the next run makes its own anew)
+  flyrun prune              ended machines with their disks, leftovers of crashes, base snapshots
   flyrun prune --all        also every image that no machine uses")]
 pub struct Arguments {
     /// Also remove every image that no machine uses

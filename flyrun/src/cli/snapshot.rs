@@ -47,7 +47,7 @@ directories of the host, cannot be in a snapshot.")]
         /// A name to speak of the snapshot by [default: its id]
         #[arg(long)]
         name: Option<String>,
-        /// Also when sessions (exec, cp) are open; they end
+        /// Also when copies (cp, top, stats) do not end within 5 seconds; they are cut off then
         #[arg(short, long)]
         force: bool,
         /// Name, id, or beginning of the id

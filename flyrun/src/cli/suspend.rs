@@ -16,9 +16,10 @@ use crate::trace;
   flyrun resume web
   flyrun suspend --force web      although somebody copies with cp
 
-A suspended machine takes neither CPU nor memory of the host, only its disk. Its network connections end (their other ends are reset; the
-machine hears of it when it goes on), its published ports are free. Whoever is in it with exec or attach waits, and goes on with it. `flyrun resume` goes on where it was, with the right time and fresh randomness; `flyrun start` does the same, and
-`flyrun stop` gives up what it had in memory. A machine with directories of the host cannot be suspended.")]
+A suspended machine takes neither CPU nor memory of the host, only its disk. Its network connections end (their other ends are
+reset; the machine hears of it when it goes on), its published ports are free. Whoever is in it with exec or attach waits, and
+goes on with it. `flyrun resume` goes on where it was, with the right time and fresh randomness; `flyrun start` does the same,
+and `flyrun stop` gives up what it had in memory. A machine with directories of the host cannot be suspended.")]
 pub struct Suspend {
     /// Also when copies (cp, top, stats) do not end within 5 seconds; they are cut off then
     #[arg(short, long)]

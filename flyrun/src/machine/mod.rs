@@ -12,7 +12,10 @@ mod store;
 
 pub use changes::{Changes, Rates};
 pub use id::{is_name, new_id};
-pub use record::{Config, LastStart, Limits, LogLimits, Outcome, Record, Snapshot, VERSION};
+pub use record::{
+    Config, LastStart, Limits, LogLimits, MAX_DISK, MAX_LOG_FILES, MAX_STOP_TIMEOUT_S, MIN_LOG, Outcome,
+    Record, Snapshot, VERSION,
+};
 pub use state::{Action, State, Verdict};
 pub use store::{DISK, Ended, Machines, Owned, Patience, SNAPSHOT, SNAPSHOT_STATE};
 

@@ -65,8 +65,11 @@ pub struct Snapshot {
 pub enum LastStart {
     /// By a boot.
     ColdBoot {
-        /// Why not from the snapshot that there was.
+        /// Why not from the snapshot that there was, its own or a base that was gone on from in vain.
         reason: Option<String>,
+        /// Why there was no base snapshot to go on from, where one would have suited.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        no_base: Option<String>,
     },
     /// From a snapshot.
     Resumed,
@@ -80,9 +83,9 @@ impl fmt::Display for LastStart {
         match self {
             LastStart::Resumed => write!(f, "resumed"),
             LastStart::Base => write!(f, "base"),
-            LastStart::ColdBoot { reason: None } => write!(f, "cold_boot"),
+            LastStart::ColdBoot { reason: None, .. } => write!(f, "cold_boot"),
             // In one line.
-            LastStart::ColdBoot { reason: Some(reason) } => {
+            LastStart::ColdBoot { reason: Some(reason), .. } => {
                 write!(f, "cold_boot: {}", reason.lines().next().unwrap_or_default())
             }
         }
@@ -144,6 +147,15 @@ pub struct Limits {
     /// Packets per second, each way.
     pub net_packets: Option<NonZeroU64>,
 }
+
+/// The smallest log that holds a few lines.
+pub const MIN_LOG: Size = Size(16 << 10);
+/// The most files of a log.
+pub const MAX_LOG_FILES: u32 = 100;
+/// An hour, in seconds: more patience than any process needs to end.
+pub const MAX_STOP_TIMEOUT_S: u32 = 3600;
+/// The largest disk of a machine: ext4's with 32-bit block numbers.
+pub const MAX_DISK: Size = Size::gib(16 << 10);
 
 /// How much of a machine's output is kept.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]

@@ -49,8 +49,15 @@ impl Machines {
     /// # Errors
     /// The name belongs to another machine, or the directory cannot be written.
     pub fn create(&self, record: Record) -> Result<Owned> {
+        let (owned, _names) = self.begin(record)?;
+        owned.save()?;
+        Ok(owned)
+    }
+
+    /// A locked directory for a machine that is none yet, and the lock of all names.
+    fn begin(&self, record: Record) -> Result<(Owned, File)> {
         make_private_dir(&self.directory)?;
-        let _names = self.lock_names()?;
+        let names = self.lock_names()?;
         if record.name != record.id {
             self.ensure_free(&record.name, &record.id)?;
         }
@@ -58,9 +65,7 @@ impl Machines {
         make_private_dir(&directory)?;
         let lock = lock_file(&directory.join(LOCK))?;
         lock.lock().context(format!("cannot lock machine {}", record.id))?;
-        let owned = Owned { directory, record, lock };
-        owned.save()?;
-        Ok(owned)
+        Ok((Owned { directory, record, lock }, names))
     }
 
     /// Makes a machine whose directory `fill` fills first. Until that is done there is no machine, and whatever ends this process
@@ -69,17 +74,8 @@ impl Machines {
     /// # Errors
     /// As [`Machines::create`], and what `fill` says. Nothing is left then.
     pub fn create_filled(&self, record: Record, fill: impl FnOnce(&Path) -> Result<()>) -> Result<Owned> {
-        make_private_dir(&self.directory)?;
-        let directory = self.directory.join(&record.id);
-        let lock = {
-            let _names = self.lock_names()?;
-            self.ensure_free(&record.name, &record.id)?;
-            make_private_dir(&directory)?;
-            let lock = lock_file(&directory.join(LOCK))?;
-            lock.lock().context(format!("cannot lock machine {}", record.id))?;
-            lock
-        };
-        let owned = Owned { directory, record, lock };
+        // Others may be made while this one is filled.
+        let owned = self.begin(record).map(|(owned, _names)| owned)?;
         let made = fill(&owned.directory).and_then(|()| {
             // Copying may have taken a while.
             let _names = self.lock_names()?;

@@ -8,7 +8,7 @@ use vmm::spec::DiskSpec;
 use super::life::Life;
 use super::{Monitor, suspend};
 use crate::base;
-use crate::error::{Context, Error, Result};
+use crate::error::{Context, Result};
 use crate::network::Attached;
 use crate::vm::VmPlan;
 
@@ -19,7 +19,7 @@ const SECTOR: u64 = 512;
 #[derive(Debug)]
 pub struct FromBase {
     pub directory: PathBuf,
-    start: Option<Box<Start>>,
+    start: Option<Start>,
     /// The machine did not come to run, and a boot may help.
     pub has_failed: bool,
 }
@@ -46,20 +46,21 @@ impl Monitor<'_> {
         if self.machine.record().config.cold || self.without_base || !base::suits(plan) {
             return Ok(None);
         }
-        let found = match base::find(self.host.paths, plan) {
-            Ok(Some(directory)) => Ok(directory),
-            Ok(None) => {
+        let found =
+            start(config, &plan.disks).and_then(|start| Ok((base::find(self.host.paths, plan)?, start)));
+        let found = match found {
+            Ok((Some(directory), start)) => Ok((directory, start)),
+            Ok((None, start)) => {
                 // No other machine's network has to wait for this.
                 network.map_or(Ok(()), Attached::wait_ready)?;
-                base::make(self.host.paths, plan)
+                base::make(self.host.paths, plan).map(|directory| (directory, start))
             }
             Err(error) => Err(error),
         };
-        let told = found.and_then(|directory| Ok((directory, start(config, &plan.disks)?)));
-        match told {
+        match found {
             Ok((directory, start)) => Ok(Some(FromBase { directory, start: Some(start), has_failed: false })),
             Err(error) => {
-                self.cold_reason.get_or_insert_with(|| format!("no base snapshot: {error}"));
+                self.no_base = Some(error.to_string());
                 Ok(None)
             }
         }
@@ -69,29 +70,29 @@ impl Monitor<'_> {
     pub(super) fn run_from_base(&mut self, life: &mut Life) -> bool {
         let Some(start) = self.base.as_mut().and_then(|base| base.start.take()) else { return false };
         // The time last.
-        life.run(Start { realtime_ns: suspend::realtime_ns(), ..*start });
+        life.run(Start { realtime_ns: suspend::realtime_ns(), ..start });
         true
     }
 
-    /// A base that cannot be gone on from is of no use to anybody.
-    pub(super) fn give_up_base(&mut self, base: &FromBase, reason: &str) {
-        eprintln!("flyrun: cannot start from the base snapshot, and boots: {reason}");
-        base::discard(&base.directory);
+    /// A base that cannot be gone on from is of no use to anybody. One that somebody has removed meanwhile was all right.
+    pub(super) fn give_up_base(&mut self, base: &FromBase, reason: String) {
+        if base.directory.exists() {
+            eprintln!("flyrun: cannot start from the base snapshot, and boots: {reason}");
+            base::discard(&base.directory);
+        }
         self.without_base = true;
-        self.cold_reason = Some(format!("base snapshot: {reason}"));
+        self.cold_reason = Some(reason);
     }
 }
 
 /// What guest-init is to be told, if one frame can hold it.
-fn start(config: &RunConfig, disks: &[DiskSpec]) -> Result<Box<Start>> {
+fn start(config: &RunConfig, disks: &[DiskSpec]) -> Result<Start> {
     let disks = disks.iter().map(length).collect::<Result<_>>()?;
-    let start = Box::new(Start { realtime_ns: u64::MAX, disks, config: config.clone() });
-    let message = ToGuest::Run(start);
-    frame::encode(&message).context("what the machine is to run is too long for one message")?;
-    match message {
-        ToGuest::Run(start) => Ok(start),
-        _ => Err(Error::new("what the machine is to run is lost")),
-    }
+    // No time takes more bytes than this one.
+    let start = Start { realtime_ns: u64::MAX, disks, config: config.clone() };
+    frame::encode(&ToGuest::Run(Box::new(start.clone())))
+        .context("what the machine is to run is too long for one message")?;
+    Ok(start)
 }
 
 /// As flyrun-vmm counts it.

@@ -46,7 +46,7 @@ pub enum Request {
     Unpause,
     /// Bring it to disk. Answered when that is done.
     Suspend {
-        /// Whether open sessions are no reason not to.
+        /// Whether copies that do not end in time are cut off, and no reason not to.
         force: bool,
     },
     /// Take a snapshot of it with this id and name, and let it go on. Answered when the snapshot has its place.
@@ -63,7 +63,7 @@ pub enum Request {
 }
 
 impl Request {
-    /// Whether the workload is to stand still, which it does not as long as a session is open.
+    /// Whether the workload is to stand still, which it does not as long as something is copied.
     pub fn is_suspend(&self) -> bool {
         matches!(self, Request::Suspend { .. } | Request::Snapshot { .. })
     }
@@ -193,6 +193,10 @@ pub fn attach(
     spawn("client", move || {
         let mut frames = 0;
         while let Ok(Some(message)) = frame::read::<ToSession>(&mut stream) {
+            if matches!(message, ToSession::Received { .. }) {
+                // It does not count, and is of commands alone.
+                continue;
+            }
             frames += 1;
             match message {
                 ToSession::Stdin(bytes) => {
@@ -220,8 +224,7 @@ pub fn attach(
                 ToSession::Resize(size) => {
                     post.send(Event::Resize(size));
                 }
-                // Of commands alone.
-                ToSession::Received { .. } => frames -= 1,
+                ToSession::Received { .. } => {}
             }
             outputs.tell(id, &FromSession::Received { frames });
         }

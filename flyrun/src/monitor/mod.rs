@@ -146,8 +146,10 @@ struct Monitor<'a> {
     restore_failed: Option<String>,
     /// The base snapshot that this life went on from.
     base: Option<FromBase>,
-    /// One could not be gone on from.
+    /// This life and those behind it do without one: one could not be gone on from.
     without_base: bool,
+    /// Why there is none for this life.
+    no_base: Option<String>,
     /// What it has touched of its memory's file is to be written down.
     learning: Option<Learning>,
     cold_reason: Option<String>,
@@ -180,6 +182,7 @@ impl<'a> Monitor<'a> {
             restore_failed: None,
             base: None,
             without_base: false,
+            no_base: None,
             learning: None,
             cold_reason: None,
         })
@@ -204,7 +207,7 @@ impl<'a> Monitor<'a> {
                 continue;
             }
             if let (Err(error), Some(base)) = (&result, self.base.take_if(|base| base.has_failed)) {
-                self.give_up_base(&base, &error.to_string());
+                self.give_up_base(&base, error.to_string());
                 continue;
             }
             if matches!(result, Ok(End::Suspended)) || self.machine.record().snapshot.is_some() {
@@ -368,7 +371,7 @@ impl<'a> Monitor<'a> {
                             self.learning = Learning::for_base(&base.directory);
                             LastStart::Base
                         }
-                        None => LastStart::ColdBoot { reason },
+                        None => LastStart::ColdBoot { reason, no_base: self.no_base.take() },
                     };
                     self.try_become(State::Started, |record| {
                         record.started_at = Some(now());

@@ -125,13 +125,16 @@ impl Monitor<'_> {
     }
 
     /// Gives the snapshot up that is being taken, to stop the machine. `false` if there is none.
-    pub(super) fn cancel_snapshot(&mut self, stop: (i32, Duration), life: &Life) -> bool {
+    pub(super) fn cancel_snapshot(&mut self, stop: (i32, Duration), life: &mut Life) -> bool {
         let Some(taking) = &mut self.taking else { return false };
         taking.stop = Some(stop);
-        let is_first = taking.why_not.is_none();
+        if taking.why_not.is_some() {
+            return true;
+        }
         taking.give_up("it was told to end meanwhile");
-        if is_first
-            && taking.is_writing
+        if life.is_freezing() {
+            life.go_on(Renewal::default());
+        } else if taking.is_writing
             && let Err(error) = life.vm.cancel_snapshot()
         {
             eprintln!("flyrun: {error}");

@@ -24,8 +24,8 @@ use crate::error::{Context, Error, Result};
 use crate::machine::{
     Action, LastStart, SNAPSHOT, SNAPSHOT_STATE, Snapshot, State, Verdict, boot_id, decide, now,
 };
-use crate::trace;
 use crate::usage::{Ledger, now_ms};
+use crate::{snapshot, trace};
 
 /// A suspend that is under way.
 #[derive(Debug, Default)]
@@ -79,10 +79,7 @@ impl Monitor<'_> {
         if decide(self.machine.record(), Action::Suspend)? == Verdict::Already {
             return Ok(false);
         }
-        if !self.machine.record().config.shares.is_empty() {
-            return Err(Error::new("it has directories of the host, which cannot be brought to disk")
-                .advice("Give it volumes instead, or let it stand still with `flyrun pause`."));
-        }
+        snapshot::ensure_can_rest(self.machine.record())?;
         self.machine.settle_in_state(State::Suspending, |_| {})?;
         trace::step("suspending recorded");
         life.freeze(force);
@@ -289,7 +286,7 @@ impl Monitor<'_> {
     /// # Errors
     /// That cannot be written down.
     pub(super) fn fall_back(&mut self, reason: String) -> Result<()> {
-        eprintln!("flyrun: {}", LastStart::ColdBoot { reason: Some(reason.clone()) });
+        eprintln!("flyrun: {}", LastStart::ColdBoot { reason: Some(reason.clone()), no_base: None });
         Ledger::new(self.host.paths.usage()).end_suspension(self.machine.record());
         self.machine.update(|record| {
             record.snapshot = None;

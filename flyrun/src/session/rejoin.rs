@@ -97,9 +97,9 @@ fn be_patient(stream: &UnixStream) -> io::Result<()> {
 /// Why a machine that runs knows nothing of the session.
 fn forgotten(machine: &Record, received: u64) -> End {
     match &machine.last_start {
-        Some(LastStart::ColdBoot { reason: Some(_) }) => booted_cold(),
+        Some(LastStart::ColdBoot { reason: Some(_), .. }) => booted_cold(),
         // It has ended, and runs again.
-        Some(LastStart::ColdBoot { reason: None }) => End::Lost,
+        Some(LastStart::ColdBoot { reason: None, .. } | LastStart::Base) => End::Lost,
         _ if received == 0 => End::Gone("the machine was suspended before the command had begun".into()),
         _ => End::Gone("the machine was resumed and has given the command up, as nobody came for it".into()),
     }
@@ -112,9 +112,14 @@ mod tests {
     #[test]
     fn what_has_become_of_a_command_is_told() {
         let machine = |last_start| Record { last_start, ..Record::example("web") };
-        let reason = Some("another CPU".to_string());
-        assert_eq!(forgotten(&machine(Some(LastStart::ColdBoot { reason })), 3), booted_cold());
-        assert_eq!(forgotten(&machine(Some(LastStart::ColdBoot { reason: None })), 3), End::Lost);
+        let booted = |reason: Option<&str>| LastStart::ColdBoot {
+            reason: reason.map(str::to_string),
+            no_base: Some("another flyrun makes it now".into()),
+        };
+        assert_eq!(forgotten(&machine(Some(booted(Some("another CPU")))), 3), booted_cold());
+        for again in [booted(None), LastStart::Base] {
+            assert_eq!(forgotten(&machine(Some(again)), 3), End::Lost);
+        }
         let told = |received| match forgotten(&machine(Some(LastStart::Resumed)), received) {
             End::Gone(told) => told,
             end => panic!("{end:?}"),

@@ -55,7 +55,7 @@ pub fn prospect(machine: &Record, rested: bool) -> Prospect {
         State::Suspending | State::Suspended | State::Paused => Prospect::Rests,
         State::Starting if rested || machine.snapshot.is_some() => Prospect::Comes,
         State::Started | State::Stopping => match &machine.last_start {
-            Some(LastStart::ColdBoot { reason: Some(_) }) if rested => Prospect::Over(booted_cold()),
+            Some(LastStart::ColdBoot { reason: Some(_), .. }) if rested => Prospect::Over(booted_cold()),
             _ => Prospect::Runs,
         },
         State::Starting | State::Created | State::Stopped | State::Failed | State::Destroying => {
@@ -113,7 +113,7 @@ mod tests {
         Record { state, last_start, ..Record::example("web") }
     }
 
-    const BY_BOOT: Option<LastStart> = Some(LastStart::ColdBoot { reason: None });
+    const BY_BOOT: Option<LastStart> = Some(LastStart::ColdBoot { reason: None, no_base: None });
 
     #[test]
     fn a_machine_at_rest_is_waited_for_and_one_that_has_ended_is_not() {
@@ -140,7 +140,7 @@ mod tests {
     #[test]
     fn a_machine_that_was_booted_in_the_place_of_a_resume_has_no_memory_of_anybody() {
         let reason = Some("another CPU".to_string());
-        let booted = machine(State::Started, Some(LastStart::ColdBoot { reason }));
+        let booted = machine(State::Started, Some(LastStart::ColdBoot { reason, no_base: None }));
         assert_eq!(prospect(&booted, true), Prospect::Over(booted_cold()));
         // That was before the session began.
         assert_eq!(prospect(&booted, false), Prospect::Runs);

@@ -11,7 +11,7 @@ mod record;
 mod store;
 
 pub use copy::{copy, copy_disk, link_base, offspring};
-pub use record::{Record, VERSION, check};
+pub use record::{Record, VERSION, check, ensure_can_rest};
 pub use store::{Draft, Snapshots};
 
 use std::path::Path;

@@ -44,18 +44,24 @@ impl Record {
     }
 }
 
+/// Whether this machine can be brought to disk.
+///
+/// # Errors
+/// It has what cannot.
+pub fn ensure_can_rest(record: &machine::Record) -> Result<()> {
+    if record.config.shares.is_empty() {
+        return Ok(());
+    }
+    let told = format!("{} has directories of the host, which cannot be brought to disk", record.name);
+    Err(Error::new(told).advice("Give it volumes instead, or let it stand still with `flyrun pause`."))
+}
+
 /// Whether others can go on from where this machine is.
 ///
 /// # Errors
 /// It has what cannot be in two machines.
 pub fn check(record: &machine::Record) -> Result<()> {
-    if !record.config.shares.is_empty() {
-        return Err(Error::new(format!(
-            "{} has directories of the host, which cannot be brought to disk",
-            record.name
-        ))
-        .advice("Give it volumes instead, which are read-only where machines share them."));
-    }
+    ensure_can_rest(record)?;
     match record.config.volumes.iter().find(|used| !used.read_only) {
         Some(used) => Err(Error::new(format!(
             "{} writes to volume '{}', which cannot be in two machines",

@@ -224,7 +224,7 @@ pub enum ToGuest {
     /// Stand still for a snapshot. The host has ended its side of the streams, and waits for [`FromGuest::Frozen`] and for
     /// the end of the guest's side before it takes one.
     Suspend {
-        /// Whether sessions are no reason not to.
+        /// Whether sessions that do not end in time are cut off, and no reason not to.
         force: bool,
     },
     /// The answer to [`FromGuest::AskTime`].

@@ -75,7 +75,6 @@ impl Still<'_> {
             (Some(early), _) => Some((early, Told::default())),
             (None, Ok(())) => {
                 control.send(&FromGuest::Frozen);
-                // Signals and sizes that come now are for a workload that stands still.
                 wait_for(control, |frame, asked_ns| match frame {
                     ToGuest::Resume(renewal) => {
                         let time = Told::since(asked_ns, renewal.realtime_ns);
@@ -183,8 +182,9 @@ impl Still<'_> {
             clock::set(*time, control)?;
             renew_random(&renewal.entropy)?;
         }
+        // Only who was on disk gets fresh randomness.
         if renewal.is_some_and(|(renewal, _)| !renewal.entropy.is_empty()) {
-            // The host has reset their peers when the machine was brought to disk.
+            // The host has reset their peers meanwhile.
             connections::end();
         }
         for disk in self.frozen.drain(..) {

@@ -28,6 +28,8 @@ pub struct Still<'a>(&'a Memory);
 /// Some of the image that lies in one piece in this process.
 struct Piece {
     address: *mut u8,
+    /// Where the guest has it.
+    guest: u64,
     offset: u64,
     bytes: u64,
 }
@@ -47,6 +49,7 @@ fn pieces(memory: &Memory, range: Range<u64>) -> impl Iterator<Item = Piece> {
         let skip = usize::try_from(from.checked_sub(first)?).ok()?;
         (from < to).then(|| Piece {
             address: region.as_ptr().wrapping_add(skip),
+            guest: region.start_addr().0 + (from - first),
             offset: from,
             bytes: to - from,
         })
@@ -160,15 +163,8 @@ const MAX_CALLS: usize = 64;
 /// # Errors
 /// KVM's: `ENOTTY` before Linux 6.11, `EOPNOTSUPP` without nested paging.
 pub fn fault_in(memory: &Memory, range: Range<u64>, vcpu: BorrowedFd<'_>) -> io::Result<()> {
-    for region in memory.iter() {
-        let first = memory.iter().take_while(|it| it.start_addr() < region.start_addr());
-        let first: u64 = first.map(GuestMemoryRegion::len).sum();
-        let (from, to) = (range.start.max(first), range.end.min(first + region.len()));
-        if from >= to {
-            continue;
-        }
-        let gpa = region.start_addr().0 + from - first;
-        let mut wanted = kvm_bindings::kvm_pre_fault_memory { gpa, size: to - from, ..Default::default() };
+    for Piece { guest, bytes, .. } in pieces(memory, range) {
+        let mut wanted = kvm_bindings::kvm_pre_fault_memory { gpa: guest, size: bytes, ..Default::default() };
         for _ in 0..MAX_CALLS {
             // SAFETY: KVM reads and writes one such structure.
             let done = unsafe { libc::ioctl(vcpu.as_raw_fd(), KVM_PRE_FAULT_MEMORY as _, &raw mut wanted) };

@@ -9,7 +9,7 @@ use super::{Described, Manifest, NAMES, ROOTFS, VERSION};
 use crate::cpus;
 use crate::launch::is_hostname;
 use crate::machine::health::Healthcheck;
-use crate::machine::{self, Config, DISK, is_name};
+use crate::machine::{self, Config, DISK, MAX_DISK, MAX_LOG_FILES, MAX_STOP_TIMEOUT_S, MIN_LOG, is_name};
 use crate::network::Mode;
 use crate::snapshot;
 
@@ -19,12 +19,6 @@ const MAX_IMAGE: usize = 1000;
 const MIN_PERIOD_MS: u64 = 1;
 /// The most ports that are published.
 const MAX_PORTS: usize = 4096;
-/// An hour, in seconds.
-const MAX_STOP_TIMEOUT_S: u32 = 3600;
-const MAX_LOG_FILES: u32 = 100;
-const MIN_LOG_BYTES: u64 = 16 << 10;
-/// The largest disk, in bytes: what ext4 with 32-bit block numbers can be.
-const MAX_DISK_BYTES: u64 = 16 << 40;
 
 type Judged = Result<(), String>;
 
@@ -57,7 +51,7 @@ pub fn manifest(manifest: &Manifest) -> Judged {
     let bytes = |file: &Described| match file.name.as_str() {
         STATE => file.bytes <= vmm::snapshot::format::MAX_FILE_BYTES,
         MEMORY | BASE => file.bytes <= u64::from(vmm::validate::MAX_MEMORY_MIB) << 20,
-        DISK => file.bytes <= MAX_DISK_BYTES,
+        DISK => file.bytes <= MAX_DISK.0,
         _ => file.bytes <= images::ROOTFS_BYTES,
     };
     let all = manifest.files.iter().chain([&manifest.rootfs]);
@@ -88,9 +82,8 @@ fn machine(record: &machine::Record) -> Judged {
 }
 
 fn is_sane(config: &Config) -> bool {
-    let log = config
-        .log
-        .is_none_or(|log| log.max_size.0 >= MIN_LOG_BYTES && (1..=MAX_LOG_FILES).contains(&log.max_files));
+    let log =
+        config.log.is_none_or(|log| log.max_size >= MIN_LOG && (1..=MAX_LOG_FILES).contains(&log.max_files));
     let is_check = |health: &Healthcheck| {
         [health.interval_ms, health.start_interval_ms, health.timeout_ms]
             .iter()
