@@ -2,17 +2,23 @@
 //!
 //! vhost gets the rings, the event that the guest's notification fires and the one that interrupts the guest, so that
 //! packets pass without this process. It is opened at each activation, once for each pair of queues, and closed at reset:
-//! closing ends it for certain. The control queue is served here.
+//! closing ends it for certain. The first activation gets the one that was opened to see what it can do, since the kernel takes some
+//! 10 ms to close one (vhost_net_release waits for RCU). The control queue is served here.
 
-use std::{fs::File, io, sync::Arc};
+use std::{
+    fs::File,
+    io,
+    sync::{Arc, PoisonError},
+};
 
 use ::vhost::{
-    VhostBackend, VhostUserMemoryRegionInfo, VringConfigData, net::VhostNet as _,
-    vhost_kern::net::Net as Kernel,
+    VhostBackend, VhostUserMemoryRegionInfo, VringConfigData,
+    net::VhostNet as _,
+    vhost_kern::{VhostKernBackend as _, net::Net as Kernel},
 };
 use event_manager::{EventOps, Events, MutEventSubscriber};
 use virtio_queue::QueueT;
-use vm_memory::{Address, GuestMemoryBackend, GuestMemoryRegion};
+use vm_memory::{Address, GuestMemoryAtomic, GuestMemoryBackend, GuestMemoryRegion};
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
 use super::{
@@ -39,7 +45,8 @@ const CONTROL: u32 = 1;
 /// Data of the events of the commands' rate limit.
 const COMMAND_ALARM: u32 = 2;
 
-type Handle = Kernel<Arc<Memory>>;
+/// The memory is the guest's from its activation on.
+type Handle = Kernel<GuestMemoryAtomic<Memory>>;
 
 /// A network card for the guest, served by the host's kernel.
 pub struct VhostNet {
@@ -47,6 +54,8 @@ pub struct VhostNet {
     pub(super) config: NetConfig,
     /// What this kernel's vhost can do, of what concerns it.
     features: u64,
+    /// Opened, and used for nothing yet.
+    spare: Option<Handle>,
     commands: Throttle,
     events: QueueEvents,
     pub(super) active: Option<Active>,
@@ -69,16 +78,17 @@ impl VhostNet {
     /// # Errors
     /// /dev/vhost-net does not open or lacks what every kernel's has; `tap` is given back.
     pub fn new(tap: Tap, config: NetConfig) -> Result<Self, (Tap, io::Error)> {
-        let opened = Handle::new(Arc::new(Memory::default())).and_then(|handle| handle.get_features());
+        let opened = open(Memory::default()).and_then(|handle| Ok((handle.get_features()?, handle)));
         let prepared = opened
             .map_err(io::Error::other)
-            .and_then(|features| Ok((features, control::throttle(config)?, QueueEvents::new()?)));
+            .and_then(|opened| Ok((opened, control::throttle(config)?, QueueEvents::new()?)));
         match prepared {
-            Ok((features, ..)) if features & F_VERSION_1 == 0 => {
+            Ok(((features, _), ..)) if features & F_VERSION_1 == 0 => {
                 Err((tap, io::ErrorKind::Unsupported.into()))
             }
-            Ok((features, commands, events)) => {
-                Ok(VhostNet { tap, config, features, commands, events, active: None })
+            Ok(((features, handle), commands, events)) => {
+                let spare = Some(handle);
+                Ok(VhostNet { tap, config, features, spare, commands, events, active: None })
             }
             Err(error) => Err((tap, error)),
         }
@@ -116,7 +126,12 @@ impl Active {
     }
 }
 
+fn open(memory: Memory) -> Result<Handle, ::vhost::Error> {
+    Handle::new(GuestMemoryAtomic::new(memory))
+}
+
 fn start(
+    spare: Option<Handle>,
     memory: Memory,
     pair: &Pair,
     features: u64,
@@ -124,8 +139,15 @@ fn start(
     call: &EventFd,
     failed: &EventFd,
 ) -> Result<Handle, ::vhost::Error> {
-    let memory = Arc::new(memory);
-    let handle = Handle::new(Arc::clone(&memory))?;
+    let handle = match spare {
+        Some(handle) => {
+            // Whoever panicked with this lock held was not here.
+            let lock = handle.mem().lock().unwrap_or_else(PoisonError::into_inner);
+            lock.replace(memory.clone());
+            handle
+        }
+        None => open(memory.clone())?,
+    };
     handle.set_owner()?;
     handle.set_features(features)?;
     // vhost-kern reads the first three; a file is only for another process.
@@ -215,7 +237,7 @@ impl VirtioDevice for VhostNet {
         let mut handles = Vec::with_capacity(pairs.len());
         for (index, pair) in pairs.into_iter().enumerate() {
             let file = self.tap.as_file(index).ok_or_else(|| io::Error::from(io::ErrorKind::NotConnected))?;
-            let handle = start(memory.clone(), &pair, ring_features, file, &call, &failed);
+            let handle = start(self.spare.take(), memory.clone(), &pair, ring_features, file, &call, &failed);
             let handle = handle.map_err(|error| io::Error::other(format!("vhost-net: {error}")))?;
             handles.push((handle, pair));
         }
