@@ -7,11 +7,13 @@ use std::{
     os::fd::OwnedFd,
     path::{Path, PathBuf},
     process::{Command, Stdio},
-    time::Instant,
+    thread::sleep,
+    time::{Duration, Instant},
 };
 
 use anyhow::{Context, Result};
 use rustix::fs::inotify;
+use tempfile::TempDir;
 
 use crate::{
     bare::MEMORY_MIB,
@@ -26,42 +28,94 @@ const NAME: &str = "bench";
 /// Each of its lines is one system call, with little between two.
 const WORKLOAD: &str = "exec > /dev/console; while :; do echo T; done";
 const SIGN: u8 = b'T';
+/// A suspended machine's rest, of virtual time.
+const REST: Duration = Duration::from_millis(500);
 
-/// resume.spawn_to_user and its steps, exits and page faults, suspend.command, and resume.network.spawn_to_user.
+/// resume.spawn_to_user, until guest-init, the first that runs in the guest's user space, was heard of; resume.spawn_to_workload,
+/// until the workload wrote; the steps of both, exits and page faults, suspend.command, and the same with a network.
 pub fn measure(flyrun: &Path, image: &str, runs: u32, report: &mut Report) -> Result<()> {
     let pulled = Command::new(flyrun).args(["pull", image]).stdout(Stdio::null()).status()?;
     anyhow::ensure!(pulled.success(), "flyrun pull {image} ended with {pulled}");
     let machine = Machine::start(flyrun, image, &["--network", "none"])?;
-    let (mut resume, mut suspend, mut exits, mut page_faults) = (vec![], vec![], vec![], vec![]);
+    let (mut resumes, mut suspend, mut exits, mut page_faults) = (vec![], vec![], vec![], vec![]);
     // One run more than is counted: the first reads every file for the first time.
     for run in 0..=runs {
         let suspend_ms = machine.suspend()?;
-        let resume_ms = machine.resume(None)?;
+        let resume = machine.resume()?;
         if run > 0 {
             suspend.push(suspend_ms);
-            resume.push(resume_ms);
+            resumes.push(resume);
             exits.push(Exits::now()?.all() as f64);
             page_faults.push(faults::of_vmm()?);
         }
     }
-    report.add("resume.spawn_to_user", "ms_virtual", &resume);
+    // A monitor writes its steps last.
+    machine.end()?;
+    Resume::tell(&resumes, "resume", report)?;
     report.add("resume.exits", "count", &exits);
     report.add("resume.page_faults", "count", &page_faults);
     report.add("suspend.command", "ms_virtual", &suspend);
-    machine.steps(report)?;
+    if let Some(last) = resumes.last() {
+        trace::add_steps("resume", last.began_us, &last.steps()?, report);
+    }
 
     // With the host's network, of which nft and the kernel's interfaces are a part.
     let machine = Machine::start(flyrun, image, &[])?;
-    let mut resume = vec![];
+    let mut resumes = vec![];
     for run in 0..=runs {
         machine.suspend()?;
-        let resume_ms = machine.resume(None)?;
+        let resume = machine.resume()?;
         if run > 0 {
-            resume.push(resume_ms);
+            resumes.push(resume);
         }
     }
-    report.add("resume.network.spawn_to_user", "ms_virtual", &resume);
+    machine.end()?;
+    Resume::tell(&resumes, "resume.network", report)?;
+    if let Some(last) = resumes.last() {
+        trace::add_steps("resume.network", last.began_us, &last.steps()?, report);
+    }
     Ok(())
+}
+
+/// One resume.
+struct Resume {
+    /// When the command was started.
+    began_us: u64,
+    /// From then to the first sign of the workload.
+    to_workload_ms: f64,
+    /// Where all processes that take part write down their steps.
+    traces: TempDir,
+}
+
+impl Resume {
+    /// The steps of all that took part, when they have ended.
+    fn steps(&self) -> Result<Vec<Step>> {
+        let mut steps = Vec::new();
+        for program in ["cli", "monitor", "vmm"] {
+            let own = trace::read(&self.traces.path().join(format!("{program}.trace")))?;
+            let named =
+                own.into_iter().map(|step| Step { name: format!("{program}: {}", step.name), ..step });
+            steps.extend(named);
+        }
+        steps.sort_by_key(|step| step.at_us);
+        Ok(steps)
+    }
+
+    /// From the command's start until its monitor has read guest-init's first word: a little more than until guest-init ran.
+    fn to_user_ms(&self) -> Result<f64> {
+        let steps = self.steps()?;
+        let heard = steps.iter().find(|step| step.name == "monitor: guest-init connected");
+        let heard = heard.context("no monitor tells that guest-init has connected")?;
+        Ok(heard.at_us.saturating_sub(self.began_us) as f64 / 1000.0)
+    }
+
+    fn tell(resumes: &[Resume], name: &str, report: &mut Report) -> Result<()> {
+        let to_user = resumes.iter().map(Resume::to_user_ms).collect::<Result<Vec<_>>>()?;
+        let to_workload: Vec<_> = resumes.iter().map(|resume| resume.to_workload_ms).collect();
+        report.add(format!("{name}.spawn_to_user"), "ms_virtual", &to_user);
+        report.add(format!("{name}.spawn_to_workload"), "ms_virtual", &to_workload);
+        Ok(())
+    }
 }
 
 /// A machine in the background, and its console. It is removed when dropped.
@@ -96,26 +150,29 @@ impl<'a> Machine<'a> {
         let began = Instant::now();
         let status = self.command(&["suspend"]).status()?;
         anyhow::ensure!(status.success(), "flyrun suspend ended with {status}");
-        Ok(milliseconds(began.elapsed()))
+        let elapsed = milliseconds(began.elapsed());
+        // Its monitor takes the network away when the answer is given already, and whoever resumes at once waits for that.
+        sleep(REST);
+        Ok(elapsed)
     }
 
-    /// From the command's spawn to the first sign of the workload.
-    fn resume(&self, trace: Option<&Path>) -> Result<f64> {
+    fn resume(&self) -> Result<Resume> {
         let length = fs::metadata(&self.console)?.len();
         let watch = self.watch()?;
+        let traces = tempfile::tempdir()?;
         let mut command = self.command(&["resume"]);
-        command.envs(trace.map(|directory| ("FLYRUN_TRACE", directory)));
-        let began = Instant::now();
+        command.env("FLYRUN_TRACE", traces.path());
+        let (began, began_us) = (Instant::now(), trace::now_us());
         let mut child = command.spawn()?;
         self.wait_for_sign(&watch, length)?;
-        let elapsed = milliseconds(began.elapsed());
+        let to_workload_ms = milliseconds(began.elapsed());
         let status = child.wait()?;
         anyhow::ensure!(status.success(), "flyrun resume ended with {status}");
         let told = Command::new(self.flyrun).args(["inspect", NAME]).output()?;
         let told: serde_json::Value = serde_json::from_slice(&told.stdout)?;
         let kind = told.pointer("/0/last_start/kind").and_then(serde_json::Value::as_str);
         anyhow::ensure!(kind == Some("resumed"), "the machine was not resumed: {told}");
-        Ok(elapsed)
+        Ok(Resume { began_us, to_workload_ms, traces })
     }
 
     fn watch(&self) -> Result<OwnedFd> {
@@ -138,26 +195,12 @@ impl<'a> Machine<'a> {
         }
     }
 
-    /// The steps of one more resume, of all that take part.
-    fn steps(self, report: &mut Report) -> Result<()> {
-        let directory = tempfile::tempdir()?;
-        self.suspend()?;
-        let began = trace::now_us();
-        self.resume(Some(directory.path()))?;
-        // Removed only when its monitor has ended, which writes its steps last.
+    /// Returns when it is removed, and thus its monitor has ended.
+    fn end(self) -> Result<()> {
         for words in [&["stop", "-t", "0"][..], &["rm"]] {
             let status = self.command(words).status()?;
             anyhow::ensure!(status.success(), "flyrun {} ended with {status}", words.join(" "));
         }
-        let mut steps = Vec::new();
-        for program in ["cli", "monitor", "vmm"] {
-            let own = trace::read(&directory.path().join(format!("{program}.trace")))?;
-            steps.extend(
-                own.into_iter().map(|step| Step { name: format!("{program}: {}", step.name), ..step }),
-            );
-        }
-        steps.sort_by_key(|step| step.at_us);
-        trace::add_steps("resume", began, &steps, report);
         Ok(())
     }
 }
