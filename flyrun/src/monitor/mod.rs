@@ -320,6 +320,9 @@ impl<'a> Monitor<'a> {
             started();
         };
         let result = self.follow(&mut life, &mut company, &mut place, &mut started);
+        if let (Ok(End::Suspended), Some(network)) = (&result, &mut place.network) {
+            network.will_come_back();
+        }
         self.forget_snapshot();
         let result = result.or_else(|error| self.settle_on_disk(&life, error));
         if let Some(meter) = company.meter {

@@ -14,19 +14,15 @@ use rustix::net::{AddressFamily, SendFlags, SocketFlags, SocketType, ipproto, se
 
 use super::address::Number;
 use super::link;
+use super::nfnetlink::{
+    ACK, DONE, DUMP, ERROR, NESTED, REQUEST, attribute, failure, find, message, messages,
+};
 
-// include/uapi/linux/netlink.h, netfilter/nfnetlink.h and netfilter/nfnetlink_conntrack.h.
-const REQUEST: u16 = 1;
-const ACK: u16 = 4;
-const DUMP: u16 = 0x300;
-const DONE: u16 = 3;
-const ERROR: u16 = 2;
+// include/uapi/linux/netfilter/nfnetlink.h and netfilter/nfnetlink_conntrack.h.
 const CONNTRACK: u16 = 1 << 8;
 const NEW: u16 = CONNTRACK;
 const GET: u16 = CONNTRACK | 1;
 const DELETE: u16 = CONNTRACK | 2;
-const NESTED: u16 = 0x8000;
-const TYPE_MASK: u16 = 0x3fff;
 const TUPLE_ORIG: u16 = 1;
 const TUPLE_REPLY: u16 = 2;
 const TUPLE_IP: u16 = 1;
@@ -143,60 +139,6 @@ fn forget(connection: &Connection) -> io::Result<()> {
         Some((ERROR, body)) => Err(failure(body)),
         _ => Err(io::ErrorKind::InvalidData.into()),
     }
-}
-
-/// `struct nlmsgerr` begins with the negative error.
-fn failure(body: &[u8]) -> io::Error {
-    let code = body.first_chunk().map_or(0, |code| i32::from_ne_bytes(*code));
-    io::Error::from_raw_os_error(code.saturating_neg())
-}
-
-/// `struct nlmsghdr` and `struct nfgenmsg`, and what follows.
-fn message(kind: u16, flags: u16, family: u8, attributes: &[u8]) -> Vec<u8> {
-    let mut bytes = Vec::with_capacity(20 + attributes.len());
-    bytes.extend((20 + attributes.len() as u32).to_ne_bytes());
-    bytes.extend(kind.to_ne_bytes());
-    bytes.extend(flags.to_ne_bytes());
-    bytes.extend([0; 8]);
-    bytes.extend([family, 0, 0, 0]);
-    bytes.extend(attributes);
-    bytes
-}
-
-fn attribute(kind: u16, value: &[u8]) -> Vec<u8> {
-    let mut bytes = Vec::with_capacity(4 + value.len());
-    bytes.extend((4 + value.len() as u16).to_ne_bytes());
-    bytes.extend(kind.to_ne_bytes());
-    bytes.extend(value);
-    bytes.resize(bytes.len().next_multiple_of(4), 0);
-    bytes
-}
-
-/// The messages of a datagram, each with what follows its `struct nlmsghdr`.
-fn messages(datagram: &[u8]) -> impl Iterator<Item = (u16, &[u8])> {
-    let mut rest = datagram;
-    std::iter::from_fn(move || {
-        let length = u32::from_ne_bytes(*rest.first_chunk()?) as usize;
-        let kind = u16::from_ne_bytes(*rest.get(4..)?.first_chunk()?);
-        let body = rest.get(16..length)?;
-        rest = rest.get(length.next_multiple_of(4)..).unwrap_or_default();
-        Some((kind, body))
-    })
-}
-
-fn attributes(bytes: &[u8]) -> impl Iterator<Item = (u16, &[u8])> {
-    let mut rest = bytes;
-    std::iter::from_fn(move || {
-        let length = usize::from(u16::from_ne_bytes(*rest.first_chunk()?));
-        let kind = u16::from_ne_bytes(*rest.get(2..)?.first_chunk()?) & TYPE_MASK;
-        let value = rest.get(4..length)?;
-        rest = rest.get(length.next_multiple_of(4)..).unwrap_or_default();
-        Some((kind, value))
-    })
-}
-
-fn find(bytes: &[u8], wanted: u16) -> Option<&[u8]> {
-    attributes(bytes).find(|(kind, _)| *kind == wanted).map(|(_, value)| value)
 }
 
 fn connection(body: &[u8]) -> Option<Connection> {

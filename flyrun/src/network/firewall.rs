@@ -1,7 +1,8 @@
 //! The host's rules: one nftables table for all machines, made by the first and gone with the last.
 //!
 //! The rules are the same for every machine and go by the names and addresses of flyrun's interfaces; what differs is in
-//! sets. Everything that is done is one transaction of `nft`, which runs beside the machine's boot.
+//! sets. Everything that is done is one transaction of `nft`, which runs beside the machine's boot. Where the rules stand
+//! ([`standing`]) and a machine has nothing of its own in the sets, nothing is done.
 
 use std::fmt::Write as _;
 use std::fs::File;
@@ -13,6 +14,7 @@ use serde_json::Value;
 
 use super::address::{Number, SUBNET4, SUBNET6};
 use super::publish::Publish;
+use super::standing;
 use crate::error::{Context, Error, Result};
 
 /// Debian keeps nft where only root's PATH leads.
@@ -95,7 +97,18 @@ pub fn is_installed() -> bool {
 
 /// A transaction under way.
 #[derive(Debug)]
-pub struct Pending(Option<Child>);
+pub struct Pending(Option<(Child, Then)>);
+
+/// What is noted when it has succeeded.
+#[derive(Debug)]
+enum Then {
+    Nothing,
+    /// The table stands if nobody but this transaction has changed rules since this number.
+    Stands {
+        lock: File,
+        before: Option<u32>,
+    },
+}
 
 impl Pending {
     /// Waits until the host's rules are as asked for.
@@ -103,9 +116,12 @@ impl Pending {
     /// # Errors
     /// nft refused; its first line is told.
     pub fn wait(&mut self) -> Result<()> {
-        let Some(child) = self.0.take() else { return Ok(()) };
+        let Some((child, then)) = self.0.take() else { return Ok(()) };
         let output = child.wait_with_output().context("cannot wait for nft")?;
         if output.status.success() {
+            if let Then::Stands { lock, before } = then {
+                standing::note(&lock, TABLE, before);
+            }
             return Ok(());
         }
         let told = String::from_utf8_lossy(&output.stderr);
@@ -122,7 +138,14 @@ impl Pending {
 /// # Errors
 /// There is no nft.
 pub fn admit(number: Number, ports: &[Publish], peers: &[Number], lock: &File) -> Result<Pending> {
-    let mut script = TABLE.replace("SUBNET4", SUBNET4).replace("SUBNET6", SUBNET6);
+    let stands = standing::is_noted(lock, TABLE);
+    if stands && ports.is_empty() && peers.is_empty() {
+        return Ok(Pending(None));
+    }
+    let mut script = String::new();
+    if !stands {
+        script = TABLE.replace("SUBNET4", SUBNET4).replace("SUBNET6", SUBNET6);
+    }
     for publish in ports {
         for (map, key, value) in port_elements(number, publish) {
             let _ = writeln!(script, "add element inet flyrun {map} {{ {key} : {value} }}");
@@ -132,7 +155,7 @@ pub fn admit(number: Number, ports: &[Publish], peers: &[Number], lock: &File) -
     for peer in peers.iter().map(|peer| peer.tap()) {
         let _ = writeln!(script, "add element inet flyrun pairs {{ {own} . {peer}, {peer} . {own} }}");
     }
-    change(&["-f", "-"], Some(&script), lock)
+    change(&["-f", "-"], Some(&script), lock, true)
 }
 
 /// The elements that one published port is: map, key and value.
@@ -155,12 +178,13 @@ fn port_elements(number: Number, publish: &Publish) -> Vec<(&'static str, String
 /// nft refuses, or is gone.
 pub fn dismiss(numbers: &[Number], lock: &File) -> Result<()> {
     let child = begin(&["-j", "list", "table", "inet", "flyrun"], None, || Ok(Stdio::piped()))?;
-    let Some(child) = child.0 else { return Ok(()) };
+    let Some((child, _)) = child.0 else { return Ok(()) };
     let output = child.wait_with_output().context("cannot wait for nft")?;
     // Without a table there is nothing to take away.
     let Ok(listing) = serde_json::from_slice::<Value>(&output.stdout) else { return Ok(()) };
     let script = removal(&listing, numbers);
-    if script.is_empty() { Ok(()) } else { change(&["-f", "-"], Some(&script), lock)?.wait() }
+    let stands = standing::is_noted(lock, TABLE);
+    if script.is_empty() { Ok(()) } else { change(&["-f", "-"], Some(&script), lock, stands)?.wait() }
 }
 
 /// Removes the table, with which the last machine's traces go.
@@ -168,7 +192,8 @@ pub fn dismiss(numbers: &[Number], lock: &File) -> Result<()> {
 /// # Errors
 /// There is no nft. A table that is not there is no failure.
 pub fn remove(lock: &File) -> Result<()> {
-    let _absent = change(&["delete", "table", "inet", "flyrun"], None, lock)?.wait();
+    standing::forget(lock);
+    let _absent = change(&["delete", "table", "inet", "flyrun"], None, lock, false)?.wait();
     Ok(())
 }
 
@@ -203,9 +228,13 @@ fn words(value: &Value) -> Vec<String> {
 }
 
 /// An nft that changes something holds the lock itself, as its standard output: should this process be killed, nobody else
-/// looks at the rules before they are as they will be.
-fn change(arguments: &[&str], script: Option<&str>, lock: &File) -> Result<Pending> {
-    begin(arguments, script, || lock.try_clone().map(Stdio::from))
+/// looks at the rules before they are as they will be. `stands`: whether the table is whole then.
+fn change(arguments: &[&str], script: Option<&str>, lock: &File, stands: bool) -> Result<Pending> {
+    let before = standing::generation().ok();
+    let Pending(begun) = begin(arguments, script, || lock.try_clone().map(Stdio::from))?;
+    let lock = lock.try_clone().context("cannot share the lock of the network")?;
+    let then = if stands { Then::Stands { lock, before } } else { Then::Nothing };
+    Ok(Pending(begun.map(|(child, _)| (child, then))))
 }
 
 fn begin(
@@ -225,7 +254,7 @@ fn begin(
                     // A pipe holds all of it at once; nft that ends early says why itself.
                     let _ = stdin.write_all(script.as_bytes());
                 }
-                return Ok(Pending(Some(child)));
+                return Ok(Pending(Some((child, Then::Nothing))));
             }
             Err(error) if error.kind() == io::ErrorKind::NotFound => missing = Some(error),
             Err(error) => return Err(Error::caused("cannot start nft", &error)),

@@ -11,8 +11,10 @@ mod dns;
 mod firewall;
 mod forwarding;
 mod link;
+mod nfnetlink;
 pub mod publish;
 mod reserve;
+mod standing;
 
 use std::fs::File;
 use std::io;
@@ -97,6 +99,8 @@ pub struct Attached {
     number: Number,
     owner: Owner,
     has_peers: bool,
+    /// The machine is on disk, and soon here again.
+    comes_back: bool,
     rules: Pending,
     /// Held until the rules are in place.
     lock: Option<File>,
@@ -175,13 +179,14 @@ pub fn set_up(
             number,
             owner,
             has_peers,
+            comes_back: false,
             rules,
             lock: Some(lock),
             _ports: ports,
             _names: names,
         })),
         Err(error) => {
-            let _ = take_away(&[number], true, &lock);
+            let _ = take_away(&[number], true, false, &lock);
             Err(error)
         }
     }
@@ -239,7 +244,8 @@ impl Attached {
 impl Drop for Attached {
     fn drop(&mut self) {
         let _ = self.wait_ready();
-        let gone = lock().and_then(|lock| take_away(&[self.number], self.has_elements(), &lock));
+        let gone =
+            lock().and_then(|lock| take_away(&[self.number], self.has_elements(), self.comes_back, &lock));
         if let Err(error) = gone {
             anstream::eprintln!("flyrun: {error}");
         }
@@ -258,6 +264,11 @@ impl Attached {
             link::tell_owner(self.number, &self.owner).context(told())?;
         }
         Ok(())
+    }
+
+    /// Leaves the rules that all machines share when this is dropped, also if no machine is left.
+    pub fn will_come_back(&mut self) {
+        self.comes_back = true;
     }
 
     /// Which the machine asks for when it is resumed.
@@ -291,6 +302,19 @@ impl Attached {
     }
 }
 
+/// Takes away the rules that a machine left which was to come back, and does not.
+///
+/// # Errors
+/// There is no nft.
+pub fn sweep_rules(comes_back: impl FnOnce() -> bool) -> Result<()> {
+    let is_left = || std::fs::metadata(LOCK).is_ok_and(|note| note.len() > 0) && link::list().is_empty();
+    if !is_left() || comes_back() || !rustix::process::geteuid().is_root() {
+        return Ok(());
+    }
+    let lock = lock()?;
+    if is_left() { firewall::remove(&lock) } else { Ok(()) }
+}
+
 /// Takes away what machines left that live no more: their interfaces, rules and addresses.
 ///
 /// # Errors
@@ -308,13 +332,14 @@ pub fn sweep(paths: &Paths, is_live: &dyn Fn(&str) -> bool) -> Result<()> {
     let lock = lock()?;
     let dead: Vec<_> =
         link::list().into_iter().filter(|(_, owner)| is_dead(owner)).map(|(number, _)| number).collect();
-    if dead.is_empty() { Ok(()) } else { take_away(&dead, true, &lock) }
+    if dead.is_empty() { Ok(()) } else { take_away(&dead, true, false, &lock) }
 }
 
-/// Removes the rules first, so that while there are any an interface tells of them.
-fn take_away(numbers: &[Number], have_elements: bool, lock: &File) -> Result<()> {
+/// Removes the rules first, so that while there are any an interface tells of them. But for those of machines that come back, which
+/// harm nobody: to make them again would take longer than all else in a resume.
+fn take_away(numbers: &[Number], have_elements: bool, come_back: bool, lock: &File) -> Result<()> {
     let connections = Connections::of(numbers);
-    let last = link::list().iter().all(|(number, _)| numbers.contains(number));
+    let last = !come_back && link::list().iter().all(|(number, _)| numbers.contains(number));
     let rules = match (last, have_elements) {
         (true, _) => firewall::remove(lock),
         (false, true) => firewall::dismiss(numbers, lock),
