@@ -14,8 +14,8 @@ TARGET := x86_64-unknown-linux-gnu
 DIST := target/dist
 LIB := $(DIST)/lib/flyrun
 HOST := tests/host/run
-# The VMM and what runs in guests are static. cargo keeps them apart by --target.
-STATIC := RUSTFLAGS="-C target-feature=+crt-static" cargo build --release --target $(TARGET)
+# All programs are static: they start without a dynamic linker, and in guests there is none. cargo keeps them apart by --target.
+STATIC := RUSTFLAGS="-C target-feature=+crt-static -C link-arg=-Wl,-z,pack-relative-relocs" cargo build --release --target $(TARGET)
 
 .PHONY: help demo build kernel programs test unit e2e bench soak fuzz install fmt lint images clean
 
@@ -36,11 +36,11 @@ build: programs kernel ## Build everything into target/dist
 
 programs:
 	@tests/setup
-	cargo build --release -p flyrun
-	$(STATIC) -p vmm -p guest-init --bins
+	$(STATIC) -p flyrun -p vmm -p guest-init --bins
 	mkdir -p $(DIST)/bin $(LIB)
 	keep() { cmp -s "$$1" "$$2" || install "$$1" "$$2"; }
-	keep target/release/flyrun $(DIST)/bin/flyrun
+	keep target/$(TARGET)/release/flyrun $(DIST)/bin/flyrun
+	keep target/$(TARGET)/release/flyrun-monitor $(LIB)/flyrun-monitor
 	keep target/$(TARGET)/release/flyrun-vmm $(LIB)/flyrun-vmm
 	tests/initramfs target/$(TARGET)/release/guest-init $(LIB)/initramfs-run.cpio
 	tests/initramfs target/$(TARGET)/release/guest-unpack $(LIB)/initramfs-unpack.cpio
@@ -112,7 +112,7 @@ fuzz: ## Fuzz each parser of foreign bytes for TIME seconds (default 600), and r
 install: build ## Install below PREFIX (default /usr/local; DESTDIR is honoured)
 	@install -D $(DIST)/bin/flyrun $(DESTDIR)$(PREFIX)/bin/flyrun
 	install -d $(DESTDIR)$(PREFIX)/lib/flyrun
-	install $(LIB)/flyrun-vmm $(DESTDIR)$(PREFIX)/lib/flyrun/
+	install $(LIB)/flyrun-{vmm,monitor} $(DESTDIR)$(PREFIX)/lib/flyrun/
 	install -m 644 $(LIB)/vmlinux* $(LIB)/initramfs-*.cpio $(DESTDIR)$(PREFIX)/lib/flyrun/
 	$(DIST)/bin/flyrun man $(DESTDIR)$(PREFIX)/share/man/man1
 	mkdir -p $(DESTDIR)$(PREFIX)/share/bash-completion/completions

@@ -149,6 +149,8 @@ pub fn make_private_dir(path: &Path) -> Result<()> {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Part {
     Vmm,
+    /// What owns a machine in the background.
+    Monitor,
     /// The kernel for one vCPU.
     Kernel,
     /// The kernel for several.
@@ -158,12 +160,13 @@ pub enum Part {
 }
 
 impl Part {
-    pub const ALL: [Part; 5] =
-        [Part::Vmm, Part::Kernel, Part::KernelSmp, Part::InitramfsRun, Part::InitramfsUnpack];
+    pub const ALL: [Part; 6] =
+        [Part::Vmm, Part::Monitor, Part::Kernel, Part::KernelSmp, Part::InitramfsRun, Part::InitramfsUnpack];
 
     pub fn file_name(self) -> &'static str {
         match self {
             Part::Vmm => "flyrun-vmm",
+            Part::Monitor => "flyrun-monitor",
             Part::Kernel => "vmlinux",
             Part::KernelSmp => "vmlinux-smp",
             Part::InitramfsRun => "initramfs-run.cpio",
@@ -200,9 +203,13 @@ impl Library {
     }
 
     fn usual_places() -> Vec<PathBuf> {
-        let beside =
-            std::env::current_exe().ok().and_then(|exe| Some(exe.parent()?.parent()?.join("lib/flyrun")));
-        beside.into_iter().chain(["/usr/local/lib/flyrun".into(), "/usr/lib/flyrun".into()]).collect()
+        let own = std::env::current_exe().ok();
+        // Of flyrun-monitor, which is one of the parts.
+        let among =
+            own.as_ref().and_then(|exe| exe.parent()).filter(|directory| directory.ends_with("flyrun"));
+        let beside = own.as_ref().and_then(|exe| Some(exe.parent()?.parent()?.join("lib/flyrun")));
+        let installed = ["/usr/local/lib/flyrun".into(), "/usr/lib/flyrun".into()];
+        among.map(PathBuf::from).into_iter().chain(beside).chain(installed).collect()
     }
 
     pub fn directory(&self) -> &Path {

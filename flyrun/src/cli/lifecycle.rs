@@ -25,6 +25,7 @@ pub fn start(context: &Context, record: &Record) -> Result<()> {
         let now = context.machines().find(&record.id)?;
         return if now.state == State::Suspended { start(context, &now) } else { Ok(()) };
     }
+    context.make_way(record)?;
     let Some(machine) = context.machines().acquire(&record.id, Patience::Glance)? else {
         // Somebody else has started it in this moment.
         return Ok(());

@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use clap::{Parser, Subcommand};
 
 mod attach;
+mod background;
 mod clone;
 mod completions;
 mod config;
@@ -50,9 +51,12 @@ mod version;
 mod volume;
 mod wait;
 
+pub use background::Background;
+
 use crate::error::{Context as _, Result};
 use crate::exit_code::ExitCode;
-use crate::machine::{Ended, Machines};
+use crate::machine::{Ended, Machines, Record, State};
+use crate::network::Mode;
 
 use crate::paths::{Paths, make_private_dir};
 use crate::snapshot::Snapshots;
@@ -141,10 +145,6 @@ enum Command {
     Version(version::Arguments),
     Completions(completions::Arguments),
     Man(man::Arguments),
-    #[command(hide = true)]
-    Monitor(monitor::Arguments),
-    #[command(hide = true)]
-    Share(share::Arguments),
 }
 
 impl Cli {
@@ -196,8 +196,6 @@ impl Cli {
             Command::Version(arguments) => version::execute(&arguments),
             Command::Completions(arguments) => completions::execute(&arguments),
             Command::Man(arguments) => man::execute(&arguments),
-            Command::Monitor(arguments) => monitor::execute(&context, &arguments),
-            Command::Share(arguments) => share::execute(&arguments),
         }
     }
 }
@@ -224,7 +222,19 @@ impl Context {
         Ledger::new(self.paths.usage())
             .settle(&is_owned)
             .context("cannot write down what machines have used")?;
-        crate::network::sweep(&self.paths, &is_owned)
+        crate::network::sweep(&self.paths, &is_owned)?;
+        // One that is on disk has its rules wait for it.
+        let is_suspended = |record: &Record| record.state == State::Suspended;
+        crate::network::sweep_rules(|| self.machines().list().is_ok_and(|all| all.iter().any(is_suspended)))
+    }
+
+    /// Of this, only what a machine that is started may need itself: its addresses, and ports of the host. The rest can wait
+    /// until nobody does. To be called before the machine is locked, which itself may be the one that was killed.
+    fn make_way(&self, record: &Record) -> Result<()> {
+        if record.config.network.mode == Mode::None {
+            return Ok(());
+        }
+        crate::network::sweep(&self.paths, &|id| self.machines().is_owned(id))
     }
 
     fn volumes(&self) -> Volumes {

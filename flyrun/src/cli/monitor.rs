@@ -1,4 +1,4 @@
-//! `flyrun monitor`: the process behind a machine in the background. Started by flyrun, not by users.
+//! `flyrun-monitor monitor`: the process behind a machine in the background. Started by flyrun, not by users.
 
 use std::io;
 use std::time::Duration;

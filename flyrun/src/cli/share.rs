@@ -1,4 +1,4 @@
-//! `flyrun share`: the process that becomes a virtiofsd. Started by monitors, not by users.
+//! `flyrun-monitor share`: the process that becomes a virtiofsd. Started by monitors, not by users.
 
 use clap::Args;
 

@@ -5,7 +5,7 @@ use std::ffi::OsString;
 
 use clap::{Parser, Subcommand};
 
-use super::{Cli, Command, Places, monitor, run, start, suspend};
+use super::{Cli, Command, Places, run, start, suspend};
 
 #[derive(Debug, Parser)]
 #[command(name = "flyrun", disable_help_flag = true, disable_version_flag = true)]
@@ -19,7 +19,6 @@ struct Short {
 #[derive(Debug, Subcommand)]
 #[command(disable_help_subcommand = true)]
 enum Known {
-    Monitor(monitor::Arguments),
     Resume(suspend::Resume),
     Run(Box<run::Arguments>),
     Start(start::Arguments),
@@ -34,7 +33,6 @@ pub fn read() -> Option<Cli> {
 fn read_from(words: impl IntoIterator<Item = OsString>) -> Option<Cli> {
     let short = Short::try_parse_from(words).ok()?;
     let command = match short.command {
-        Known::Monitor(arguments) => Command::Monitor(arguments),
         Known::Resume(arguments) => Command::Resume(arguments),
         Known::Run(arguments) => Command::Run(arguments),
         Known::Start(arguments) => Command::Start(arguments),
@@ -61,7 +59,6 @@ mod tests {
             "flyrun run --from-snapshot warm",
             "flyrun suspend --force web --run-dir /x",
             "flyrun start -ai shell",
-            "flyrun --root /r --run-dir /x monitor 0123",
         ] {
             let short = read_from(words(line)).map(|cli| format!("{cli:?}"));
             assert_eq!(short, Some(format!("{:?}", Cli::try_parse_from(words(line)).unwrap())), "{line}");

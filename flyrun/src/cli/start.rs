@@ -30,7 +30,12 @@ pub struct Arguments {
 }
 
 pub fn execute(context: &Context, arguments: &Arguments) -> Result<ExitCode> {
+    let result = start(context, arguments);
     context.keep_house()?;
+    result
+}
+
+fn start(context: &Context, arguments: &Arguments) -> Result<ExitCode> {
     match arguments.machines.as_slice() {
         [name] if arguments.attach || arguments.interactive => {
             start_in_foreground(context, name, arguments.interactive)
@@ -49,6 +54,7 @@ fn start_in_foreground(context: &Context, name: &str, input: bool) -> Result<Exi
     if decide(&record, Action::Start)? == Verdict::Already {
         return Err(runs());
     }
+    context.make_way(&record)?;
     let Some(machine) = context.machines().acquire(&record.id, Patience::Glance)? else {
         return Err(runs());
     };

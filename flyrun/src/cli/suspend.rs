@@ -61,12 +61,13 @@ pub fn suspend(context: &Context, arguments: &Suspend) -> Result<ExitCode> {
 }
 
 pub fn resume(context: &Context, arguments: &Resume) -> Result<ExitCode> {
+    let code = each(context, &arguments.machines, resume_one)?;
     context.keep_house()?;
-    trace::step("house kept");
-    each(context, &arguments.machines, resume_one)
+    Ok(code)
 }
 
 fn resume_one(context: &Context, record: &Record) -> Result<()> {
+    trace::step("machine found");
     if decide(record, Action::Resume)? == Verdict::Already {
         return Ok(());
     }

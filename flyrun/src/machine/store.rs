@@ -21,7 +21,8 @@ pub const SNAPSHOT: &str = "snapshot";
 pub const SNAPSHOT_STATE: &str = vmm::snapshot::STATE;
 /// How long a machine's lock may be held by somebody who only looks, or is about to let go.
 const LOCK_PATIENCE: Duration = Duration::from_secs(10);
-const LOCK_POLL: Duration = Duration::from_millis(5);
+/// How long to wait until it is tried again: doubled each time, up to the second.
+const LOCK_POLL: [Duration; 2] = [Duration::from_micros(100), Duration::from_millis(5)];
 /// The exit code of a machine whose virtual machine was lost: SIGKILL's.
 const LOST: u8 = 137;
 
@@ -139,6 +140,7 @@ impl Machines {
     pub fn acquire(&self, id: &str, patience: Patience) -> Result<Option<Owned>> {
         let directory = self.directory.join(id);
         let deadline = Instant::now() + LOCK_PATIENCE;
+        let [mut pause, longest] = LOCK_POLL;
         loop {
             let lock = lock_file(&directory.join(LOCK)).map_err(|_| gone(id))?;
             if lock.try_lock().is_ok() {
@@ -153,7 +155,8 @@ impl Machines {
             if (stays && patience == Patience::Glance) || Instant::now() >= deadline {
                 return Ok(None);
             }
-            std::thread::sleep(LOCK_POLL);
+            std::thread::sleep(pause);
+            pause = (pause * 2).min(longest);
         }
     }
 

@@ -54,7 +54,8 @@ impl Monitor<'_> {
         let shares = &self.machine.record().config.shares;
         let Some(daemon) = share::prepare(shares)? else { return Ok(vec![]) };
         let cgroup = self.cgroup.as_ref().map(Cgroup::path);
-        let start = |(number, share)| Served::start(&daemon, share, number, &self.run_dir, cgroup);
+        let start =
+            |(number, share)| Served::start(self.host.library, &daemon, share, number, &self.run_dir, cgroup);
         shares.iter().enumerate().map(start).collect()
     }
 

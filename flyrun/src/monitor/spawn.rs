@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 use crate::error::{Context, Error, Result};
 use crate::exit_code::ExitCode;
 use crate::machine::Owned;
-use crate::paths::Paths;
+use crate::paths::{Library, Part, Paths};
 use crate::trace;
 
 /// What a new monitor says on its standard output, as one line of JSON.
@@ -36,10 +36,11 @@ impl Report {
 /// # Errors
 /// The machine did not start; the error is its monitor's.
 pub fn spawn(paths: &Paths, machine: Owned) -> Result<()> {
+    let program = Library::find()?.path(Part::Monitor);
     let id = machine.record().id.clone();
     let log = machine.directory().join("monitor.log");
     let log = File::create(&log).context(format!("cannot write {}", log.display()))?;
-    let mut child = Command::new("/proc/self/exe")
+    let mut child = Command::new(&program)
         .arg("--root")
         .arg(&paths.root)
         .arg("--run-dir")
@@ -49,7 +50,7 @@ pub fn spawn(paths: &Paths, machine: Owned) -> Result<()> {
         .stdout(Stdio::piped())
         .stderr(log)
         .spawn()
-        .context("cannot start the machine's monitor")?;
+        .context(format!("cannot start {}", program.display()))?;
     trace::step("monitor spawned");
     drop(machine);
     let mut line = String::new();

@@ -17,7 +17,7 @@ use vmm::spec::ShareSpec;
 
 use super::{Daemon, Use};
 use crate::error::{Context, Error, Result};
-use crate::paths::RunDir;
+use crate::paths::{Library, Part, RunDir};
 use crate::vm::spawn as spawn_thread;
 
 /// How long the kernel may take to end a process that was killed.
@@ -47,6 +47,7 @@ impl Served {
     /// # Errors
     /// A file or socket cannot be made, or a process not started.
     pub fn start(
+        library: &Library,
         daemon: &Daemon,
         share: &Use,
         number: usize,
@@ -60,7 +61,7 @@ impl Served {
         let _ = std::fs::remove_file(&socket);
         let listener =
             UnixListener::bind(&socket).context(format!("cannot listen on {}", socket.display()))?;
-        let mut command = Command::new("/proc/self/exe");
+        let mut command = Command::new(library.path(Part::Monitor));
         command.args(["share", "--owner", &std::process::id().to_string()]);
         if let Some(cgroup) = cgroup {
             command.arg("--cgroup").arg(cgroup);
