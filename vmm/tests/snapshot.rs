@@ -90,7 +90,7 @@ fn an_access_to_a_device_is_neither_lost_nor_made_twice() {
 /// 2, `state-1` is from before there was one. To be run once for a version:
 /// `tests/host/run --share vmm/tests/fixtures -- target/debug/deps/snapshot-… --ignored --exact writes_the_fixture`.
 #[test]
-#[ignore = "it writes tests/fixtures/state-2"]
+#[ignore = "it writes tests/fixtures/state-3"]
 fn writes_the_fixture() {
     let Some(mut machine) = machine(1) else { return };
     machine.spec.balloon = true;
@@ -98,7 +98,7 @@ fn writes_the_fixture() {
     life.suspend_to(&machine.snapshot());
     life.kill();
     let fixtures = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures");
-    std::fs::copy(machine.snapshot().join("state"), fixtures.join("state-2")).unwrap();
+    std::fs::copy(machine.snapshot().join("state"), fixtures.join("state-3")).unwrap();
 }
 
 /// A machine of the kernel for that many CPUs, where it can be run.

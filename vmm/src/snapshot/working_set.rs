@@ -202,7 +202,7 @@ mod tests {
         file.write_all(&vec![7; 4 << 20]).unwrap();
         let restored = || {
             let memory = reserve(4).unwrap();
-            let backing = Backing::restore(dir.path(), &memory, &MemoryState { extents: None }).unwrap();
+            let backing = Backing::restore(dir.path(), &memory, &MemoryState::default()).unwrap();
             (memory, backing)
         };
         let (memory, backing) = restored();
