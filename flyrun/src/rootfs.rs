@@ -6,8 +6,10 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use images::{Digest, Image, RootfsDraft, RootfsLease, RootfsSlot, Store};
-use protocol::{BootConfig, Compression, FromGuest, LayerConfig, PROTOCOL_VERSION, UnpackConfig};
+use images::{Digest, Image, ROOTFS_BYTES, RootfsDraft, RootfsLease, RootfsSlot, Store};
+use protocol::{
+    BootConfig, Compression, FailureKind, FromGuest, LayerConfig, PROTOCOL_VERSION, UnpackConfig,
+};
 use vmm::spec::DiskSpec;
 
 use crate::error::{Error, Result, from_images};
@@ -18,10 +20,12 @@ use crate::vm::{Event, Mailbox, Vm, VmPlan};
 
 /// Memory of the unpack VM. Decompression needs little; the rest is page cache, which makes writing quicker.
 const MEMORY_MIB: u32 = 512;
-/// An image that unpacks to more than this is refused.
-const MAX_BYTES: u64 = 48 << 30;
-/// An image with more files than this is refused; the template has inodes for about 4 million.
-const MAX_ENTRIES: u64 = 3_000_000;
+/// The smallest root filesystem, in bytes.
+const MIN_ROOTFS_BYTES: u64 = 4 << 30;
+/// Most layers unpack to a few times what they take packed. One that does to more is unpacked again, with all the room there is.
+const EXPANSION: u64 = 16;
+/// A file or directory for so many bytes of a filesystem is allowed, three quarters of what it has inodes for.
+const BYTES_AN_ENTRY: u64 = (16 << 10) / 3 * 4;
 /// A guest that says nothing for so long is taken for stuck. It tells its progress many times a second.
 const SILENCE_LIMIT: Duration = Duration::from_secs(300);
 /// Each blob begins at a sector of this many bytes.
@@ -38,17 +42,60 @@ pub fn ensure(store: &Store, image: &Image, library: &Library, paths: &Paths) ->
     let bars = Bars::on_stderr();
     match store.begin_rootfs(&image.chain_id, &bars).map_err(|error| from_images(&error))? {
         RootfsSlot::Ready(lease) => Ok(lease),
-        RootfsSlot::Draft(draft) => unpack(image, draft, library, paths, &bars),
+        RootfsSlot::Draft(draft) => unpack(store, image, draft, library, paths, &bars),
     }
 }
 
 fn unpack(
+    store: &Store,
     image: &Image,
     draft: RootfsDraft,
     library: &Library,
     paths: &Paths,
     bars: &Bars,
 ) -> Result<RootfsLease> {
+    let bytes = rootfs_bytes(image.layer_bytes());
+    let fits = unpack_into(store, image, &draft, bytes, library, paths, bars)?;
+    if let Unpacked::TooLarge(message) = fits {
+        let retried = match bytes {
+            ROOTFS_BYTES => Unpacked::TooLarge(message),
+            _ => unpack_into(store, image, &draft, ROOTFS_BYTES, library, paths, bars)?,
+        };
+        if let Unpacked::TooLarge(message) = retried {
+            return Err(cannot_unpack(image, &message));
+        }
+    }
+    draft.commit().map_err(|error| from_images(&error))
+}
+
+/// What became of an unpacking that took its course.
+enum Unpacked {
+    Whole,
+    /// The filesystem has no room for it, as this says.
+    TooLarge(String),
+}
+
+/// A mount costs the more the larger a filesystem is, however little is in it.
+fn rootfs_bytes(layer_bytes: u64) -> u64 {
+    let wanted = layer_bytes.saturating_mul(EXPANSION).clamp(MIN_ROOTFS_BYTES, ROOTFS_BYTES);
+    wanted.next_power_of_two()
+}
+
+fn cannot_unpack(image: &Image, message: &str) -> Error {
+    Error::new(format!("cannot unpack {}: {message}", image.name))
+        .advice("If the image is good elsewhere, remove it with `flyrun rmi` and pull it again.")
+}
+
+fn unpack_into(
+    store: &Store,
+    image: &Image,
+    draft: &RootfsDraft,
+    bytes: u64,
+    library: &Library,
+    paths: &Paths,
+    bars: &Bars,
+) -> Result<Unpacked> {
+    draft.format(store, bytes).map_err(|error| from_images(&error))?;
     let run_dir = Arc::new(paths.make_run_dir(&format!("unpack-{}", new_id()?))?);
     let plan = VmPlan {
         vmm: library.path(Part::Vmm),
@@ -66,7 +113,7 @@ fn unpack(
             },
             DiskSpec { files: vec![draft.path().to_path_buf()], read_only: false, rate: None },
         ],
-        boot: BootConfig::Unpack(config(image)),
+        boot: BootConfig::Unpack(config(image, bytes)),
         console: Some(run_dir.path().join("console.log")),
         streams: None,
         cgroup: None,
@@ -76,13 +123,12 @@ fn unpack(
     let mailbox = Mailbox::new();
     let vm = Vm::start(&plan, run_dir, &mailbox.post())?;
     let unpacking = bars.unpacking(image.layer_bytes());
-    wait(&vm, &mailbox, image, |bytes| unpacking.set_position(bytes))?;
+    let unpacked = wait(&vm, &mailbox, image, |bytes| unpacking.set_position(bytes));
     unpacking.finish_and_clear();
-    drop(vm);
-    draft.commit().map_err(|error| from_images(&error))
+    unpacked
 }
 
-fn config(image: &Image) -> UnpackConfig {
+fn config(image: &Image, rootfs_bytes: u64) -> UnpackConfig {
     let mut offset = 0;
     let mut layers = Vec::with_capacity(image.layers.len());
     for layer in &image.layers {
@@ -103,15 +149,15 @@ fn config(image: &Image) -> UnpackConfig {
         layers_device: "/dev/vda".into(),
         target_device: "/dev/vdb".into(),
         layers,
-        max_bytes: MAX_BYTES,
-        max_entries: MAX_ENTRIES,
+        max_bytes: rootfs_bytes / 4 * 3,
+        max_entries: rootfs_bytes / BYTES_AN_ENTRY,
         init_log: false,
     }
 }
 
 /// Follows the unpack VM until it has written everything and ended in order. Only both together make a root
 /// filesystem: its word, and the reset that comes after the last flush.
-fn wait(vm: &Vm, mailbox: &Mailbox, image: &Image, progress: impl Fn(u64)) -> Result<()> {
+fn wait(vm: &Vm, mailbox: &Mailbox, image: &Image, progress: impl Fn(u64)) -> Result<Unpacked> {
     let mut control = None;
     let mut unpacked = false;
     loop {
@@ -131,16 +177,16 @@ fn wait(vm: &Vm, mailbox: &Mailbox, image: &Image, progress: impl Fn(u64)) -> Re
                 unpacked = true;
                 drop(control.take());
             }
-            Event::Guest(FromGuest::Failed { message, .. }) => {
-                return Err(Error::new(format!("cannot unpack {}: {message}", image.name)).advice(
-                    "If the image is good elsewhere, remove it with `flyrun rmi` and pull it again.",
-                ));
-            }
+            Event::Guest(FromGuest::Failed {
+                kind: FailureKind::NoSpace | FailureKind::LimitExceeded,
+                message,
+            }) => return Ok(Unpacked::TooLarge(message)),
+            Event::Guest(FromGuest::Failed { message, .. }) => return Err(cannot_unpack(image, &message)),
             Event::ControlClosed(_) => drop(control.take()),
             Event::VmmExited(status) => {
                 return match vm.failure(&status) {
                     Some(error) => Err(Error::new(format!("cannot unpack {}: {error}", image.name))),
-                    None if unpacked => Ok(()),
+                    None if unpacked => Ok(Unpacked::Whole),
                     None => {
                         Err(Error::new(format!("cannot unpack {}: the unpack VM ended early", image.name)))
                     }
@@ -170,4 +216,17 @@ fn wait(vm: &Vm, mailbox: &Mailbox, image: &Image, progress: impl Fn(u64)) -> Re
 pub fn in_use(machines: &[crate::machine::Record], snapshots: &[crate::snapshot::Record]) -> Vec<Digest> {
     let machines = machines.iter().chain(snapshots.iter().map(|snapshot| &snapshot.machine));
     machines.filter_map(|machine| machine.chain_id.parse().ok()).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_root_filesystem_has_room_for_many_times_its_layers_and_never_more_than_there_is() {
+        assert_eq!(rootfs_bytes(0), 4 << 30);
+        assert_eq!(rootfs_bytes(300 << 20), 8 << 30);
+        assert_eq!(rootfs_bytes((4 << 30) + 1), ROOTFS_BYTES);
+        assert_eq!(rootfs_bytes(u64::MAX), ROOTFS_BYTES);
+    }
 }

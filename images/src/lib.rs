@@ -10,6 +10,7 @@
 //! let lease = match store.begin_rootfs(&image.chain_id, &NoProgress)? {
 //!     RootfsSlot::Ready(lease) => lease,
 //!     RootfsSlot::Draft(draft) => {
+//!         draft.format(&store, images::ROOTFS_BYTES)?;
 //!         unpack_in_a_vm(&image, draft.path());
 //!         draft.commit()?
 //!     }

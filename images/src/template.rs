@@ -3,9 +3,10 @@
 //! mke2fs costs more than a boot would (10 to 20 ms), a sparse copy of what it made does not. The options are chosen here
 //! and nowhere else; `/etc/mke2fs.conf` is not read, so that every host makes the same filesystem.
 //!
-//! - **Rootfs**: 64 GiB logical, so that no image is too large, and 196 KiB on the disk: without a journal (a failed unpack
+//! - **Rootfs**: 64 GiB logical at most, so that no image is too large, and then 196 KiB on the disk; less for most, as a mount looks at
+//!   each group of 128 MiB. Without a journal (a failed unpack
 //!   is thrown away, a finished one never written again), without backup superblocks worth the name (`sparse_super2`),
-//!   all group metadata in one place (`packed_meta_blocks`, one flex group), no reserved blocks, 4 Mi inodes. Checksums
+//!   all group metadata in one place (`packed_meta_blocks`, one flex group), no reserved blocks, an inode for 16 KiB. Checksums
 //!   only of group descriptors: each layer's SHA-256 was checked, and the file can be made anew.
 //! - **Disk**: a machine's own writable disk. It outlives kills of the machine, so it has a journal, of 16 MiB: the usual
 //!   64 MiB are for many writers on slow disks, and a suspended machine's disk is copied for every clone. Metadata has
@@ -26,7 +27,7 @@ use std::{
 
 use crate::{Error, Result, Store, store::files};
 
-/// Logical size of a root filesystem in bytes. Sparse: an empty one takes about 200 KiB.
+/// The largest root filesystem, in bytes. Sparse: an empty one takes about 200 KiB.
 pub const ROOTFS_BYTES: u64 = 64 << 30;
 /// Size of a machine's own disk unless the user says otherwise, in bytes.
 pub const DISK_DEFAULT_BYTES: u64 = 10 << 30;

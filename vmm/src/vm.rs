@@ -10,6 +10,7 @@ use kvm_bindings::CpuId;
 use kvm_ioctls::{Cap, Kvm, VcpuFd, VmFd};
 
 use crate::{
+    args::Care,
     attach::{Attach, GuestDevices, Transport},
     boot::{self, LoadedKernel, command_line, params, registers},
     bus::Buses,
@@ -27,6 +28,7 @@ use crate::{
         clock, cpu,
         identity::{self, FileId},
         image::Backing,
+        pages,
         refusal::Refusal,
         restore::Snapshot,
         sections::State,
@@ -101,14 +103,13 @@ impl Vm {
     }
 
     /// Makes the machine of a snapshot, with the host's files and interfaces of this spec; no guest instruction runs yet.
-    /// `verify`: its memory is read and compared with its checksum first.
     ///
     /// # Errors
     /// As [`Vm::new`], and the snapshot is refused.
     pub fn restore(
         snapshot: Snapshot,
         spec: &VmSpec,
-        verify: bool,
+        care: Care,
         trace: Arc<Trace>,
     ) -> Result<Self, SetupError> {
         // The guest's alone: no part of the host's side.
@@ -117,9 +118,12 @@ impl Vm {
         snapshot.check(spec)?;
         let mut frame = Frame::new(&trace)?;
         cpu::check(&snapshot.state.machine.cpuid, frame.template(spec.cpus)?.entries())?;
-        let (guest, backing) = snapshot.memory(spec.memory_mib, verify)?;
+        let (guest, backing) = snapshot.memory(spec.memory_mib, care.verify)?;
         memory::register(&frame.fd, &guest)?;
-        let ahead = snapshot.working_set();
+        let ahead = if care.learn { None } else { snapshot.working_set() };
+        if care.learn {
+            pages::map_apart(&guest, backing.mapped());
+        }
         let Snapshot { header, state, .. } = snapshot;
         trace.step("memory ready");
 
@@ -149,7 +153,7 @@ impl Vm {
         }
         trace.step("state restored");
         if let Some(ahead) = ahead {
-            ahead.prepare(&guest, backing.mapped(), vcpus.first().map(Vcpu::as_fd));
+            ahead.prepare(&guest, backing.mapped(), vcpus.first().map(Vcpu::as_fd), &trace);
             trace.step("pages read ahead");
         }
         crate::hold::at("vmm has restored");

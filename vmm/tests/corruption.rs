@@ -38,7 +38,11 @@ use vmm::{
     },
 };
 
-const FIXTURES: [&[u8]; 2] = [include_bytes!("fixtures/state-1"), include_bytes!("fixtures/state-2")];
+const FIXTURES: [&[u8]; 3] = [
+    include_bytes!("fixtures/state-1"),
+    include_bytes!("fixtures/state-2"),
+    include_bytes!("fixtures/state-3"),
+];
 const MIB: u64 = 1 << 20;
 /// What reading a file of some 20 KB may take: lists of a length that is only said take no memory.
 const MOST_MEMORY: usize = 8 << 20;

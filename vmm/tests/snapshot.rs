@@ -18,6 +18,7 @@ use linux::Machine;
 
 use tiny::{RESET, WAIT, kvm, say, spec};
 use vmm::{
+    args::Care,
     exit::VmExit,
     snapshot::{restore::Snapshot, save},
     trace::Trace,
@@ -47,7 +48,7 @@ fn a_guest_goes_on_where_it_was() {
             assert!(report.full && report.written.written_bytes > 4096, "{report:?}");
             drop(vm);
             let snapshot = Snapshot::open(&saved).unwrap();
-            let mut vm = Vm::restore(snapshot, &spec, false, Arc::new(Trace::off())).unwrap();
+            let mut vm = Vm::restore(snapshot, &spec, Care::default(), Arc::new(Trace::off())).unwrap();
             vm.start().unwrap();
             let end = vm.serve();
             let text = std::fs::read_to_string(dir.path().join("console")).unwrap();
@@ -77,7 +78,8 @@ fn an_access_to_a_device_is_neither_lost_nor_made_twice() {
             }
             save_to(&vm, &saved).unwrap();
             snapshots += 1;
-            vm = Vm::restore(Snapshot::open(&saved).unwrap(), &spec, false, Arc::new(Trace::off())).unwrap();
+            vm = Vm::restore(Snapshot::open(&saved).unwrap(), &spec, Care::default(), Arc::new(Trace::off()))
+                .unwrap();
         }
         assert!(snapshots > 3, "{snapshots}");
         vm.machine().resume().unwrap();
@@ -90,7 +92,7 @@ fn an_access_to_a_device_is_neither_lost_nor_made_twice() {
 /// 2, `state-1` is from before there was one. To be run once for a version:
 /// `tests/host/run --share vmm/tests/fixtures -- target/debug/deps/snapshot-… --ignored --exact writes_the_fixture`.
 #[test]
-#[ignore = "it writes tests/fixtures/state-2"]
+#[ignore = "it writes tests/fixtures/state-3"]
 fn writes_the_fixture() {
     let Some(mut machine) = machine(1) else { return };
     machine.spec.balloon = true;
@@ -98,7 +100,7 @@ fn writes_the_fixture() {
     life.suspend_to(&machine.snapshot());
     life.kill();
     let fixtures = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures");
-    std::fs::copy(machine.snapshot().join("state"), fixtures.join("state-2")).unwrap();
+    std::fs::copy(machine.snapshot().join("state"), fixtures.join("state-3")).unwrap();
 }
 
 /// A machine of the kernel for that many CPUs, where it can be run.

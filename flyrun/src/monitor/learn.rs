@@ -24,14 +24,18 @@ impl Learning {
 
     /// The same for a base, whose first machine teaches all others.
     pub fn for_base(base: &Path) -> Option<Learning> {
-        let is_known = base.join(vmm::snapshot::WORKING_SET).exists();
-        (!is_known).then(|| Learning::new(base.to_path_buf()))
+        (!is_known(base)).then(|| Learning::new(base.to_path_buf()))
     }
 
     /// When it is to be written.
     pub fn due(&self) -> Instant {
         self.due
     }
+}
+
+/// Whether somebody has taught what machines of that base touch.
+pub fn is_known(base: &Path) -> bool {
+    base.join(vmm::snapshot::WORKING_SET).exists()
 }
 
 impl Monitor<'_> {

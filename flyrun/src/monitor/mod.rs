@@ -44,7 +44,7 @@ use crate::machine::restart::{self, Restarts};
 use crate::machine::{LastStart, Outcome, Owned, State, now};
 use crate::paths::{Library, Paths, RunDir};
 use crate::share::Served;
-use crate::vm::{Event, Mailbox, Streams, Vm, spawn as spawn_thread};
+use crate::vm::{Event, Mailbox, Restore, Streams, Vm, spawn as spawn_thread};
 use crate::{network, terminal, trace};
 
 /// Bytes of the host's randomness that each guest starts or goes on with.
@@ -287,7 +287,8 @@ impl<'a> Monitor<'a> {
         self.learning = None;
         self.base = self.find_base(&plan, network.as_mut())?;
         if let Some(base) = &self.base {
-            plan.restore = Some(base.directory.clone());
+            let directory = base.directory.clone();
+            plan.restore = Some(Restore { learn: !learn::is_known(&directory), directory });
         }
         let post = self.mailbox.begin_life();
         let vm = Vm::start(&plan, self.run_dir.clone(), &post)?;

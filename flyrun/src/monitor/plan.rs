@@ -11,7 +11,7 @@ use crate::error::{Context, Error, Result, from_images};
 use crate::machine::{DISK, Machines, State};
 use crate::paths::Part;
 use crate::share::Served;
-use crate::vm::{Streams, VmPlan};
+use crate::vm::{Restore, Streams, VmPlan};
 use crate::volume::{Attached, Volumes};
 use crate::{network, share, trace, volume};
 
@@ -108,7 +108,12 @@ impl Monitor<'_> {
             boot: BootConfig::Run(Box::new(run)),
             console: (!self.view.show_console).then(|| self.machine.directory().join("console.log")),
             cgroup: self.cgroup.as_ref().map(|cgroup| cgroup.path().to_path_buf()),
-            restore: self.machine.record().snapshot.as_ref().map(|_| self.snapshot_directory()),
+            restore: self
+                .machine
+                .record()
+                .snapshot
+                .as_ref()
+                .map(|_| Restore { directory: self.snapshot_directory(), learn: false }),
             lock: Some(self.machine.share_lock()?),
             streams: Some(Streams {
                 outputs: self.outputs.clone(),

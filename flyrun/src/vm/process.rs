@@ -51,10 +51,18 @@ pub struct VmPlan {
     pub streams: Option<Streams>,
     /// The cgroup that flyrun-vmm is to be in.
     pub cgroup: Option<PathBuf>,
-    /// The directory of the snapshot to go on from, instead of a boot.
-    pub restore: Option<PathBuf>,
+    /// The snapshot to go on from, instead of a boot.
+    pub restore: Option<Restore>,
     /// The machine's lock, which flyrun-vmm holds too: a machine whose monitor was killed is owned until all of it has ended.
     pub lock: Option<File>,
+}
+
+/// A snapshot that a virtual machine goes on from.
+#[derive(Debug)]
+pub struct Restore {
+    pub directory: PathBuf,
+    /// Whether the machine is to teach exactly which pages the next one will want.
+    pub learn: bool,
 }
 
 /// A running flyrun-vmm. Dropping it ends the machine at once.
@@ -350,8 +358,8 @@ fn spawn(plan: &VmPlan, spec: &Path, run_dir: &RunDir) -> Result<(Child, UnixStr
     if let Some(cgroup) = &plan.cgroup {
         command.arg("--cgroup").arg(cgroup);
     }
-    if let Some(snapshot) = &plan.restore {
-        command.arg("--restore").arg(snapshot);
+    if let Some(Restore { directory, learn }) = &plan.restore {
+        command.arg("--restore").arg(directory).args(learn.then_some("--learn"));
     }
     if let Some(file) = trace::vmm_file() {
         command.arg("--trace").arg(file);

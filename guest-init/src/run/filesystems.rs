@@ -7,17 +7,16 @@ use std::{
 
 use protocol::{FailureKind, NetworkConfig, RunConfig, Tmpfs};
 use rustix::{
-    fs::{CWD, Mode, OFlags, chmod, mkdir, open, symlink},
+    fs::{CWD, Mode, OFlags, mkdir, open},
     io::Errno,
     mount::{MountFlags, MoveMountFlags, OpenTreeFlags, move_mount, open_tree},
 };
 
+use super::early::COMMON;
 use crate::{
     failure::{Failure, OrSetup},
     pid1::{ensure_directory, mount_at},
 };
-
-const COMMON: MountFlags = MountFlags::NOSUID.union(MountFlags::NODEV).union(MountFlags::NOEXEC);
 
 /// Files of guest-init's own that cover the image's /etc/hosts, /etc/hostname and /etc/resolv.conf, as docker does it: the image stays
 /// as it is, it works on a read-only root, and a new boot has fresh ones.
@@ -120,14 +119,11 @@ fn hosts(hostname: &str, network: Option<&NetworkConfig>) -> String {
     text
 }
 
-/// Mounts /proc, /sys, /dev and what is in it, and the memory filesystems that were asked for.
+/// Makes /run and /tmp, and mounts the memory filesystems that were asked for.
 ///
 /// # Errors
 /// [`FailureKind::Setup`] naming the mount, [`FailureKind::BadConfig`] for options or paths that are none.
-pub fn mount_all(config: &RunConfig, dev: &OwnedFd) -> Result<(), Failure> {
-    mount_at("proc", "/proc", "proc", COMMON, "")?;
-    mount_at("sysfs", "/sys", "sysfs", COMMON, "")?;
-    mount_dev(dev)?;
+pub fn mount_all(config: &RunConfig) -> Result<(), Failure> {
     for (path, mode) in [("/run", 0o755), ("/tmp", 0o1777)] {
         if config.disk.is_some() {
             // mkdir(2) obeys the umask, which is 0 here.
@@ -143,41 +139,6 @@ pub fn mount_all(config: &RunConfig, dev: &OwnedFd) -> Result<(), Failure> {
     }
     for tmpfs in &config.tmpfs {
         mount_tmpfs(tmpfs)?;
-    }
-    Ok(())
-}
-
-fn mount_dev(dev: &OwnedFd) -> Result<(), Failure> {
-    let attempt = || move_mount(dev, "", CWD, "/dev", MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH);
-    let result = match attempt() {
-        Err(Errno::NOENT) => ensure_directory("/dev").and_then(|()| attempt()),
-        other => other,
-    };
-    result.or_setup(|| "mount devtmpfs at /dev".into())?;
-    // devtmpfs makes /dev/ptmx itself, which finds the instance in the "pts" beside it.
-    mount_at(
-        "devpts",
-        "/dev/pts",
-        "devpts",
-        MountFlags::NOSUID | MountFlags::NOEXEC,
-        "gid=5,mode=620,ptmxmode=666",
-    )?;
-    // What udev would do: both guard themselves, and a user of a container expects to open them.
-    for node in ["/dev/fuse", "/dev/net/tun"] {
-        let _ = chmod(node, Mode::from_raw_mode(0o666));
-    }
-    mount_at("shm", "/dev/shm", "tmpfs", COMMON, "mode=1777")?;
-    mount_at("mqueue", "/dev/mqueue", "mqueue", COMMON, "")?;
-    for (name, target) in [
-        ("/dev/fd", "/proc/self/fd"),
-        ("/dev/stdin", "/proc/self/fd/0"),
-        ("/dev/stdout", "/proc/self/fd/1"),
-        ("/dev/stderr", "/proc/self/fd/2"),
-    ] {
-        match symlink(target, name) {
-            Ok(()) | Err(Errno::EXIST) => {}
-            Err(errno) => return Err(errno).or_setup(|| format!("make {name}")),
-        }
     }
     Ok(())
 }

@@ -21,6 +21,7 @@ pub mod cgroup;
 pub mod clock;
 pub mod command;
 pub mod connections;
+pub mod early;
 pub mod filesystems;
 pub mod network;
 pub mod relay;
@@ -37,33 +38,34 @@ pub mod wait;
 /// No /etc/passwd that is used as one is longer.
 const MAX_ACCOUNT_FILE_BYTES: u64 = 16 << 20;
 
-/// What containers may do without being asked: ping, and serve low ports, as any user. Docker sets the same.
-const SYSCTLS: [(&str, &str); 2] = [
-    ("/proc/sys/net/ipv4/ip_unprivileged_port_start", "0"),
-    ("/proc/sys/net/ipv4/ping_group_range", "0 2147483647"),
-];
-
 /// The whole life of a machine, from its boot configuration to the last byte of its workload.
 ///
 /// # Errors
 /// [`Failure`] when the workload could not be started; nothing fails afterwards.
 pub fn run(config: BootConfig, control: &mut Control) -> Result<(), Failure> {
+    let mut log = StepLog::new(matches!(&config, BootConfig::Run(config) if config.init_log));
+    log.step("config read");
+    if let BootConfig::Unpack(_) = config {
+        let message = "this initramfs runs workloads, and was told to unpack an image";
+        return Err(Failure::new(FailureKind::BadConfig, message));
+    }
+    let early = early::prepare()?;
+    log.step("kernel's filesystems mounted");
     let config = match config {
         BootConfig::Run(config) => *config,
-        BootConfig::Wait => wait::for_config(control)?,
-        BootConfig::Unpack(_) => {
-            let message = "this initramfs runs workloads, and was told to unpack an image";
-            return Err(Failure::new(FailureKind::BadConfig, message));
-        }
+        _ => wait::for_config(control)?,
     };
-    let mut log = StepLog::new(config.init_log);
-    log.step("config read");
-    let outcome = start_and_supervise(&config, control, &mut log);
+    let outcome = start_and_supervise(&config, early, control, &mut log);
     log.flush();
     outcome
 }
 
-fn start_and_supervise(config: &RunConfig, control: &mut Control, log: &mut StepLog) -> Result<(), Failure> {
+fn start_and_supervise(
+    config: &RunConfig,
+    early: early::Early,
+    control: &mut Control,
+    log: &mut StepLog,
+) -> Result<(), Failure> {
     if config.argv.is_empty() {
         return Err(Failure::new(FailureKind::BadConfig, "the boot configuration has no command"));
     }
@@ -75,18 +77,16 @@ fn start_and_supervise(config: &RunConfig, control: &mut Control, log: &mut Step
     log.step("host asked for streams");
     let root = root::enter(config, log)?;
     log.step("root entered");
-    filesystems::mount_all(config, &root.dev)?;
+    let cgroup = early.show()?;
+    filesystems::mount_all(config)?;
     let mut disks = volumes::mount_all(&config.volumes, &config.shares)?;
-    disks.extend(root.disk);
+    disks.extend(root);
     etc.mount()?;
     suspend::write_generation();
     log.step("filesystems mounted");
-    let cgroup = cgroup::Cgroup::create()?;
     if let Some(most) = config.pids_limit {
         cgroup.limit_processes(most).or_setup(|| "limit the workload's processes".into())?;
     }
-    log.step("cgroup made");
-    set_up_loopback();
     if let Some(network) = &config.network {
         network::set_up(network)?;
         log.step("network up");
@@ -139,15 +139,6 @@ fn set_hostname(hostname: &str) -> Result<(), Failure> {
         return Ok(());
     }
     rustix::system::sethostname(hostname.as_bytes()).or_setup(|| format!("set the host name {hostname:?}"))
-}
-
-/// Loopback and the defaults of containers; a kernel without networking has neither, and runs programs all the same.
-fn set_up_loopback() {
-    let _ = sys::loopback_up();
-    for (path, value) in SYSCTLS {
-        let _ = openat(CWD, path, OFlags::WRONLY | OFlags::CLOEXEC, Mode::empty())
-            .and_then(|file| rustix::io::write(file, value.as_bytes()));
-    }
 }
 
 /// The content of a file of the image, empty when there is none. Only a regular file is read, and only so much.

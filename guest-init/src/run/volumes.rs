@@ -19,7 +19,10 @@ use rustix::{
     mount::MountFlags,
 };
 
-use super::{root::wait_for_device, shares};
+use super::{
+    root::{look_at_one_group, wait_for_device},
+    shares,
+};
 use crate::{
     failure::{Failure, OrSetup},
     pid1::mount_at,
@@ -85,6 +88,7 @@ fn mount_volume(volume: &VolumeConfig) -> Result<OwnedFd, Failure> {
             MountFlags::empty(),
             "noinit_itable,no_prefetch_block_bitmaps",
         )?;
+        look_at_one_group(&volume.device);
     }
     let root =
         open_directory(CWD.as_fd(), path.as_str()).or_setup(|| format!("open the volume at {path}"))?;

@@ -1,16 +1,13 @@
 //! Waiting, right behind the kernel's boot, to be told what to run.
 //!
-//! A snapshot of a machine that waits is the start of any other of its size: nothing is mounted, no disk was read, no stream
+//! A snapshot of a machine that waits is the start of any other of its size: nothing of an image is mounted, no disk was read, no stream
 //! is open, and the random generator is seeded anew before anybody asks it. What the kernel itself drew before, such as its
 //! own stack's canary, is the same in all of them.
 
 use std::time::Duration;
 
 use protocol::{FailureKind, FromGuest, RunConfig, Start, ToGuest};
-use rustix::{
-    fs::{CWD, Mode, OFlags, SeekFrom, openat, seek},
-    mount::{MountFlags, UnmountFlags, unmount},
-};
+use rustix::fs::{CWD, Mode, OFlags, SeekFrom, openat, seek};
 
 use super::{
     clock,
@@ -20,12 +17,11 @@ use super::{
 use crate::{
     control::{Control, monotonic_ms},
     failure::{Failure, OrSetup},
-    pid1::mount_at,
     sys,
 };
 
-/// Blocks of so many doublings of a page are as large as the host's huge pages.
-const WHOLE_ORDER: usize = 9;
+/// Blocks of so many doublings of a page are the kernel's largest. Those of 2 MiB are few, and the initramfs was in one.
+const WHOLE_ORDER: usize = 10;
 /// The most pages that are set aside.
 const MAX_FRAGMENTS: usize = 4096;
 const PAGE_BYTES: usize = 4096;
@@ -59,24 +55,22 @@ pub fn for_config(control: &mut Control) -> Result<RunConfig, Failure> {
     Ok(config)
 }
 
-/// Takes the free memory that lies about in pieces, and offers it to the kernel again for when there is no other: what it hands out
-/// next is then whole and untouched. In a machine that goes on from here a new page of that kind comes many at a time, and
-/// one that the boot has used would be read from the snapshot first.
+/// Takes the free memory for programs and files that lies about in pieces, and offers it to the kernel again for when there is no
+/// other: what it hands out next is then whole and untouched. In a machine that goes on from here a new page of that kind comes many
+/// at a time, and one that the boot has used would be read from the snapshot first.
 fn set_fragments_aside() {
-    let free = mount_at("proc", "/proc", "proc", MountFlags::empty(), "").ok().and_then(|()| {
-        let free = std::fs::read_to_string("/proc/buddyinfo");
-        let _ = unmount("/proc", UnmountFlags::DETACH);
-        free.ok()
-    });
-    let pages = fragments(&free.unwrap_or_default()).min(MAX_FRAGMENTS);
+    let pages =
+        fragments(&std::fs::read_to_string("/proc/pagetypeinfo").unwrap_or_default()).min(MAX_FRAGMENTS);
     let _ = sys::set_memory_aside(pages * PAGE_BYTES);
 }
 
-/// The free pages in blocks of less than [`WHOLE_ORDER`] (Documentation/filesystems/proc.rst, buddyinfo).
-fn fragments(buddyinfo: &str) -> usize {
-    let counts = buddyinfo.lines().flat_map(|line| {
-        // Node 0, zone   Normal   count of blocks of one page, of two, of four, …
-        line.split_whitespace().skip(4).take(WHOLE_ORDER).enumerate()
+/// The free pages of the movable kind in blocks of less than [`WHOLE_ORDER`] (Documentation/filesystems/proc.rst, pagetypeinfo). Of
+/// other kinds the kernel gives a program none as long as it has these.
+fn fragments(pagetypeinfo: &str) -> usize {
+    let counts = pagetypeinfo.lines().flat_map(|line| {
+        // Node 0, zone Normal, type Movable, count of blocks of one page, of two, of four, …
+        let counts = line.split_once("type").and_then(|(_, rest)| rest.trim_start().strip_prefix("Movable "));
+        counts.unwrap_or_default().split_whitespace().take(WHOLE_ORDER).enumerate()
     });
     counts.filter_map(|(order, count)| count.parse::<usize>().ok()?.checked_shl(order as u32)).sum()
 }
@@ -106,10 +100,15 @@ mod tests {
 
     #[test]
     fn fragments_are_what_no_huge_page_is_made_of() {
-        let text = "Node 0, zone    DMA32      3      2      1      0      0      0      0      0      1      5     61\n\
-                    Node 0, zone   Normal      1      0      0      0      0      0      0      0      0      0      0\n";
-        assert_eq!(fragments(text), 3 + 4 + 4 + 256 + 1);
+        let text = "Page block order: 9\nPages per block:  512\n\n\
+                    Free pages count per migrate type at order       0      1      2 \n\
+                    Node    0, zone    DMA32, type    Unmovable     10     10     10      0      0      0      0      0      0      0      0 \n\
+                    Node    0, zone    DMA32, type      Movable      3      2      1      0      0      0      0      0      1      5     61 \n\
+                    Node    0, zone   Normal, type      Movable      1      0      0      0      0      0      0      0      0      0      0 \n\n\
+                    Number of blocks type     Unmovable      Movable  Reclaimable \n\
+                    Node 0, zone    DMA32           12           50            2 \n";
+        assert_eq!(fragments(text), 3 + 4 + 4 + 256 + 5 * 512 + 1);
         assert_eq!(fragments(""), 0);
-        assert_eq!(fragments("Node 0, zone DMA -1 x 99999999999999999999999"), 0);
+        assert_eq!(fragments("Node 0, zone DMA, type Movable -1 x 99999999999999999999999"), 0);
     }
 }

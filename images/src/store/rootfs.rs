@@ -7,7 +7,7 @@ use std::{
 };
 
 use super::{Store, files};
-use crate::{Digest, Error, Event, Progress, ROOTFS_BYTES, Result, TemplateKind};
+use crate::{Digest, Error, Event, Progress, Result, TemplateKind};
 
 /// The answer of [`Store::begin_rootfs`].
 #[derive(Debug)]
@@ -18,7 +18,7 @@ pub enum RootfsSlot {
     Draft(RootfsDraft),
 }
 
-/// A root filesystem in the making: an empty ext4 of [`ROOTFS_BYTES`] that nobody else sees.
+/// A root filesystem in the making: an empty file that nobody else sees, until [`RootfsDraft::format`].
 /// Dropped without [`RootfsDraft::commit`], it is removed.
 #[derive(Debug)]
 pub struct RootfsDraft {
@@ -75,7 +75,7 @@ impl Store {
     /// (after telling `progress`).
     ///
     /// # Errors
-    /// What goes wrong with files and the template.
+    /// What goes wrong with files.
     pub fn begin_rootfs(&self, chain_id: &Digest, progress: &dyn Progress) -> Result<RootfsSlot> {
         self.make_layout()?;
         let target = self.rootfs_path(chain_id);
@@ -88,9 +88,7 @@ impl Store {
             let Some(file) = files::open_fresh_draft(&draft, &|| target.exists(), &mut on_wait)? else {
                 continue;
             };
-            let draft = RootfsDraft { file, draft, target, committed: false };
-            self.fill_from_template(TemplateKind::Rootfs, ROOTFS_BYTES, &draft.file, &draft.draft)?;
-            return Ok(RootfsSlot::Draft(draft));
+            return Ok(RootfsSlot::Draft(RootfsDraft { file, draft, target, committed: false }));
         }
     }
 
@@ -150,7 +148,16 @@ pub(crate) enum Removal {
 }
 
 impl RootfsDraft {
-    /// The file to unpack into: a whole, empty ext4.
+    /// Makes it an empty ext4 of that many bytes, whatever it was.
+    ///
+    /// # Errors
+    /// What goes wrong with files and the template.
+    pub fn format(&self, store: &Store, bytes: u64) -> Result<()> {
+        self.file.set_len(0).map_err(|error| Error::io("empty", &self.draft, error))?;
+        store.fill_from_template(TemplateKind::Rootfs, bytes, &self.file, &self.draft)
+    }
+
+    /// The file to unpack into.
     pub fn path(&self) -> &Path {
         &self.draft
     }

@@ -58,6 +58,8 @@ pub struct Backing {
     own: Option<File>,
     /// `base`, then, and the parts that `own` holds.
     base: Option<(File, Vec<Range<u64>>)>,
+    /// The parts of `base`, or of `own` if there is none, that are mapped; all else in there is zeros.
+    data: Vec<Range<u64>>,
     /// The parts of memory that are mapped from files, in order.
     mapped: Vec<Range<u64>>,
     /// What of them the guest has given back.
@@ -65,12 +67,15 @@ pub struct Backing {
 }
 
 /// What a snapshot has written.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
 pub struct Written {
     /// Bytes of pages that were looked at.
     pub seen_bytes: u64,
     /// Bytes of pages that were not zero, and so written.
     pub written_bytes: u64,
+    /// Where they are.
+    #[serde(skip)]
+    data: Vec<Range<u64>>,
 }
 
 /// What is to be done about a directory's files.
@@ -86,6 +91,8 @@ pub struct Plan {
     zeros: Vec<Range<u64>>,
     /// What `memory` holds then, if there is a base.
     extents: Option<Vec<Range<u64>>>,
+    /// What the file that is not zeros elsewhere has, but for what is written now.
+    data: Vec<Range<u64>>,
 }
 
 impl Backing {
@@ -98,13 +105,14 @@ impl Backing {
         let own = open(dir, MEMORY, bytes)?;
         let failed = |error: io::Error| Refusal::Host(format!("cannot map the snapshot's memory: {error}"));
         let Some(extents) = &state.extents else {
-            let mapped = map_data(memory, &own, bytes).map_err(failed)?;
-            let given_back = Arc::new(GivenBack::new(bytes, &mapped));
-            return Ok(Self { own: Some(own), base: None, mapped, given_back });
+            let data = map_data(memory, &own, bytes, state)?;
+            let (given_back, mapped) = (Arc::new(GivenBack::new(bytes, &data)), data.clone());
+            return Ok(Self { own: Some(own), base: None, data, mapped, given_back });
         };
         let extents = ranges(extents, bytes)?;
         let base = open(dir, BASE, bytes)?;
-        let mut mapped = map_data(memory, &base, bytes).map_err(failed)?;
+        let data = map_data(memory, &base, bytes, state)?;
+        let mut mapped = data.clone();
         let mut mappings = 0;
         for range in &extents {
             if range.end - range.start >= MAPPED_BYTES && mappings < MAX_MAPPINGS {
@@ -117,7 +125,7 @@ impl Backing {
         }
         let mapped = union(mapped, Vec::new());
         let given_back = Arc::new(GivenBack::new(bytes, &union(mapped.clone(), extents.clone())));
-        Ok(Self { own: Some(own), base: Some((base, extents)), mapped, given_back })
+        Ok(Self { own: Some(own), base: Some((base, extents)), data, mapped, given_back })
     }
 
     /// The parts of memory that are mapped from files, in order and apart.
@@ -142,20 +150,21 @@ impl Backing {
         let alone = own.metadata()?.nlink() == 1;
         let plan = match &self.base {
             None if is(own, &own_here) && alone => {
-                let (ranges, extents) = (changed, None);
-                Plan { in_place: true, promote: false, since_resume: true, ranges, zeros, extents }
+                let (ranges, extents, data) = (changed, None, self.data.clone());
+                Plan { in_place: true, promote: false, since_resume: true, ranges, zeros, extents, data }
             }
             None if is(own, &own_here) || is(own, &base_here) => {
-                Plan::differing(changed, zeros, is(own, &own_here))
+                Plan::differing(changed, zeros, self.data.clone(), is(own, &own_here))
             }
             None => Plan::full(self.everything(memory)?),
             Some((base, extents)) if is(base, &base_here) => {
                 let all = union(changed.clone(), extents.clone());
                 if is(own, &own_here) && alone {
                     let (ranges, extents) = (changed, Some(union(all, zeros.clone())));
-                    Plan { in_place: true, promote: false, since_resume: true, ranges, zeros, extents }
+                    let data = self.data.clone();
+                    Plan { in_place: true, promote: false, since_resume: true, ranges, zeros, extents, data }
                 } else {
-                    Plan::differing(without(all, &zeros), zeros, false)
+                    Plan::differing(without(all, &zeros), zeros, self.data.clone(), false)
                 }
             }
             Some(_) => Plan::full(self.everything(memory)?),
@@ -216,12 +225,18 @@ impl Plan {
             ranges,
             zeros: Vec::new(),
             extents: None,
+            data: Vec::new(),
         }
     }
 
-    fn differing(ranges: Vec<Range<u64>>, zeros: Vec<Range<u64>>, promote: bool) -> Self {
+    fn differing(
+        ranges: Vec<Range<u64>>,
+        zeros: Vec<Range<u64>>,
+        data: Vec<Range<u64>>,
+        promote: bool,
+    ) -> Self {
         let extents = Some(union(ranges.clone(), zeros.clone()));
-        Self { in_place: false, promote, since_resume: true, extents, ranges, zeros }
+        Self { in_place: false, promote, since_resume: true, extents, ranges, zeros, data }
     }
 
     /// Whether only what was written since the machine was resumed is looked at.
@@ -229,10 +244,20 @@ impl Plan {
         self.since_resume
     }
 
+    /// Whether there is a base then.
+    pub fn has_base(&self) -> bool {
+        self.extents.is_some()
+    }
+
     /// What `state` says of the files then.
-    pub fn state(&self) -> MemoryState {
+    pub fn state(&self, written: &Written) -> MemoryState {
         let extent = |range: &Range<u64>| Extent(range.start / PAGE, (range.end - range.start) / PAGE);
-        MemoryState { extents: self.extents.as_ref().map(|ranges| ranges.iter().map(extent).collect()) }
+        let list = |ranges: &[Range<u64>]| ranges.iter().map(extent).collect();
+        let data = match &self.extents {
+            Some(_) => self.data.clone(),
+            None => coarse(union(self.data.clone(), written.data.clone())),
+        };
+        MemoryState { extents: self.extents.as_deref().map(list), data: Some(list(&data)) }
     }
 
     /// Writes the pages to the file, with holes for those that are zero. `None` when `given_up` says so: then the file is
@@ -283,6 +308,7 @@ impl Plan {
                     file.write_all_at(bytes, place)?;
                 }
                 written.written_bytes += length;
+                push(&mut written.data, place..place + length);
             } else if self.in_place {
                 punch(file, place, length)?;
             }
@@ -369,18 +395,33 @@ fn open(dir: &Path, name: &str, bytes: u64) -> Result<File, Refusal> {
     }
 }
 
-/// Maps the file but for its long holes, which stay anonymous: memory there is new, and not a copy of a page of zeros.
-/// Returns what is mapped.
-fn map_data(memory: &Memory, file: &File, bytes: u64) -> io::Result<Vec<Range<u64>>> {
+/// Maps the file but for what has no data for long, which stays anonymous: memory there is new, and not a copy of a page of
+/// zeros. Returns what is mapped.
+fn map_data(
+    memory: &Memory,
+    file: &File,
+    bytes: u64,
+    state: &MemoryState,
+) -> Result<Vec<Range<u64>>, Refusal> {
+    let failed = |error: io::Error| Refusal::Host(format!("cannot map the snapshot's memory: {error}"));
+    let parts = match &state.data {
+        Some(extents) => ranges(extents, bytes)?,
+        None => coarse(data(file, bytes).map_err(failed)?),
+    };
+    parts.iter().try_for_each(|range| pages::map(memory, file, range.clone())).map_err(failed)?;
+    Ok(parts)
+}
+
+/// The ranges, in order, with short gaps closed.
+fn coarse(ranges: Vec<Range<u64>>) -> Vec<Range<u64>> {
     let mut parts: Vec<Range<u64>> = Vec::new();
-    for range in data(file, bytes)? {
+    for range in ranges {
         match parts.last_mut() {
             Some(last) if range.start - last.end < HUGE_PAGE => last.end = range.end,
             _ => parts.push(range),
         }
     }
-    parts.iter().try_for_each(|range| pages::map(memory, file, range.clone()))?;
-    Ok(parts)
+    parts
 }
 
 /// The parts of a file that are no holes, in whole pages.
@@ -440,7 +481,7 @@ fn without(list: Vec<Range<u64>>, other: &[Range<u64>]) -> Vec<Range<u64>> {
     left
 }
 
-/// A clone's list of pages as ranges of the image.
+/// A list of pages as ranges of the image.
 fn ranges(extents: &[Extent], bytes: u64) -> Result<Vec<Range<u64>>, Refusal> {
     let mut ranges: Vec<Range<u64>> = Vec::with_capacity(extents.len());
     for Extent(first, count) in extents {
@@ -452,7 +493,7 @@ fn ranges(extents: &[Extent], bytes: u64) -> Result<Vec<Range<u64>>, Refusal> {
             )));
         };
         if *count == 0 || ranges.last().is_some_and(|last| last.end > start) {
-            return Err(Refusal::Corrupted("the list of a clone's pages is not in order".into()));
+            return Err(Refusal::Corrupted("a list of pages is not in order".into()));
         }
         ranges.push(start..end);
     }

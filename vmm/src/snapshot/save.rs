@@ -42,7 +42,7 @@ pub enum NotSaved {
 }
 
 /// What a snapshot was.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Report {
     /// Whether all of memory was looked at, or only what was written since the machine was resumed.
     pub full: bool,
@@ -104,9 +104,10 @@ fn attempt(
     let still = unsafe { Still::new(&subject.memory) };
     fs::create_dir_all(dir).map_err(failed(dir.display()))?;
     let plan = subject.backing.plan(dir, &still).map_err(failed("/proc/self/pagemap"))?;
-    let state = subject.state(devices, &plan).map_err(NotSaved::Failed)?;
+    let mut state = subject.state(devices).map_err(NotSaved::Failed)?;
     hold::at("vmm writes");
     let written = write_memory(&plan, &still, dir, given_up)?;
+    state.memory = plan.state(&written);
     hold::at("vmm has written memory");
     let checksum = match checksum {
         true => Some(sum(subject, &still, given_up)?),

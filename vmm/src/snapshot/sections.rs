@@ -27,7 +27,7 @@ pub(super) const KNOWN: [(u32, &str, u32); 5] = [
     (VCPU, "vCPU", 1),
     (DEVICE, "device", 2),
     (CONSOLE, "console", 1),
-    (MEMORY, "memory", 1),
+    (MEMORY, "memory", 2),
 ];
 
 /// What all vCPUs have in common.
@@ -71,6 +71,15 @@ pub struct VcpuState {
 pub struct MemoryState {
     /// With a base: the parts that `memory` holds, in order. All else is the base's.
     pub extents: Option<Vec<Extent>>,
+    /// The parts of `memory`, or of the base if there is one, that are worth a mapping, in order: all else in there is zeros. `None`
+    /// in version 1: the file's holes tell.
+    pub data: Option<Vec<Extent>>,
+}
+
+/// Version 1 of it.
+#[derive(Serialize, Deserialize)]
+struct MemoryState1 {
+    extents: Option<Vec<Extent>>,
 }
 
 /// All sections.
@@ -104,7 +113,12 @@ impl State {
         if let Some(console) = &self.console {
             sections.push((CONSOLE, 1, postcard::to_allocvec(console)?));
         }
-        sections.push((MEMORY, 1, postcard::to_allocvec(&self.memory)?));
+        sections.push(match &self.memory {
+            MemoryState { extents, data: None } => {
+                (MEMORY, 1, postcard::to_allocvec(&MemoryState1 { extents: extents.clone() })?)
+            }
+            memory => (MEMORY, 2, postcard::to_allocvec(memory)?),
+        });
         Ok(sections)
     }
 
@@ -121,7 +135,12 @@ impl State {
                 (VCPU, 1) => vcpus.push(decode(section)?),
                 (DEVICE, 1 | 2) => devices.push(decode(section)?),
                 (CONSOLE, 1) => once(&mut console, section)?,
-                (MEMORY, 1) => once(&mut memory, section)?,
+                (MEMORY, 1) => {
+                    let mut old = memory.take().map(|MemoryState { extents, .. }| MemoryState1 { extents });
+                    once(&mut old, section)?;
+                    memory = old.map(|MemoryState1 { extents }| MemoryState { extents, data: None });
+                }
+                (MEMORY, 2) => once(&mut memory, section)?,
                 _ => return Err(unknown(section)),
             }
         }

@@ -13,7 +13,7 @@ use super::{
     header::{Header, MemorySummary},
     identity::{DiskId, FileId, KernelId},
     image::{Backing, Plan},
-    sections::State,
+    sections::{MemoryState, State},
     vcpu,
 };
 use crate::{attach::Transport, console::Console, cpuid::Template, spec::VmSpec};
@@ -88,11 +88,11 @@ impl Subject {
         }
     }
 
-    /// All but guest memory.
+    /// All but guest memory and its files.
     ///
     /// # Errors
     /// What cannot be saved.
-    pub fn state(&self, devices: Vec<TransportState>, plan: &Plan) -> Result<State, String> {
+    pub fn state(&self, devices: Vec<TransportState>) -> Result<State, String> {
         let listed = self.kvm.get_msr_index_list().map_err(|e| format!("KVM_GET_MSR_INDEX_LIST: {e}"))?;
         let msrs = vcpu::msrs_to_save(listed.as_slice());
         let save = |handle: &OwnedFd| vcpu::save(&self.vcpu(handle)?, &msrs);
@@ -101,7 +101,7 @@ impl Subject {
             machine: clock::save(&self.fd, self.cpuid.entries())?,
             devices,
             console: self.console.as_ref().map(Console::save),
-            memory: plan.state(),
+            memory: MemoryState::default(),
         })
     }
 
@@ -127,7 +127,7 @@ impl Subject {
             },
             memory: MemorySummary {
                 bytes: super::pages::image_bytes(&self.memory),
-                base: plan.state().extents.is_some(),
+                base: plan.has_base(),
                 checksum: asked.checksum,
             },
         })

@@ -20,7 +20,10 @@ use super::{
     image::{Backing, Extent},
     pages::{self, Touched},
 };
-use crate::memory::PAGE;
+use crate::{
+    memory::{HUGE_PAGE, PAGE},
+    trace::Trace,
+};
 
 const MAGIC: [u8; 8] = *b"flywset\x1a";
 /// Magic, version and CRC.
@@ -31,25 +34,24 @@ const MAX_FILE_BYTES: u64 = 64 << 20;
 /// The most that is read ahead, in bytes: what takes longer than the machine is worth waiting for.
 const MAX_BYTES: u64 = 64 << 20;
 
-/// Pages between two ranges that are faulted in with them.
-const GAP_BYTES: u64 = 2 * PAGE;
-
 /// Pages of a machine's image.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct WorkingSet {
-    /// Those that were written.
+    /// Those that were written, or are of no file.
     pub written: Vec<Extent>,
-    /// Those that were only read, with some of their neighbours.
+    /// Those that were only read, with some of their neighbours unless each page is mapped [apart](pages::map_apart).
     pub read: Vec<Extent>,
 }
 
 impl WorkingSet {
-    /// What the machine has touched until now of the files that it is mapped from.
+    /// What the machine has touched until now of the files that it is mapped from, and of the memory around them that
+    /// the host's huge pages cannot back.
     ///
     /// # Errors
     /// The host does not let this process see its page tables.
     pub fn of(memory: &Memory, backing: &Backing) -> io::Result<Self> {
-        let Touched { written, read } = pages::touched(memory, backing.mapped())?;
+        let parts = blocks(backing.mapped(), pages::image_bytes(memory));
+        let Touched { written, read } = pages::touched(memory, &parts)?;
         Ok(Self { written: extents(&written), read: extents(&read) })
     }
 
@@ -89,18 +91,37 @@ impl WorkingSet {
 
     /// Has these pages of the restored memory there, for this process and, where KVM can do that, for the guest. What
     /// does not work is left to be done when the guest touches it.
-    pub fn prepare(&self, memory: &Memory, mapped: &[Range<u64>], vcpu: Option<BorrowedFd<'_>>) {
+    pub fn prepare(
+        &self,
+        memory: &Memory,
+        mapped: &[Range<u64>],
+        vcpu: Option<BorrowedFd<'_>>,
+        trace: &Trace,
+    ) {
         let mut left = MAX_BYTES;
-        let written = within(&self.written, mapped, &mut left);
-        let read = within(&self.read, mapped, &mut left);
-        for (ranges, write) in [(&written, true), (&read, false)] {
-            ranges.iter().for_each(|range| pages::populate(memory, range.clone(), write));
-        }
-        if let Some(vcpu) = vcpu {
-            let all = written.iter().chain(&read);
-            let _ = joined(all.cloned().collect()).try_for_each(|range| pages::fault_in(memory, range, vcpu));
+        let parts = blocks(mapped, pages::image_bytes(memory));
+        let written = within(&self.written, &parts, &mut left);
+        let read = within(&self.read, &parts, &mut left);
+        written.iter().for_each(|range| pages::populate(memory, range.clone(), true));
+        trace.step("pages to be written made");
+        let all = joined(written.iter().chain(&read).cloned().collect());
+        // KVM has this process map what it does not have yet.
+        let given =
+            vcpu.map(|vcpu| all.iter().try_for_each(|range| pages::fault_in(memory, range.clone(), vcpu)));
+        if !matches!(given, Some(Ok(()))) {
+            read.iter().for_each(|range| pages::populate(memory, range.clone(), false));
         }
     }
+}
+
+/// The blocks of a huge page that the ranges, which are in order, lie in.
+fn blocks(mapped: &[Range<u64>], bytes: u64) -> Vec<Range<u64>> {
+    let mut blocks = Vec::with_capacity(mapped.len());
+    for range in mapped {
+        let end = range.end.next_multiple_of(HUGE_PAGE).min(bytes);
+        pages::push(&mut blocks, range.start / HUGE_PAGE * HUGE_PAGE..end);
+    }
+    blocks
 }
 
 fn head(payload: &[u8]) -> [u8; HEAD_BYTES] {
@@ -110,24 +131,19 @@ fn head(payload: &[u8]) -> [u8; HEAD_BYTES] {
     head
 }
 
-/// The ranges in order, with small gaps filled: a call costs as much as some pages.
-fn joined(mut ranges: Vec<Range<u64>>) -> impl Iterator<Item = Range<u64>> {
+/// The ranges in order, neighbours as one: a call costs as much as some pages.
+fn joined(mut ranges: Vec<Range<u64>>) -> Vec<Range<u64>> {
     ranges.sort_unstable_by_key(|range| range.start);
-    let mut joined: Vec<Range<u64>> = Vec::with_capacity(ranges.len());
-    for range in ranges {
-        match joined.last_mut() {
-            Some(last) if range.start <= last.end + GAP_BYTES => last.end = last.end.max(range.end),
-            _ => joined.push(range),
-        }
-    }
-    joined.into_iter()
+    let mut joined = Vec::with_capacity(ranges.len());
+    ranges.into_iter().for_each(|range| pages::push(&mut joined, range));
+    joined
 }
 
 fn extents(ranges: &[Range<u64>]) -> Vec<Extent> {
     ranges.iter().map(|range| Extent(range.start / PAGE, (range.end - range.start) / PAGE)).collect()
 }
 
-/// The parts of the list that lie in what is mapped from files, which is in order, as far as may be read ahead.
+/// The parts of the list that lie in these parts of memory, which are in order, as far as may be read ahead.
 fn within(extents: &[Extent], mapped: &[Range<u64>], left: &mut u64) -> Vec<Range<u64>> {
     let mut parts = Vec::new();
     for Extent(first, count) in extents {
@@ -202,7 +218,7 @@ mod tests {
         file.write_all(&vec![7; 4 << 20]).unwrap();
         let restored = || {
             let memory = reserve(4).unwrap();
-            let backing = Backing::restore(dir.path(), &memory, &MemoryState { extents: None }).unwrap();
+            let backing = Backing::restore(dir.path(), &memory, &MemoryState::default()).unwrap();
             (memory, backing)
         };
         let (memory, backing) = restored();
@@ -215,10 +231,37 @@ mod tests {
         assert!(touched.read.iter().any(|Extent(first, count)| (*first..first + count).contains(&700)));
 
         let (memory, backing) = restored();
-        touched.prepare(&memory, backing.mapped(), None);
+        touched.prepare(&memory, backing.mapped(), None, &Trace::off());
         let again = WorkingSet::of(&memory, &backing).unwrap();
         assert_eq!(again.written, touched.written);
         assert!(again.pages() >= touched.pages());
         assert_eq!(memory.read_obj::<u8>(GuestAddress(5 * PAGE)).unwrap(), 7);
+    }
+
+    #[test]
+    fn pages_that_are_mapped_apart_are_touched_without_their_neighbours() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut file = File::create(dir.path().join(super::super::MEMORY)).unwrap();
+        file.write_all(&vec![7; 4 << 20]).unwrap();
+        let memory = reserve(4).unwrap();
+        // The rest of the second 2 MiB is of no file.
+        let state = MemoryState { extents: None, data: Some(vec![Extent(0, 800)]) };
+        let backing = Backing::restore(dir.path(), &memory, &state).unwrap();
+        pages::map_apart(&memory, backing.mapped());
+        for page in [3, 100, 101, 700] {
+            assert_eq!(memory.read_obj::<u8>(GuestAddress(page * PAGE)).unwrap(), 7);
+        }
+        memory.write_obj(1u8, GuestAddress(9 * PAGE)).unwrap();
+        memory.write_obj(1u8, GuestAddress(900 * PAGE)).unwrap();
+        let touched = WorkingSet::of(&memory, &backing).unwrap();
+        assert_eq!(touched.read, [Extent(3, 1), Extent(100, 2), Extent(700, 1)]);
+        assert_eq!(touched.written, [Extent(9, 1), Extent(900, 1)]);
+    }
+
+    #[test]
+    fn blocks_are_whole_huge_pages_within_memory() {
+        let page = |range: Range<u64>| range.start * PAGE..range.end * PAGE;
+        let mapped = [page(3..4), page(600..700), page(2000..2100)];
+        assert_eq!(blocks(&mapped, 2200 * PAGE), [page(0..1024), page(1536..2200)]);
     }
 }

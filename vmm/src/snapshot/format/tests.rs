@@ -17,6 +17,9 @@ const FIXTURE_1: &[u8] = include_bytes!("../../../tests/fixtures/state-1");
 /// Linux on one vCPU with a console, vsock, a random number generator and a balloon.
 const FIXTURE_2: &[u8] = include_bytes!("../../../tests/fixtures/state-2");
 
+/// The same, with a list of what is not zeros.
+const FIXTURE_3: &[u8] = include_bytes!("../../../tests/fixtures/state-3");
+
 fn header_json() -> Vec<u8> {
     decode(FIXTURE_1).unwrap().0.to_json().unwrap()
 }
@@ -157,6 +160,23 @@ fn a_balloon_is_understood_from_version_2_on() {
     let balloon = state.devices[2].active.as_ref().unwrap();
     assert_eq!((state.devices[2].device_type, balloon.rings.len()), (5, 3));
     assert_eq!(balloon.detail, Detail::Balloon { actual: 0, poison: None });
+    let again = encode_state(&header, &state).unwrap();
+    assert!(decode(&again).unwrap().1 == sections, "the sections have changed");
+}
+
+#[test]
+fn where_memory_is_not_zeros_is_told_from_version_2_on() {
+    let versions = |sections: &[Section<'_>]| -> Vec<u32> {
+        sections.iter().filter(|it| it.id == 5).map(|it| it.version).collect()
+    };
+    let (_, old) = decode(FIXTURE_2).unwrap();
+    assert_eq!((versions(&old), State::decode(&old).unwrap().memory.data), (vec![1], None));
+    let (header, sections) = decode(FIXTURE_3).unwrap();
+    assert_eq!(versions(&sections), [2]);
+    let state = State::decode(&sections).unwrap();
+    let parts = state.memory.data.clone().unwrap();
+    let pages: u64 = parts.iter().map(|part| part.1).sum();
+    assert!(pages > 1000 && pages < header.memory.bytes / 4096, "{parts:?}");
     let again = encode_state(&header, &state).unwrap();
     assert!(decode(&again).unwrap().1 == sections, "the sections have changed");
 }

@@ -62,11 +62,11 @@ impl Machine {
         if !plan.in_place {
             std::fs::rename(path, self.dir.join(MEMORY)).unwrap();
         }
-        (plan.state(), written, plan)
+        (plan.state(&written), written, plan)
     }
 }
 
-fn pages(written: Written) -> (u64, u64) {
+fn pages(written: &Written) -> (u64, u64) {
     (written.seen_bytes / PAGE, written.written_bytes / PAGE)
 }
 
@@ -89,7 +89,7 @@ fn zero_pages_are_holes_and_all_others_come_back() {
         machine.set(page, byte);
     }
     let (state, written, _) = machine.suspend();
-    assert_eq!((pages(written), state.extents.is_none()), ((5, 4), true));
+    assert_eq!((pages(&written), state.extents.is_none()), ((5, 4), true));
     let file = dir.path().join(MEMORY).metadata().unwrap();
     assert!(file.len() == 8 * MIB && file.blocks() * 512 <= 8 * PAGE, "{} blocks", file.blocks());
     let resumed = Machine::resumed(dir.path(), &state);
@@ -110,12 +110,12 @@ fn a_resumed_machine_writes_what_it_has_changed_into_its_own_file() {
     machine.set(1500, 5);
     let (state, written, plan) = machine.suspend();
     assert!(plan.in_place && plan.since_resume());
-    assert_eq!(pages(written), (3, 2));
+    assert_eq!(pages(&written), (3, 2));
     assert_eq!([3, 4, 5, 1500].map(|page| machine.get(page)), [9, 0, 7, 5], "it may go on");
     let machine = Machine::resumed(dir.path(), &state);
     assert_eq!([3, 4, 5, 1500].map(|page| machine.get(page)), [9, 0, 7, 5]);
     let (_, written, _) = machine.suspend();
-    assert_eq!(pages(written), (0, 0));
+    assert_eq!(pages(&written), (0, 0));
 }
 
 /// Four MiB that the guest has given back, but for a page that it uses again.
@@ -141,7 +141,7 @@ fn what_a_guest_gives_back_becomes_holes_wherever_it_was() {
     let machine = Machine::resumed(first.path(), &state);
     give_back(&machine);
     let (second, written, plan) = machine.suspend();
-    assert_eq!((pages(written), plan.promote), ((1, 1), true));
+    assert_eq!((pages(&written), plan.promote), ((1, 1), true));
     assert_eq!(second.extents, Some(vec![Extent(512, 1024)]));
     check(&machine);
     check(&Machine::resumed(first.path(), &second));
@@ -155,7 +155,7 @@ fn what_a_guest_gives_back_becomes_holes_wherever_it_was() {
     let (third, written, plan) = machine.suspend();
     assert!(plan.in_place && blocks(first.path()) <= 4 * PAGE, "{}", blocks(first.path()));
     // A clone's short runs are read and not mapped, and written again.
-    assert_eq!(pages(written), (2, 2));
+    assert_eq!(pages(&written), (2, 2));
     check(&machine);
     let machine = Machine::resumed(first.path(), &third);
     check(&machine);
@@ -167,12 +167,12 @@ fn what_a_guest_gives_back_becomes_holes_wherever_it_was() {
     let elsewhere = tempfile::tempdir().unwrap();
     let other = Machine { dir: elsewhere.path().to_path_buf(), ..machine };
     let (fourth, written, plan) = other.suspend();
-    assert!(!plan.since_resume() && pages(written) == (1025, 1025), "{written:?}");
+    assert!(!plan.since_resume() && pages(&written) == (1025, 1025), "{written:?}");
     check(&Machine::resumed(elsewhere.path(), &fourth));
     let machine = Machine { dir: dir.path().to_path_buf(), ..other };
     let (state, written, plan) = machine.suspend();
     assert!(plan.in_place && blocks(dir.path()) <= 4 * MIB + 2 * PAGE, "{}", blocks(dir.path()));
-    assert_eq!(pages(written), (1, 1));
+    assert_eq!(pages(&written), (1, 1));
     check(&Machine::resumed(dir.path(), &state));
 }
 
@@ -254,7 +254,7 @@ fn in_another_directory_everything_is_written() {
         machine.dir = elsewhere.path().to_path_buf();
         let (state, written, plan) = machine.suspend();
         assert!(!plan.since_resume() && state.extents.is_none());
-        assert_eq!(pages(written).1, 10);
+        assert_eq!(pages(&written).1, 10);
         let machine = Machine::resumed(elsewhere.path(), &state);
         assert_eq!([1, 2, 9, 10].map(|page| machine.get(page)), [7, 9, 7, 0]);
     }
@@ -310,10 +310,45 @@ fn long_and_short_runs_of_a_clones_pages_come_from_its_own_file() {
     let (base, own) = (dir.path().join(BASE), dir.path().join(MEMORY));
     std::fs::write(&base, vec![1; 8 * MIB as usize]).unwrap();
     std::fs::write(&own, vec![2; 8 * MIB as usize]).unwrap();
-    let state = MemoryState { extents: Some(vec![Extent(0, 1), Extent(10, 100), Extent(2047, 1)]) };
+    let state =
+        MemoryState { extents: Some(vec![Extent(0, 1), Extent(10, 100), Extent(2047, 1)]), data: None };
     let machine = Machine::resumed(dir.path(), &state);
     let seen = [0, 1, 9, 10, 109, 110, 2046, 2047].map(|page| machine.get(page));
     assert_eq!(seen, [2, 1, 1, 2, 2, 1, 1, 2]);
+}
+
+#[test]
+fn what_is_not_listed_is_zeros_and_not_looked_at() {
+    let dir = tempfile::tempdir().unwrap();
+    std::fs::write(dir.path().join(MEMORY), vec![1; 8 * MIB as usize]).unwrap();
+    let state = MemoryState { extents: None, data: Some(vec![Extent(3, 2), Extent(1024, 1)]) };
+    let machine = Machine::resumed(dir.path(), &state);
+    assert_eq!([2, 3, 4, 5, 1023, 1024, 1025].map(|page| machine.get(page)), [0, 1, 1, 0, 0, 1, 0]);
+    let bad = MemoryState { extents: None, data: Some(vec![Extent(2048, 1)]) };
+    assert_eq!(Backing::restore(dir.path(), &memory(), &bad).unwrap_err().name(), "corrupted");
+}
+
+#[test]
+fn the_list_of_what_is_not_zeros_goes_on_with_each_suspend() {
+    let dir = tempfile::tempdir().unwrap();
+    let machine = Machine::booted(dir.path());
+    machine.set(1, 1);
+    machine.set(3, 1);
+    let (state, ..) = machine.suspend();
+    assert_eq!(state.data, Some(vec![Extent(1, 3)]), "short gaps are not worth a part");
+    let machine = Machine::resumed(dir.path(), &state);
+    machine.set(1600, 2);
+    let (state, ..) = machine.suspend();
+    assert_eq!(state.data, Some(vec![Extent(1, 3), Extent(1600, 1)]));
+    // A clone's list is of its base.
+    let clone = clone(dir.path());
+    let machine = Machine::resumed(clone.path(), &state);
+    assert_eq!([1, 3, 1600, 700].map(|page| machine.get(page)), [1, 1, 2, 0]);
+    machine.set(700, 3);
+    let (of_clone, ..) = machine.suspend();
+    assert_eq!((of_clone.data.clone(), of_clone.extents.clone()), (state.data, Some(vec![Extent(700, 1)])));
+    let machine = Machine::resumed(clone.path(), &of_clone);
+    assert_eq!([1, 3, 1600, 700, 701].map(|page| machine.get(page)), [1, 1, 2, 3, 0]);
 }
 
 #[test]
