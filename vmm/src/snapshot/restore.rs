@@ -96,7 +96,12 @@ impl Snapshot {
             return Err(Refusal::Corrupted(format!("no machine has {mib} MiB of memory")));
         }
         let memory = reserve(mib).map_err(|error| Refusal::Host(error.to_string()))?;
-        let backing = Backing::restore(&self.dir, &memory, &self.state.memory)?;
+        let mut state = self.state.memory.clone();
+        if verify {
+            // What is in the files and in no list counts too.
+            state.data = None;
+        }
+        let backing = Backing::restore(&self.dir, &memory, &state)?;
         if verify {
             // SAFETY: nobody else knows this memory yet.
             let still = unsafe { Still::new(&memory) };
