@@ -117,6 +117,7 @@ pub(crate) fn request(head: Bytes) -> Result<RequestHead, Refused> {
     match parsed.parse_with_uninit_headers(&head, &mut fields) {
         Ok(Status::Complete(length)) if length == head.len() => {}
         Ok(_) => return Err(Refused::bad("The header is not one of HTTP.")),
+        Err(Error::Version) if !has_version(&head) => return Err(unparsable(Error::Token)),
         Err(error) => return Err(unparsable(error)),
     }
     let (Some(method), Some(path), Some(version)) = (parsed.method, parsed.path, parsed.version) else {
@@ -181,6 +182,15 @@ pub(crate) fn trailers(bytes: &Bytes) -> Result<HeaderMap, Refused> {
         Ok(_) => Err(Refused::bad("The trailer is not one of HTTP.")),
         Err(error) => Err(unparsable(error)),
     }
+}
+
+/// Whether a request line ends with a version, perhaps an unknown one, where it should.
+fn has_version(head: &[u8]) -> bool {
+    let line = head.split(|byte| *byte == b'\r').next().unwrap_or_default();
+    let mut words = line.split(|byte| *byte == b' ');
+    let version = words.nth(2).and_then(|word| word.strip_prefix(b"HTTP/"));
+    words.next().is_none()
+        && matches!(version, Some([a, b'.', b]) if a.is_ascii_digit() && b.is_ascii_digit())
 }
 
 fn unparsable(error: Error) -> Refused {

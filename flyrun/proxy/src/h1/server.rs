@@ -17,7 +17,7 @@ use crate::fields;
 use crate::forward::{self, Ask, Upgrade};
 use crate::machines::Machines;
 use crate::own::Own;
-use crate::shared::{Peer, Shared};
+use crate::shared::{Connection, Peer, Shared};
 use crate::socket::{Read, Write};
 use crate::watch::Watch;
 use crate::wire::{Broken, Frame, Incoming as _, Outgoing, Respond, Size};
@@ -152,7 +152,8 @@ async fn one<M: Machines>(
         writer,
         is_http10: head.is_http10,
         has_body: head.method != Method::HEAD,
-        keep_alive: head.keep_alive && !peer.connection.is_draining(),
+        keep_alive: head.keep_alive,
+        connection: &peer.connection,
         is_complete: true,
     };
     let ask = Ask {
@@ -186,6 +187,7 @@ async fn refuse<M: Machines>(
         has_body: true,
         keep_alive: false,
         is_complete: true,
+        connection: &peer.connection,
     };
     let id = crate::id::next(SystemTime::now(), "local");
     let own = Own::new(refused.status, refused.why).closing();
@@ -224,6 +226,7 @@ struct Answering<'a> {
     has_body: bool,
     keep_alive: bool,
     is_complete: bool,
+    connection: &'a Connection,
 }
 
 impl Outgoing for Answering<'_> {
@@ -260,7 +263,7 @@ impl Respond for Answering<'_> {
             Size::Unknown if self.is_http10 => Framing::Raw,
             Size::Unknown => Framing::Chunked,
         };
-        self.keep_alive &= framing != Framing::Raw;
+        self.keep_alive &= framing != Framing::Raw && !self.connection.is_draining();
         let is_without =
             status == StatusCode::NO_CONTENT || status == StatusCode::NOT_MODIFIED || !self.has_body;
         let buffer = self.writer.head(framing);
