@@ -3,6 +3,7 @@
 use std::future::Future;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
+use std::pin::Pin;
 use std::sync::atomic::{AtomicU8, AtomicUsize, Ordering::SeqCst};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -274,13 +275,14 @@ where
     });
 }
 
+/// What a machine does with a connection.
+type Talk = Pin<Box<dyn Future<Output = ()> + Send>>;
+
 /// A machine that answers each head with the same bytes, and remembers all that it reads.
-pub fn canned(
-    answer: &'static str,
-) -> (Arc<Mutex<Vec<u8>>>, impl Fn(TcpStream) -> std::pin::Pin<Box<dyn Future<Output = ()> + Send>>) {
+pub fn canned(answer: &'static str) -> (Arc<Mutex<Vec<u8>>>, impl Fn(TcpStream) -> Talk) {
     let seen = Arc::new(Mutex::new(Vec::new()));
     let log = seen.clone();
-    let backend = move |mut stream: TcpStream| -> std::pin::Pin<Box<dyn Future<Output = ()> + Send>> {
+    let backend = move |mut stream: TcpStream| -> Talk {
         let log = log.clone();
         Box::pin(async move {
             let mut pending = Vec::new();

@@ -1,7 +1,7 @@
 //! HTTP/1.1 in and out.
 
-use std::sync::atomic::Ordering::SeqCst;
 use std::sync::Arc;
+use std::sync::atomic::Ordering::SeqCst;
 use std::time::Duration;
 
 use proxy::Options;
@@ -102,7 +102,8 @@ async fn what_is_for_one_connection_stays_on_it() {
 async fn an_apps_rules_change_answers_and_pristine_ones_have_nothing_of_the_proxy() {
     let (_, backend) =
         canned("HTTP/1.1 200 OK\r\nContent-Length: 2\r\nServer: nginx\r\nX-Old: 1\r\nX-Gone: 1\r\n\r\nok");
-    let rules = "[http_service.http_options.response.headers]\nX-Old = ['2', '3']\nX-Gone = false\nX-New = 'n'\n";
+    let rules =
+        "[http_service.http_options.response.headers]\nX-Old = ['2', '3']\nX-Gone = false\nX-New = 'n'\n";
     let stage = Stage::new(&http_app(rules), backend).await;
     let mut client = stage.connect(80).await;
     client.send(GET).await;
@@ -113,7 +114,10 @@ async fn an_apps_rules_change_answers_and_pristine_ones_have_nothing_of_the_prox
     stage.serve(&[&http_app("[http_service.http_options.response]\npristine = true\n")]);
     client.send(GET).await;
     let (head, _) = client.answer().await;
-    assert_eq!(head, "HTTP/1.1 200 OK\r\nserver: nginx\r\nx-old: 1\r\nx-gone: 1\r\ncontent-length: 2\r\n\r\n");
+    assert_eq!(
+        head,
+        "HTTP/1.1 200 OK\r\nserver: nginx\r\nx-old: 1\r\nx-gone: 1\r\ncontent-length: 2\r\n\r\n"
+    );
 }
 
 #[tokio::test]
@@ -165,7 +169,12 @@ async fn a_body_that_ends_with_the_connection_gets_chunks() {
     .await;
     let mut client = stage.connect(80).await;
     client.send("GET / HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n").await;
-    assert!(client.rest().await.ends_with("transfer-encoding: chunked\r\nconnection: close\r\n\r\n3\r\nabc\r\n0\r\n\r\n"));
+    assert!(
+        client
+            .rest()
+            .await
+            .ends_with("transfer-encoding: chunked\r\nconnection: close\r\n\r\n3\r\nabc\r\n0\r\n\r\n")
+    );
 }
 
 #[tokio::test]
@@ -333,7 +342,10 @@ async fn a_large_body_passes_up_and_down_in_constant_memory() {
         while left > 0 {
             left -= stream.read(&mut some).await.unwrap();
         }
-        stream.write_all(format!("HTTP/1.1 200 OK\r\nContent-Length: {LARGE}\r\n\r\n").as_bytes()).await.unwrap();
+        stream
+            .write_all(format!("HTTP/1.1 200 OK\r\nContent-Length: {LARGE}\r\n\r\n").as_bytes())
+            .await
+            .unwrap();
         for _ in 0..LARGE / some.len() {
             stream.write_all(&some).await.unwrap();
         }
@@ -343,7 +355,10 @@ async fn a_large_body_passes_up_and_down_in_constant_memory() {
     let (mut read, mut write) = client.0.into_split();
     let before = resident_mib();
     let send = tokio::spawn(async move {
-        write.write_all(format!("PUT / HTTP/1.1\r\nHost: a\r\nContent-Length: {LARGE}\r\n\r\n").as_bytes()).await.unwrap();
+        write
+            .write_all(format!("PUT / HTTP/1.1\r\nHost: a\r\nContent-Length: {LARGE}\r\n\r\n").as_bytes())
+            .await
+            .unwrap();
         let some = vec![1; 256 << 10];
         for _ in 0..LARGE / some.len() {
             write.write_all(&some).await.unwrap();
@@ -406,11 +421,14 @@ async fn slow_clients_are_cut_off() {
 
 #[tokio::test]
 async fn a_client_that_does_not_read_is_cut_off() {
-    let stage = Stage::new(&http_app("[http_service.http_options]\nidle_timeout = 1\n"), |mut stream: TcpStream| async move {
-        read_head(&mut stream, &mut Vec::new()).await;
-        let _ = stream.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 100000000\r\n\r\n").await;
-        while stream.write_all(&[0; 65536]).await.is_ok() {}
-    })
+    let stage = Stage::new(
+        &http_app("[http_service.http_options]\nidle_timeout = 1\n"),
+        |mut stream: TcpStream| async move {
+            read_head(&mut stream, &mut Vec::new()).await;
+            let _ = stream.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 100000000\r\n\r\n").await;
+            while stream.write_all(&[0; 65536]).await.is_ok() {}
+        },
+    )
     .await;
     let mut client = stage.connect(80).await;
     client.send(GET).await;

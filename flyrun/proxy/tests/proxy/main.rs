@@ -1,5 +1,5 @@
 //! The proxy over real sockets of this host, without machines: [`fake`] stands for them.
-#![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test that cannot go on panics")]
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test that cannot go on panics")]
 
 mod fake;
 mod forwarding;

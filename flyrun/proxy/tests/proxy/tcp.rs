@@ -66,7 +66,8 @@ async fn a_machine_may_speak_first_and_end_first() {
 #[tokio::test]
 async fn a_machine_is_told_who_is_there_before_anything_else() {
     for (version, length) in [("v1", 0), ("v2", 28)] {
-        let handlers = format!("handlers = ['proxy_proto']\nproxy_proto_options = {{ version = '{version}' }}\n");
+        let handlers =
+            format!("handlers = ['proxy_proto']\nproxy_proto_options = {{ version = '{version}' }}\n");
         let stage = Stage::new(&app(&handlers), |mut stream: TcpStream| async move {
             let mut some = [0; 4096];
             let count = stream.read(&mut some).await.unwrap();

@@ -51,7 +51,10 @@ async fn connect(
 }
 
 async fn get(mut stream: TlsStream<TcpStream>, host: &str) -> String {
-    stream.write_all(format!("GET / HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\n\r\n").as_bytes()).await.unwrap();
+    stream
+        .write_all(format!("GET / HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\n\r\n").as_bytes())
+        .await
+        .unwrap();
     let mut all = String::new();
     stream.read_to_string(&mut all).await.unwrap();
     all
@@ -75,7 +78,10 @@ async fn names_choose_certificates_and_apps() {
     let a = certificate(at, "a", &["a.example.com"]);
     let b = certificate(at, "b", &["b.example.com"]);
     let c = certificate(at, "c", &["c.example.org"]);
-    stage.serve(&[&app("shop", "*.example.com", &["a", "b"], ""), &app("second", "c.example.org", &["c"], "")]);
+    stage.serve(&[
+        &app("shop", "*.example.com", &["a", "b"], ""),
+        &app("second", "c.example.org", &["c"], ""),
+    ]);
     let all = [a.clone(), b.clone(), c.clone()];
     for (name, shown, body) in
         [("a.example.com", &a, "ok"), ("b.example.com", &b, "ok"), ("c.example.org", &c, "second")]
@@ -85,7 +91,10 @@ async fn names_choose_certificates_and_apps() {
         assert!(get(stream, name).await.ends_with(body), "{name}");
     }
     let seen = String::from_utf8(seen.lock().unwrap().clone()).unwrap();
-    assert!(seen.contains("x-forwarded-proto: https\r\nx-forwarded-port: 443\r\nx-forwarded-ssl: on\r\n"), "{seen}");
+    assert!(
+        seen.contains("x-forwarded-proto: https\r\nx-forwarded-port: 443\r\nx-forwarded-ssl: on\r\n"),
+        "{seen}"
+    );
     // Nobody has this name; and a connection is for the app whose name it was made for.
     assert!(connect(&stage, &all, "d.example.net", &[], rustls::ALL_VERSIONS).await.is_err());
     let stream = connect(&stage, &all, "a.example.com", &[], rustls::ALL_VERSIONS).await.unwrap();
@@ -113,7 +122,8 @@ async fn protocols_and_versions_are_those_of_the_app() {
 #[tokio::test]
 async fn a_renewed_certificate_is_shown_and_a_broken_one_changes_nothing() {
     let (_, backend) = canned(OK);
-    let options = proxy::Options { certificate_interval: std::time::Duration::from_millis(20), ..Default::default() };
+    let options =
+        proxy::Options { certificate_interval: std::time::Duration::from_millis(20), ..Default::default() };
     let stage = Stage::with(&http_app(""), options, backend).await;
     let at = stage.directory.path();
     let old = certificate(at, "a", &["a.example.com"]);
@@ -149,7 +159,8 @@ async fn what_is_wrong_with_certificates_is_told_and_other_apps_go_on() {
     let stage = Stage::new(&http_app(""), backend).await;
     let at = stage.directory.path();
     let good = certificate(at, "good", &["good.example.com"]);
-    let texts = [app("shop", "good.example.com", &["good"], ""), app("second", "bad.example.com", &["missing"], "")];
+    let texts =
+        [app("shop", "good.example.com", &["good"], ""), app("second", "bad.example.com", &["missing"], "")];
     let sites: Vec<_> = texts.iter().map(|text| crate::fake::site(text, 1, at.to_path_buf())).collect();
     let problems = stage.proxy.serve(&sites);
     assert_eq!(problems.len(), 1);
