@@ -79,10 +79,11 @@ fn read_all(socket: &OwnedFd) -> rustix::io::Result<Vec<u8>> {
 
 /// The configured environment with what was delivered in it and behind it.
 pub fn environment(mut configured: Vec<String>, delivered: Vec<String>) -> Vec<String> {
-    let key_of = |entry: &str| entry.split_once('=').map_or(entry.len(), |(key, _)| key.len() + 1);
     for entry in delivered {
-        let key = entry.get(..key_of(&entry)).unwrap_or_default();
-        match configured.iter_mut().find(|other| other.starts_with(key)) {
+        // What is no assignment is nothing.
+        let Some(length) = entry.find('=').filter(|length| *length > 0) else { continue };
+        let is_same = |other: &&mut String| other.get(..=length) == entry.get(..=length);
+        match configured.iter_mut().find(is_same) {
             Some(other) => *other = entry,
             None => configured.push(entry),
         }
@@ -159,7 +160,7 @@ mod tests {
     #[test]
     fn what_is_delivered_wins_over_what_is_configured() {
         let configured = ["A=1", "AB=2", "PATH=/bin"].map(String::from).to_vec();
-        let delivered = ["A=x=y", "C=3"].map(String::from).to_vec();
+        let delivered = ["A=x=y", "C=3", "", "A", "=x"].map(String::from).to_vec();
         assert_eq!(environment(configured, delivered), ["A=x=y", "AB=2", "PATH=/bin", "C=3"]);
     }
 
