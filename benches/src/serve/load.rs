@@ -18,17 +18,19 @@ const PATIENCE: Duration = Duration::from_secs(60);
 const MAX_HEAD: usize = 16 << 10;
 const HEAD_END: &[u8] = b"\r\n\r\n";
 
-/// Milliseconds of each of so many requests, one after another over one connection, to the last byte of their answers. As many again
-/// come before, whose time does not count: all caches are warm then.
+/// Requests that come before those that count: all caches are warm then.
+const BEFORE: usize = 30;
+
+/// Milliseconds of each of so many requests, one after another over one connection, to the last byte of their answers.
 pub fn warm(address: SocketAddr, requests: usize) -> Result<Vec<f64>> {
     let mut stream = connect(address)?;
     let request = format!("GET / HTTP/1.1\r\nhost: {HOST}\r\n\r\n");
     let mut times = Vec::with_capacity(requests);
-    for number in 0..requests * 2 {
+    for number in 0..BEFORE + requests {
         let began = Instant::now();
         stream.write_all(request.as_bytes())?;
         read_answer(&mut stream).with_context(|| format!("request {number}"))?;
-        if number >= requests {
+        if number >= BEFORE {
             times.push(milliseconds(began.elapsed()));
         }
     }

@@ -20,16 +20,17 @@ const MAX_IMPORT_BYTES: usize = 1 << 20;
 /// Keep what an app's machines may know and nobody else
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:
-  flyrun secrets set -a shop DATABASE_URL=- < url        a value that no command line shows
-  flyrun secrets import -a shop < .env                   lines of NAME=VALUE
-  flyrun secrets set -a shop MODE=test DEBUG=1           visible to whoever sees this host's processes
+  flyrun secrets set -a shop DATABASE_URL=- < url   a value that no command line shows
+  flyrun secrets import -a shop < .env              lines of NAME=VALUE
+  flyrun secrets set -a shop MODE=test DEBUG=1      whoever sees this host's processes sees them
   flyrun secrets list -a shop
-  flyrun run --secrets shop alpine env                   a machine that has them
+  flyrun run --secrets shop alpine env              a machine that has them
 
-Secrets are encrypted on disk (ChaCha20-Poly1305, with the key in secrets.key below the root, or in the file that
-FLYRUN_SECRETS_KEY_FILE names) and come to machines over vsock: as variables, over others of the same name, and as files
-(--file-secret; secret_name in [[files]]). A machine is told them at each start; one that runs has those of its start. Memory
-that is suspended or snapshotted holds them as any other data of the machine.")]
+Secrets are encrypted on disk (ChaCha20-Poly1305). The key is secrets.key below the root, or the
+file that FLYRUN_SECRETS_KEY_FILE names. They come to machines over vsock alone: as variables, over
+others of the same name, and as files (--file-secret; secret_name in [[files]]). A machine is told
+them at each start, and has those until its next one. Its memory holds them as it holds everything,
+so a suspended machine and a snapshot have them on disk.")]
 pub struct Arguments {
     #[command(subcommand)]
     command: Command,
