@@ -12,7 +12,7 @@ fn main() {
     }
 }
 
-/// Requests have no body, so that each ends with its first empty line.
+/// Requests have no body, so that each ends with its first empty line. One may say that it is the last.
 fn answer(mut stream: TcpStream) -> Option<()> {
     stream.set_nodelay(true).ok()?;
     let mut request = Vec::new();
@@ -21,8 +21,11 @@ fn answer(mut stream: TcpStream) -> Option<()> {
         let count = stream.read(&mut chunk).ok().filter(|count| *count > 0)?;
         request.extend_from_slice(&chunk[..count]);
         while let Some(end) = request.windows(4).position(|window| window == b"\r\n\r\n") {
-            request.drain(..end + 4);
+            let head: Vec<u8> = request.drain(..end + 4).collect();
             stream.write_all(ANSWER).ok()?;
+            if String::from_utf8_lossy(&head).to_ascii_lowercase().contains("\r\nconnection: close\r\n") {
+                return None;
+            }
         }
         if request.len() > 1 << 16 {
             return None;

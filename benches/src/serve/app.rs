@@ -69,7 +69,9 @@ impl<'a> Machine<'a> {
         let name = "bench-backend";
         flyrun.run(&["run", "-d", "--name", name, flyrun.image])?;
         let machine = Self { flyrun, name };
-        wait(|| Ok(load::first_byte(machine.address()?).is_ok())).context("the machine does not answer")?;
+        let address = machine.address()?;
+        wait(|| load::first_byte(address).map(|_| true).or_else(not_yet))
+            .context("the machine does not answer")?;
         Ok(machine)
     }
 
@@ -106,7 +108,7 @@ impl<'a> Serve<'a> {
         // A request at once: that there is an answer means that it serves.
         wait(|| match serve.child.try_wait()? {
             Some(status) => bail!("flyrun serve ended with {status}"),
-            None => Ok(load::first_byte(serve.address()).is_ok()),
+            None => load::first_byte(serve.address()).map(|_| true).or_else(not_yet),
         })
         .context("flyrun serve does not answer")?;
         Ok(serve)
@@ -151,6 +153,12 @@ fn fly_toml(image: &str, auto_stop: &str) -> String {
          [flyrun]\nidle_timeout = '1s'\nhostnames = ['{}']\n",
         load::HOST
     )
+}
+
+/// Nobody listens yet; any other failure stays one.
+fn not_yet(error: anyhow::Error) -> Result<bool> {
+    let is_refused = |error: &std::io::Error| error.kind() == std::io::ErrorKind::ConnectionRefused;
+    if error.downcast_ref().is_some_and(is_refused) { Ok(false) } else { Err(error) }
 }
 
 fn wait(mut is_so: impl FnMut() -> Result<bool>) -> Result<()> {
