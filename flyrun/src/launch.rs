@@ -83,6 +83,7 @@ pub fn run_config(
         pids_limit: None,
         volumes: Vec::new(),
         shares: Vec::new(),
+        delivery: None,
         network: None,
         entropy: Vec::new(),
         init_log: false,

@@ -50,7 +50,7 @@ fn unpack(
     bars: &Bars,
 ) -> Result<RootfsLease> {
     let run_dir = Arc::new(paths.make_run_dir(&format!("unpack-{}", new_id()?))?);
-    let plan = VmPlan {
+    let mut plan = VmPlan {
         vmm: library.path(Part::Vmm),
         kernel: library.path(Part::Kernel),
         initramfs: library.path(Part::InitramfsUnpack),
@@ -68,13 +68,14 @@ fn unpack(
         ],
         boot: BootConfig::Unpack(config(image)),
         console: Some(run_dir.path().join("console.log")),
+        delivery: None,
         streams: None,
         cgroup: None,
         restore: None,
         lock: None,
     };
     let mailbox = Mailbox::new();
-    let vm = Vm::start(&plan, run_dir, &mailbox.post())?;
+    let vm = Vm::start(&mut plan, run_dir, &mailbox.post())?;
     let unpacking = bars.unpacking(image.layer_bytes());
     wait(&vm, &mailbox, image, |bytes| unpacking.set_position(bytes))?;
     unpacking.finish_and_clear();

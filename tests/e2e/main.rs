@@ -16,6 +16,7 @@ mod run_config;
 mod run_errors;
 mod run_images;
 mod run_streams;
+mod secrets;
 mod signals;
 mod snapshots;
 mod store;

@@ -13,6 +13,7 @@ mod create;
 mod doctor;
 mod each;
 mod exec;
+mod files;
 mod from_snapshot;
 mod health;
 mod images;
@@ -35,6 +36,7 @@ mod restart;
 mod rm;
 mod rmi;
 mod run;
+mod secrets;
 mod share;
 mod short;
 mod snapshot;
@@ -137,6 +139,7 @@ enum Command {
     Rmi(rmi::Arguments),
     Prune(prune::Arguments),
     Config(config::Arguments),
+    Secrets(secrets::Arguments),
     Doctor(doctor::Arguments),
     Version(version::Arguments),
     Completions(completions::Arguments),
@@ -192,6 +195,7 @@ impl Cli {
             Command::Rmi(arguments) => rmi::execute(&context, &arguments),
             Command::Prune(arguments) => prune::execute(&context, &arguments),
             Command::Config(arguments) => config::execute(&arguments),
+            Command::Secrets(arguments) => secrets::execute(&context, &arguments),
             Command::Doctor(arguments) => doctor::execute(&context, &arguments),
             Command::Version(arguments) => version::execute(&arguments),
             Command::Completions(arguments) => completions::execute(&arguments),

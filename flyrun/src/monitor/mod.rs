@@ -290,7 +290,7 @@ impl<'a> Monitor<'a> {
             plan.restore = Some(base.directory.clone());
         }
         let post = self.mailbox.begin_life();
-        let vm = Vm::start(&plan, self.run_dir.clone(), &post)?;
+        let vm = Vm::start(&mut plan, self.run_dir.clone(), &post)?;
         // The host's rules are made while the guest boots.
         if let Some(network) = &mut network {
             network.wait_ready()?;
