@@ -530,6 +530,28 @@ fn what_does_not_resume_is_booted_and_what_does_not_boot_is_told() {
 }
 
 #[test]
+fn a_machine_that_dies_early_is_waited_for_unless_it_does_so_again_and_again() {
+    let mut pool = Pool::new(one_machine());
+    pool.request(ZERO, 1);
+    let mut now = ZERO;
+    for number in 1..=4 {
+        let life = Life { slot: 0, number };
+        pool.ready(now, life);
+        assert_eq!(pool.died(now, life), []);
+        assert_eq!(pool.request(now, 1 + number), [], "it waits");
+        now = pool.next_tick().expect("it starts again");
+        let start = Action::Start { life: Life { slot: 0, number: number + 1 }, origin: Origin::Cold };
+        assert_eq!(pool.tick(now), [start]);
+    }
+    let life = Life { slot: 0, number: 5 };
+    pool.ready(now, life);
+    pool.died(now, life);
+    let why = Refusal::StartFailed { life };
+    let retry_after = Duration::from_millis(1600);
+    assert_eq!(pool.request(now, 6), [Action::Refuse { request: 6, why, retry_after }]);
+}
+
+#[test]
 fn a_start_that_succeeds_ends_the_pause_of_the_others() {
     let mut pool = Pool::new(Limits { min_running: 2, max_machines: 2, ..one_machine() });
     pool.tick(ZERO);

@@ -155,7 +155,7 @@ impl Pool {
                     slot.state = State::Cold;
                     slot.version = version;
                     if now.saturating_sub(slot.ready_at) < STABLE {
-                        self.boots.failed(now, life);
+                        self.boots.died(now, life);
                     } else {
                         self.boots.succeeded();
                     }

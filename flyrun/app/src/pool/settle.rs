@@ -221,7 +221,8 @@ impl Pool {
                 self.refuse(request, why, retry_after);
             }
         }
-        if !self.slots.iter().all(&rests) {
+        let starts_soon = self.limits.auto_start && self.boots.is_short() && self.wants_boot();
+        if !self.slots.iter().all(&rests) || starts_soon {
             return;
         }
         while let Some(request) = self.queue.pop() {
