@@ -28,6 +28,7 @@ mod paths;
 mod progress;
 mod rootfs;
 mod secrets;
+mod serve;
 mod session;
 mod share;
 mod signal;

@@ -27,7 +27,7 @@ use crate::size::Size;
 use crate::{host, rootfs, share, terminal, trace, volume};
 
 /// The least memory, in MiB, that the kernel, guest-init and a small process fit into.
-const MIN_MEMORY_MIB: u64 = 48;
+pub const MIN_MEMORY_MIB: u64 = 48;
 /// The most memory, in MiB: what the VMM's memory map allows.
 const MAX_MEMORY_MIB: u64 = 1 << 20;
 const MIN_DISK: Size = Size::mib(64);

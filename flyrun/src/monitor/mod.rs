@@ -25,7 +25,7 @@ use images::Store;
 use protocol::{ExitStatus, TtySize};
 use vmm::spec::queue_pairs;
 
-pub use control::{Conversation, Reply, Request, ask};
+pub use control::{Conversation, Reply, Request, ask, socket};
 pub use front::Front;
 pub use spawn::{Report, spawn};
 
