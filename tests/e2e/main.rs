@@ -17,6 +17,7 @@ mod run_errors;
 mod run_images;
 mod run_streams;
 mod secrets;
+mod serve;
 mod signals;
 mod snapshots;
 mod store;
