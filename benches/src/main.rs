@@ -11,6 +11,7 @@ mod qemu;
 mod report;
 mod resume;
 mod run;
+mod serve;
 mod suspend;
 mod trace;
 
@@ -42,6 +43,12 @@ struct Arguments {
     /// The image with busybox that is run, in any form `flyrun pull` takes.
     #[arg(long, requires = "flyrun")]
     image: Option<String>,
+    /// The image whose process is `guest/answer.rs`; without it no requests are measured.
+    #[arg(long, requires = "flyrun")]
+    web_image: Option<String>,
+    /// haproxy, to stand beside `flyrun serve`.
+    #[arg(long)]
+    haproxy: Option<PathBuf>,
     /// Where to write the figures as JSON.
     #[arg(long)]
     json: PathBuf,
@@ -68,6 +75,8 @@ enum Part {
     Suspend,
     /// Running a cached image.
     Image,
+    /// Requests through `flyrun serve` and through HAProxy.
+    Serve,
     /// iperf3.
     Net,
     /// fio.
@@ -120,6 +129,12 @@ fn benchmarks(arguments: &Arguments) -> Result<()> {
         (&arguments.flyrun, &arguments.image, arguments.wants(Part::Image))
     {
         cached::run(flyrun, image, arguments.runs, &mut report).context("running a cached image")?;
+    }
+    if let (Some(flyrun), Some(image), true) =
+        (&arguments.flyrun, &arguments.web_image, arguments.wants(Part::Serve))
+    {
+        serve::measure(flyrun, image, arguments.haproxy.as_deref(), arguments.runs, &mut report)
+            .context("serving requests")?;
     }
     if let (Some(initrd), Some(iperf3)) = (&arguments.io_initrd, &arguments.iperf3) {
         let files = io::Files::new(&arguments.library, initrd, iperf3)?;

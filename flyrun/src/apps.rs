@@ -6,6 +6,8 @@ use std::path::{Path, PathBuf};
 
 use app::config::{self, MAX_FILE_BYTES, Place, Problem, Refused, together};
 
+use crate::guest_files;
+
 /// A fly.toml that was read, and found to fit this host.
 pub type AppFile = config::File;
 
@@ -49,7 +51,10 @@ pub fn load_file(path: &Path) -> Result<AppFile, Refused> {
     let read = File::open(path).and_then(|file| file.take(limit).read_to_end(&mut bytes));
     read.map_err(|error| unreadable(path, &error))?;
     let file = config::read(&path.to_string_lossy(), &bytes)?;
-    let problems: Vec<_> = image(&file).into_iter().chain(host_files(&file, path)).collect();
+    let mut problems: Vec<_> = image(&file).into_iter().chain(host_files(&file, path)).collect();
+    if problems.is_empty() {
+        problems.extend(guest_files(&file, path));
+    }
     if problems.is_empty() { Ok(file) } else { Err(Refused { problems, left_out: 0 }) }
 }
 
@@ -87,6 +92,14 @@ fn host_files<'f>(file: &'f AppFile, path: &'f Path) -> impl Iterator<Item = Pro
         let message = format!("cannot read {:?}: {why}", path.display().to_string());
         Some(file.problem(&place, message, "Paths count from the directory of the fly.toml."))
     })
+}
+
+/// What machines of each group are given, and whether they can be.
+fn guest_files(file: &AppFile, path: &Path) -> Option<Problem> {
+    let error =
+        file.app.groups.values().find_map(|group| guest_files::of_group(group, path).err())?.to_string();
+    let (message, advice) = error.split_once("\n  ").unwrap_or((&error, ""));
+    Some(file.problem(&Place::Name, format!("[[files]]: {message}"), advice))
 }
 
 fn unreadable(path: &Path, error: &io::Error) -> Refused {
@@ -145,6 +158,9 @@ mod tests {
         rustix::fs::mkfifoat(rustix::fs::CWD, directory.path().join("pipe"), 0o600.into()).unwrap();
         fs::write(&path, file("pipe")).unwrap();
         assert!(told(&path)[0].ends_with("it is not a file"), "{:?}", told(&path));
+        fs::write(directory.path().join("long"), [b'x'; 70_000]).unwrap();
+        fs::write(&path, file("long")).unwrap();
+        assert!(told(&path)[0].contains("long is longer than 64 KiB"), "{:?}", told(&path));
         fs::write(&path, file("none")).unwrap();
         assert!(told(&path)[0].contains("none\": No such file"), "{:?}", told(&path));
     }

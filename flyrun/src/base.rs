@@ -142,11 +142,12 @@ fn write(paths: &Paths, plan: &VmPlan, base: &Path) -> Result<()> {
 /// Boots a machine of that shape up to the point where it waits, and writes it to the directory.
 fn record(paths: &Paths, plan: &VmPlan, draft: &Path) -> Result<()> {
     let run_dir = Arc::new(paths.make_run_dir(&format!("base-{}", new_id()?))?);
-    let plan = VmPlan {
+    let mut plan = VmPlan {
         disks: empty_disks(&plan.disks, &run_dir)?,
         boot: BootConfig::Wait,
         console: Some(run_dir.path().join("console.log")),
         shares: vec![],
+        delivery: None,
         nets: plan.nets.clone(),
         vmm: plan.vmm.clone(),
         kernel: plan.kernel.clone(),
@@ -159,7 +160,7 @@ fn record(paths: &Paths, plan: &VmPlan, draft: &Path) -> Result<()> {
     };
     let mailbox = Mailbox::new();
     let post = mailbox.post();
-    let vm = Vm::start(&plan, run_dir, &post)?;
+    let vm = Vm::start(&mut plan, run_dir, &post)?;
     let until = Instant::now() + LIMIT;
     // Open as long as the machine is to wait.
     let mut control = None;
@@ -263,6 +264,7 @@ mod tests {
             nets: vec![],
             shares: vec![],
             boot: BootConfig::Wait,
+            delivery: None,
             console: Some("/console".into()),
             streams: None,
             cgroup: None,

@@ -2,6 +2,7 @@
 
 use std::fs::{self, File};
 use std::io::{self, Write};
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 
 /// Opens a lock's file, made if it is not there. Its content means nothing.
@@ -21,13 +22,14 @@ pub enum Lasting {
     PowerCut,
 }
 
-/// Puts a new file in an old one's place: whoever reads finds the one or the other.
+/// Puts a new file, which only its owner reads, in an old one's place: whoever reads finds the one or the other.
 ///
 /// # Errors
 /// The system's. The old file is still there then.
 pub fn replace(directory: &Path, name: &str, contents: &[u8], lasting: Lasting) -> io::Result<()> {
     let draft = directory.join(format!(".{name}.new"));
-    let mut file = File::create(&draft)?;
+    let mut options = File::options();
+    let mut file = options.write(true).create(true).truncate(true).mode(0o600).open(&draft)?;
     file.write_all(contents)?;
     if lasting == Lasting::PowerCut {
         file.sync_all()?;

@@ -83,6 +83,7 @@ pub fn run_config(
         pids_limit: None,
         volumes: Vec::new(),
         shares: Vec::new(),
+        delivery: None,
         network: None,
         entropy: Vec::new(),
         init_log: false,
@@ -130,7 +131,8 @@ fn key_of(variable: &str) -> &str {
     variable.split_once('=').map_or(variable, |(key, _)| key)
 }
 
-fn set(env: &mut Vec<String>, variable: String) {
+/// Sets a variable, in the place of an earlier one of its name.
+pub fn set(env: &mut Vec<String>, variable: String) {
     match env.iter_mut().find(|other| key_of(other) == key_of(&variable)) {
         Some(other) => *other = variable,
         None => env.push(variable),

@@ -32,6 +32,11 @@ impl Paths {
         self.root.join("bases")
     }
 
+    /// Encrypted secrets of apps.
+    pub fn secrets(&self) -> PathBuf {
+        self.root.join("secrets")
+    }
+
     pub fn usage(&self) -> PathBuf {
         self.root.join("usage")
     }

@@ -97,7 +97,7 @@ fn unpack_into(
 ) -> Result<Unpacked> {
     draft.format(store, bytes).map_err(|error| from_images(&error))?;
     let run_dir = Arc::new(paths.make_run_dir(&format!("unpack-{}", new_id()?))?);
-    let plan = VmPlan {
+    let mut plan = VmPlan {
         vmm: library.path(Part::Vmm),
         kernel: library.path(Part::Kernel),
         initramfs: library.path(Part::InitramfsUnpack),
@@ -115,13 +115,14 @@ fn unpack_into(
         ],
         boot: BootConfig::Unpack(config(image, bytes)),
         console: Some(run_dir.path().join("console.log")),
+        delivery: None,
         streams: None,
         cgroup: None,
         restore: None,
         lock: None,
     };
     let mailbox = Mailbox::new();
-    let vm = Vm::start(&plan, run_dir, &mailbox.post())?;
+    let vm = Vm::start(&mut plan, run_dir, &mailbox.post())?;
     let unpacking = bars.unpacking(image.layer_bytes());
     let unpacked = wait(&vm, &mailbox, image, |bytes| unpacking.set_position(bytes));
     unpacking.finish_and_clear();

@@ -190,7 +190,10 @@ pub fn wait_connected(socket: BorrowedFd<'_>, port: u32) -> Result<(), Failure> 
 }
 
 /// Waits for an event on one descriptor; `ETIMEDOUT` when the time is over.
-fn wait(fd: BorrowedFd<'_>, events: PollFlags, timeout_ms: i64) -> rustix::io::Result<()> {
+///
+/// # Errors
+/// The kernel's reason.
+pub fn wait(fd: BorrowedFd<'_>, events: PollFlags, timeout_ms: i64) -> rustix::io::Result<()> {
     let deadline = monotonic_ms() + timeout_ms;
     loop {
         let left = (deadline - monotonic_ms()).max(0);

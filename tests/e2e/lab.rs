@@ -99,6 +99,12 @@ impl Lab {
         Background::start(&mut Flyrun::shared().run(arguments).build(&Self::wrapper(&self.host)))
     }
 
+    /// `flyrun ARGUMENTS…` for as long as the value lives; what it tells on standard error goes to a file.
+    pub fn background(&self, arguments: &[&str], errors: &std::path::Path) -> Background {
+        let mut command = Flyrun::shared().command(arguments).build(&Self::wrapper(&self.host));
+        Background::start(command.stderr(std::fs::File::create(errors).unwrap()))
+    }
+
     /// Waits until the script, run on the host, succeeds and prints something.
     #[track_caller]
     pub fn wait_for(&self, script: &str) -> String {
@@ -136,13 +142,14 @@ impl Background {
         Background(command.stdin(Stdio::null()).stdout(Stdio::null()).spawn().unwrap())
     }
 
-    /// Sends a signal and waits for the end.
-    pub fn end(mut self, signal: Signal) {
+    /// Sends a signal and waits for the end; gives the exit code, where there is one.
+    pub fn end(mut self, signal: Signal) -> Option<i32> {
         self.signal(signal);
-        self.0.wait().unwrap();
+        self.0.wait().unwrap().code()
     }
 
-    fn signal(&self, signal: Signal) {
+    /// Sends a signal.
+    pub fn signal(&self, signal: Signal) {
         let _ = kill_process(Pid::from_child(&self.0), signal);
     }
 }

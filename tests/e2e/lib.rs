@@ -13,6 +13,7 @@ pub mod image;
 pub mod lab;
 pub mod registry;
 pub mod resident;
+pub mod serving;
 pub mod suspended;
 pub mod tar;
 pub mod terminal;

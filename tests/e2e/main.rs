@@ -16,6 +16,8 @@ mod run_config;
 mod run_errors;
 mod run_images;
 mod run_streams;
+mod secrets;
+mod serve;
 mod signals;
 mod snapshots;
 mod store;

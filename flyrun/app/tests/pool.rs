@@ -6,7 +6,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use app::config::model::AutoStop;
-use app::pool::{Action, Life, Limits, Moment, Origin, Pool, Refusal, State};
+use app::pool::{Action, Found, Life, Limits, Moment, Origin, Pool, Refusal, State, Whom};
 use proptest::prelude::*;
 use proptest::sample::select;
 
@@ -14,6 +14,9 @@ use proptest::sample::select;
 #[derive(Clone, Debug)]
 enum Event {
     Request,
+    /// Of one slot alone, or rather of it; and one that it must not be if others have room.
+    RequestFor(usize, bool, usize),
+    Prepare,
     Cancel(usize),
     End(usize),
     Ready(usize),
@@ -32,6 +35,8 @@ enum Event {
 fn event() -> impl Strategy<Value = Event> {
     prop_oneof![
         8 => Just(Event::Request),
+        3 => any::<(usize, bool, usize)>().prop_map(|(slot, only, not)| Event::RequestFor(slot % 5, only, not % 5)),
+        1 => Just(Event::Prepare),
         1 => any::<usize>().prop_map(Event::Cancel),
         5 => any::<usize>().prop_map(Event::End),
         5 => any::<usize>().prop_map(Event::Ready),
@@ -81,6 +86,8 @@ struct Host {
     machines: BTreeMap<Life, Machine>,
     past: Vec<Life>,
     waiting: BTreeSet<u64>,
+    /// Requests that are for one slot alone.
+    choosy: BTreeMap<u64, usize>,
     forwarded: Vec<Life>,
     requests: u64,
 }
@@ -94,6 +101,7 @@ impl Host {
             machines: BTreeMap::new(),
             past: Vec::new(),
             waiting: BTreeSet::new(),
+            choosy: BTreeMap::new(),
             forwarded: Vec::new(),
             requests: 0,
         };
@@ -116,6 +124,11 @@ impl Host {
             match action {
                 Action::Forward { request, life } => {
                     assert!(self.waiting.remove(&request), "{action:?}: it does not wait");
+                    let only = self.choosy.remove(&request);
+                    assert!(
+                        only.is_none_or(|slot| slot == life.slot),
+                        "{action:?}: it is for {only:?} alone"
+                    );
                     let machine = self.machines.get(&life);
                     assert_eq!(machine, Some(&Machine::Runs { passes: true }), "{action:?}");
                     self.forwarded.push(life);
@@ -169,6 +182,16 @@ impl Host {
                 self.waiting.insert(self.requests);
                 self.pool.request(self.now, self.requests)
             }
+            Event::RequestFor(slot, only, not) => {
+                self.requests += 1;
+                self.waiting.insert(self.requests);
+                if *only {
+                    self.choosy.insert(self.requests, *slot);
+                }
+                let whom = if *only { Whom::Only(*slot) } else { Whom::Rather(*slot) };
+                self.pool.request_for(self.now, self.requests, whom, &[*not])
+            }
+            Event::Prepare => self.pool.prepare(self.now),
             Event::Cancel(index) if !self.waiting.is_empty() => {
                 let nth = self.waiting.iter().nth(index % self.waiting.len());
                 let request = *nth.expect("it is among them");
@@ -379,6 +402,98 @@ fn a_machine_that_is_idle_is_suspended_and_comes_back_with_a_request() {
 }
 
 #[test]
+fn a_snapshot_is_made_at_once_where_there_is_none() {
+    let mut pool = Pool::new(one_machine());
+    assert_eq!(pool.prepare(ZERO), [Action::Start { life: FIRST, origin: Origin::Cold }]);
+    assert_eq!(pool.prepare(ZERO), [], "it is under way");
+    assert_eq!(pool.start_failed(ZERO, FIRST), []);
+    let again = pool.next_tick().expect("it is tried again");
+    assert_eq!(pool.tick(again), [Action::Start { life: SECOND, origin: Origin::Cold }]);
+    assert_eq!(pool.ready(again, SECOND), [Action::Suspend(SECOND)], "nobody needs it");
+    pool.at_rest(again, SECOND);
+    assert_eq!(pool.prepare(again), []);
+    // One that a request has come for meanwhile stays.
+    assert_eq!(pool.deploy(again), [Action::Discard(SECOND)]);
+    let third = Life { slot: 0, number: 3 };
+    assert_eq!(pool.prepare(again), [Action::Start { life: third, origin: Origin::Cold }]);
+    assert_eq!(pool.request(again, 1), []);
+    assert_eq!(pool.ready(again, third), [Action::Forward { request: 1, life: third }]);
+    assert_eq!(pool.ended(again, third), []);
+}
+
+#[test]
+fn machines_that_were_there_before_are_taken_over() {
+    let mut pool = Pool::new(Limits { max_machines: 3, hard_limit: 1, soft_limit: 1, ..one_machine() });
+    let other = Life { slot: 2, number: 1 };
+    assert_eq!(pool.found(ZERO, 0, Found::Running { is_old: true }), Some(FIRST));
+    assert_eq!(pool.found(ZERO, 2, Found::Suspended), Some(other));
+    assert_eq!(pool.found(ZERO, 3, Found::Suspended), None, "there may be three");
+    assert_eq!(pool.request(ZERO, 1), [], "one runs already");
+    let forward = Action::Forward { request: 1, life: FIRST };
+    assert_eq!(pool.ready(ZERO, FIRST), [forward], "and is replaced, when that is answered");
+    let goes_on = Action::Start { life: Life { slot: 2, number: 2 }, origin: Origin::Suspended };
+    assert_eq!(pool.request(ZERO, 2), [goes_on]);
+    assert_eq!(pool.ended(ZERO, FIRST), [Action::Stop(FIRST)]);
+}
+
+#[test]
+fn a_request_for_one_machine_waits_for_it_alone() {
+    let mut pool = Pool::new(Limits { max_machines: 2, soft_limit: 1, hard_limit: 1, ..one_machine() });
+    pool.request(ZERO, 1);
+    pool.request(ZERO, 2);
+    let other = Life { slot: 1, number: 1 };
+    pool.ready(ZERO, FIRST);
+    pool.ready(ZERO, other);
+    assert_eq!(pool.request_for(ZERO, 3, Whom::Only(1), &[]), []);
+    assert_eq!(pool.ended(ZERO, FIRST), [], "that is not the one");
+    assert_eq!(pool.ended(ZERO, other), [Action::Forward { request: 3, life: other }]);
+    assert_eq!(
+        pool.request_for(ZERO, 4, Whom::Rather(1), &[]),
+        [Action::Forward { request: 4, life: FIRST }]
+    );
+    let refused = pool.request_for(ZERO, 5, Whom::Only(7), &[]);
+    let why = Refusal::NoSuchSlot;
+    assert_eq!(refused, [Action::Refuse { request: 5, why, retry_after: ZERO }]);
+    // One that is on disk is started for it.
+    pool.ended(ZERO, other);
+    let minute = Duration::from_secs(60);
+    assert_eq!(pool.tick(minute), [Action::Suspend(other)]);
+    pool.at_rest(minute, other);
+    let start = Action::Start { life: Life { slot: 1, number: 2 }, origin: Origin::Suspended };
+    assert_eq!(pool.request_for(minute, 6, Whom::Only(1), &[]), [start]);
+}
+
+#[test]
+fn a_request_that_failed_on_one_machine_gets_another_if_there_is_one() {
+    let mut pool = Pool::new(Limits { min_running: 2, max_machines: 2, ..one_machine() });
+    pool.tick(ZERO);
+    let other = Life { slot: 1, number: 1 };
+    pool.ready(ZERO, FIRST);
+    assert_eq!(pool.request_for(ZERO, 1, Whom::Any, &[0]), [Action::Forward { request: 1, life: FIRST }]);
+    pool.ready(ZERO, other);
+    for request in 2..5 {
+        let told = pool.request_for(ZERO, request, Whom::Any, &[0]);
+        assert_eq!(told, [Action::Forward { request, life: other }]);
+    }
+}
+
+#[test]
+fn with_fewer_machines_allowed_those_beyond_end() {
+    let two = Limits { min_running: 2, max_machines: 2, ..one_machine() };
+    let mut pool = Pool::new(two);
+    pool.tick(ZERO);
+    let other = Life { slot: 1, number: 1 };
+    pool.ready(ZERO, FIRST);
+    pool.ready(ZERO, other);
+    let one = Limits { min_running: 1, max_machines: 1, ..two };
+    assert_eq!(pool.limit(ZERO, one), [Action::Stop(other)]);
+    assert_eq!(pool.at_rest(ZERO, other), [], "and it does not come back");
+    let start = Action::Start { life: Life { slot: 1, number: 2 }, origin: Origin::Cold };
+    assert_eq!(pool.limit(ZERO, two), [start], "until it may");
+    assert_eq!(pool.limit(ZERO, one), [Action::Kill(Life { slot: 1, number: 2 })]);
+}
+
+#[test]
 fn a_request_gives_a_suspend_up() {
     let mut pool = Pool::new(one_machine());
     pool.request(ZERO, 1);
@@ -412,6 +527,28 @@ fn what_does_not_resume_is_booted_and_what_does_not_boot_is_told() {
     );
     let start = Action::Start { life: Life { slot: 0, number: 4 }, origin: Origin::Cold };
     assert_eq!(pool.request(now + retry_after, 4), [start]);
+}
+
+#[test]
+fn a_machine_that_dies_early_is_waited_for_unless_it_does_so_again_and_again() {
+    let mut pool = Pool::new(one_machine());
+    pool.request(ZERO, 1);
+    let mut now = ZERO;
+    for number in 1..=4 {
+        let life = Life { slot: 0, number };
+        pool.ready(now, life);
+        assert_eq!(pool.died(now, life), []);
+        assert_eq!(pool.request(now, 1 + number), [], "it waits");
+        now = pool.next_tick().expect("it starts again");
+        let start = Action::Start { life: Life { slot: 0, number: number + 1 }, origin: Origin::Cold };
+        assert_eq!(pool.tick(now), [start]);
+    }
+    let life = Life { slot: 0, number: 5 };
+    pool.ready(now, life);
+    pool.died(now, life);
+    let why = Refusal::StartFailed { life };
+    let retry_after = Duration::from_millis(1600);
+    assert_eq!(pool.request(now, 6), [Action::Refuse { request: 6, why, retry_after }]);
 }
 
 #[test]

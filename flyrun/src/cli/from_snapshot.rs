@@ -11,7 +11,7 @@ use crate::paths::Library;
 use crate::snapshot;
 
 /// Flags that would change what is in the snapshot, or what its machine was made with.
-pub const FIXED: [&str; 41] = [
+pub const FIXED: [&str; 45] = [
     "image",
     "command",
     "entrypoint",
@@ -34,6 +34,10 @@ pub const FIXED: [&str; 41] = [
     "tmpfs",
     "volume",
     "mount",
+    "secrets",
+    "file_literal",
+    "file_local",
+    "file_secret",
     "publish_all",
     "dns",
     "add_host",

@@ -25,34 +25,47 @@ const LOOK: Timespec = Timespec { tv_sec: 0, tv_nsec: 500_000_000 };
   flyrun logs -f --tail 20 web
   flyrun logs --since 10m --timestamps web 2>&1 | grep error
   flyrun logs --kernel web        what its kernel and guest-init said
+  flyrun logs -f -a shop          all machines of an app that `flyrun serve` serves, also those that are yet to come
 
 Standard output and standard error of the process come out on those of flyrun.")]
 pub struct Arguments {
+    /// All machines of this app, each line with its machine's name
+    #[arg(short, long, conflicts_with = "kernel")]
+    app: Option<String>,
     /// Go on until the machine ends
     #[arg(short, long)]
-    follow: bool,
+    pub follow: bool,
     /// Only what is not older: a time (2026-01-31T12:00:00Z), seconds since the epoch, or a duration (10m)
     #[arg(long, value_name = "TIME")]
     since: Option<Moment>,
     /// Only what is older
     #[arg(long, value_name = "TIME")]
-    until: Option<Moment>,
+    pub until: Option<Moment>,
     /// Only the last lines
     #[arg(short = 'n', long, value_name = "N|all", default_value = "all")]
-    tail: Tail,
+    pub tail: Tail,
     /// Put the time before each line
     #[arg(short, long)]
-    timestamps: bool,
+    pub timestamps: bool,
     /// Show the console of the guest's kernel instead
     #[arg(long, conflicts_with_all = ["follow", "since", "until", "timestamps"])]
     kernel: bool,
     /// Name, id, or beginning of the id
-    machine: String,
+    #[arg(required_unless_present = "app", conflicts_with = "app")]
+    machine: Option<String>,
+}
+
+impl Arguments {
+    /// Whether this is of the time that was asked for.
+    pub fn wants(&self, entry: &Entry) -> bool {
+        self.since.is_none_or(|since| entry.time >= since.0)
+            && self.until.is_none_or(|until| entry.time < until.0)
+    }
 }
 
 /// How many lines from the end.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Tail {
+pub enum Tail {
     All,
     Lines(usize),
 }
@@ -69,7 +82,10 @@ impl std::str::FromStr for Tail {
 }
 
 pub fn execute(context: &Context, arguments: &Arguments) -> Result<ExitCode> {
-    let record = context.machines().find(&arguments.machine)?;
+    if let Some(app) = &arguments.app {
+        return super::app_logs::execute(context, arguments, app);
+    }
+    let record = context.machines().find(arguments.machine.as_deref().unwrap_or_default())?;
     let directory = context.paths.machines().join(&record.id);
     if arguments.kernel {
         return kernel_log(&directory, arguments.tail);
@@ -80,10 +96,7 @@ pub fn execute(context: &Context, arguments: &Arguments) -> Result<ExitCode> {
     let watch = if arguments.follow { Some(watch(&directory)?) } else { None };
     let mut reader = Reader::open(&directory).context("cannot read the log")?;
     let mut printer = Printer { timestamps: arguments.timestamps, begun: [false; 2] };
-    let wanted = |entry: &Entry| {
-        arguments.since.is_none_or(|since| entry.time >= since.0)
-            && arguments.until.is_none_or(|until| entry.time < until.0)
-    };
+    let wanted = |entry: &Entry| arguments.wants(entry);
     let mut kept = VecDeque::new();
     while let Some(entry) = reader.next().context("cannot read the log")? {
         if !wanted(&entry) {

@@ -4,6 +4,7 @@ use std::path::PathBuf;
 
 use clap::{Parser, Subcommand};
 
+mod app_logs;
 mod attach;
 mod background;
 mod clone;
@@ -14,12 +15,13 @@ mod create;
 mod doctor;
 mod each;
 mod exec;
+mod files;
 mod from_snapshot;
 mod health;
 mod images;
 mod inspect;
 mod kill;
-mod lifecycle;
+pub mod lifecycle;
 mod limits;
 mod logs;
 mod man;
@@ -36,11 +38,14 @@ mod restart;
 mod rm;
 mod rmi;
 mod run;
+mod secrets;
+mod serve;
 mod share;
 mod short;
 mod snapshot;
 mod start;
 mod stats;
+mod status;
 mod stop;
 mod suspend;
 mod table;
@@ -57,6 +62,7 @@ use crate::error::{Context as _, Result};
 use crate::exit_code::ExitCode;
 use crate::machine::{Ended, Machines, Record, State};
 use crate::network::Mode;
+pub use new_machine::MIN_MEMORY_MIB;
 
 use crate::paths::{Paths, make_private_dir};
 use crate::snapshot::Snapshots;
@@ -140,7 +146,10 @@ enum Command {
     Images(images::Arguments),
     Rmi(rmi::Arguments),
     Prune(prune::Arguments),
+    Serve(serve::Arguments),
+    Status(status::Arguments),
     Config(config::Arguments),
+    Secrets(secrets::Arguments),
     Doctor(doctor::Arguments),
     Version(version::Arguments),
     Completions(completions::Arguments),
@@ -191,7 +200,10 @@ impl Cli {
             Command::Images(arguments) => images::execute(&context, &arguments),
             Command::Rmi(arguments) => rmi::execute(&context, &arguments),
             Command::Prune(arguments) => prune::execute(&context, &arguments),
+            Command::Serve(arguments) => serve::execute(context, &arguments),
+            Command::Status(arguments) => status::execute(&context, &arguments),
             Command::Config(arguments) => config::execute(&arguments),
+            Command::Secrets(arguments) => secrets::execute(&context, &arguments),
             Command::Doctor(arguments) => doctor::execute(&context, &arguments),
             Command::Version(arguments) => version::execute(&arguments),
             Command::Completions(arguments) => completions::execute(&arguments),
@@ -202,18 +214,18 @@ impl Cli {
 
 /// What every command works on.
 #[derive(Debug)]
-struct Context {
-    paths: Paths,
+pub struct Context {
+    pub paths: Paths,
 }
 
 impl Context {
-    fn store(&self) -> Result<::images::Store> {
+    pub fn store(&self) -> Result<::images::Store> {
         make_private_dir(&self.paths.root)?;
         Ok(::images::Store::open(&self.paths.root))
     }
 
     /// Takes away what those left who were killed: machines that were to go, sockets, interfaces and rules.
-    fn keep_house(&self) -> Result<()> {
+    pub fn keep_house(&self) -> Result<()> {
         self.machines().remove_ended(Ended::Leftovers)?;
         self.snapshots().sweep()?;
         self.paths.sweep_run_dirs();
@@ -237,15 +249,15 @@ impl Context {
         crate::network::sweep(&self.paths, &|id| self.machines().is_owned(id))
     }
 
-    fn volumes(&self) -> Volumes {
+    pub fn volumes(&self) -> Volumes {
         Volumes::new(self.paths.volumes())
     }
 
-    fn snapshots(&self) -> Snapshots {
+    pub fn snapshots(&self) -> Snapshots {
         Snapshots::new(self.paths.snapshots())
     }
 
-    fn machines(&self) -> Machines {
+    pub fn machines(&self) -> Machines {
         Machines::new(self.paths.machines())
     }
 }

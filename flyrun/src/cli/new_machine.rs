@@ -11,6 +11,7 @@ use super::Context;
 use super::limits::{PidsLimit, RateArguments, cpu_shares};
 use crate::cpus::Cpus;
 use crate::error::{Context as _, Error, Result, from_images};
+use crate::guest_files::Contents;
 use crate::launch::{self, ImageDefaults, Wishes};
 use crate::machine::restart::RestartPolicy;
 use crate::machine::{
@@ -20,12 +21,13 @@ use crate::machine::{
 use crate::mounts::Mounts;
 use crate::paths::Library;
 use crate::progress::Bars;
+use crate::secrets::{Name, Secrets};
 use crate::signal::Signal;
 use crate::size::Size;
 use crate::{host, rootfs, share, terminal, trace, volume};
 
 /// The least memory, in MiB, that the kernel, guest-init and a small process fit into.
-const MIN_MEMORY_MIB: u64 = 48;
+pub const MIN_MEMORY_MIB: u64 = 48;
 /// The most memory, in MiB: what the VMM's memory map allows.
 const MAX_MEMORY_MIB: u64 = 1 << 20;
 const MIN_DISK: Size = Size::mib(64);
@@ -107,6 +109,11 @@ pub struct Flags {
     /// type=bind,source=/DIR,target=/PATH[,readonly]
     #[arg(long, value_name = "KEY=VALUE,…")]
     mount: Vec<String>,
+    /// Give the process the secrets of an app as variables, over others of the same name (`flyrun secrets`)
+    #[arg(long, value_name = "APP")]
+    secrets: Option<String>,
+    #[command(flatten)]
+    files: super::files::FileArguments,
     /// Start the machine again when it ends: no, on-failure[:N], always or unless-stopped
     #[arg(long, value_name = "POLICY", default_value_t)]
     restart: RestartPolicy,
@@ -165,6 +172,7 @@ pub fn make(context: &Context, flags: &Flags, state: State) -> Result<Made> {
         return super::from_snapshot::make(context, flags, snapshot);
     }
     check(flags)?;
+    check_secrets(context, flags)?;
     share::prepare(&mounts(flags)?.shares)?;
     let library = Library::find()?;
     host::ensure_kvm(&library)?;
@@ -196,6 +204,28 @@ fn check(flags: &Flags) -> Result<()> {
             .advice("A machine that goes when it ends is not started again."));
     }
     Ok(())
+}
+
+/// What cannot be read or is not there is told before anything is made.
+fn check_secrets(context: &Context, flags: &Flags) -> Result<()> {
+    let files = flags.files.files()?;
+    let secret = files.iter().find(|file| matches!(file.contents, Contents::Secret(_)));
+    let Some(app) = &flags.secrets else {
+        return match secret {
+            Some(file) => {
+                Err(Error::new(format!("{} is to be a secret, and of which app is not said", file.path))
+                    .advice("Give --secrets APP too."))
+            }
+            None => Ok(()),
+        };
+    };
+    let values = Secrets::new(&context.paths).read(app)?;
+    if values.is_empty() {
+        return Err(Error::new(format!("app '{app}' has no secrets"))
+            .advice(format!("Set some: flyrun secrets set -a {app} NAME=- < FILE")));
+    }
+    let value = |name: &Name| Some(values.get(name)?.expose().as_bytes().to_vec());
+    files.iter().try_for_each(|file| file.bytes(value).map(drop))
 }
 
 /// Whether a machine can have so much memory.
@@ -299,6 +329,8 @@ fn record(image: &Image, flags: &Flags, id: &str) -> Result<Record> {
             volumes,
             shares,
             network: flags.network.wishes(&image.config.exposed_ports)?,
+            secrets: flags.secrets.clone(),
+            files: flags.files.files()?,
             health: flags
                 .health
                 .healthcheck(image.config.healthcheck.as_ref(), flags.network.has_network())?,

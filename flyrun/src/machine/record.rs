@@ -12,6 +12,7 @@ use vmm::spec::{NetBackend, RateSpec};
 use super::health::Healthcheck;
 use super::restart::RestartPolicy;
 use super::state::State;
+use crate::guest_files::GuestFile;
 use crate::size::Size;
 use crate::{network, share, volume};
 
@@ -122,6 +123,12 @@ pub struct Config {
     #[serde(default)]
     pub shares: Vec<share::Use>,
     pub network: network::Wishes,
+    /// The app whose secrets its workload has; what they are is in no record.
+    #[serde(default)]
+    pub secrets: Option<String>,
+    /// What is put into its root filesystem at each start.
+    #[serde(default)]
+    pub files: Vec<GuestFile>,
     #[serde(default)]
     pub health: Option<Healthcheck>,
     #[serde(default)]
@@ -246,6 +253,8 @@ impl Record {
                 volumes: Vec::new(),
                 shares: Vec::new(),
                 network: network::Wishes::default(),
+                secrets: None,
+                files: Vec::new(),
                 health: None,
                 limits: Limits::default(),
             },

@@ -25,7 +25,7 @@ use images::Store;
 use protocol::{ExitStatus, TtySize};
 use vmm::spec::queue_pairs;
 
-pub use control::{Conversation, Reply, Request, ask};
+pub use control::{Conversation, Reply, Request, ask, socket};
 pub use front::Front;
 pub use spawn::{Report, spawn};
 
@@ -291,7 +291,7 @@ impl<'a> Monitor<'a> {
             plan.restore = Some(Restore { learn: !learn::is_known(&directory), directory });
         }
         let post = self.mailbox.begin_life();
-        let vm = Vm::start(&plan, self.run_dir.clone(), &post)?;
+        let vm = Vm::start(&mut plan, self.run_dir.clone(), &post)?;
         // The host's rules are made while the guest boots.
         if let Some(network) = &mut network {
             network.wait_ready()?;

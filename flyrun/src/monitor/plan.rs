@@ -7,9 +7,11 @@ use vmm::spec::{DiskSpec, NetSpec};
 
 use super::Monitor;
 use crate::cgroup::Cgroup;
+use crate::delivery::Parcel;
 use crate::error::{Context, Error, Result, from_images};
 use crate::machine::{DISK, Machines, State};
 use crate::paths::Part;
+use crate::secrets::Secrets;
 use crate::share::Served;
 use crate::vm::{Restore, Streams, VmPlan};
 use crate::volume::{Attached, Volumes};
@@ -96,6 +98,12 @@ impl Monitor<'_> {
             disks.push(disk_of(&attached.data, used.read_only));
         }
         run.shares = served.iter().map(Served::config).collect();
+        // One that goes on from its snapshot has what it was given then.
+        let delivery = match self.machine.record().snapshot {
+            None => Parcel::prepare(config, &Secrets::new(self.host.paths))?,
+            Some(_) => None,
+        };
+        run.delivery = delivery.as_ref().map(Parcel::config);
         Ok(VmPlan {
             vmm: library.path(Part::Vmm),
             kernel: config.kernel.clone().unwrap_or_else(|| library.path(kernel)),
@@ -106,6 +114,7 @@ impl Monitor<'_> {
             nets: network.iter().map(|network| NetSpec { rate: net_rate, ..network.card.clone() }).collect(),
             shares: served.iter().map(Served::spec).collect(),
             boot: BootConfig::Run(Box::new(run)),
+            delivery,
             console: (!self.view.show_console).then(|| self.machine.directory().join("console.log")),
             cgroup: self.cgroup.as_ref().map(|cgroup| cgroup.path().to_path_buf()),
             restore: self

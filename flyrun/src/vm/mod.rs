@@ -6,4 +6,4 @@ mod streams;
 
 pub use events::{Control, Event, Mailbox, Post, spawn};
 pub use process::{Restore, Vm, VmPlan};
-pub use streams::Streams;
+pub use streams::{Streams, listen};

@@ -19,6 +19,7 @@ use vmm::spec::{ConsoleSpec, DiskSpec, NetSpec, ShareSpec, VmSpec, VsockSpec};
 use super::events::{Event, Post, spawn as spawn_thread, watch_control, watch_process};
 use super::streams::{Serving, Streams, listen};
 use crate::cpio;
+use crate::delivery::{Handing, Parcel};
 use crate::error::{Context, Error, Result};
 use crate::paths::{RunDir, make_private_dir};
 use crate::trace;
@@ -46,6 +47,8 @@ pub struct VmPlan {
     pub nets: Vec<NetSpec>,
     pub shares: Vec<ShareSpec>,
     pub boot: BootConfig,
+    /// What the guest is given beside that, over a connection of its own.
+    pub delivery: Option<Parcel>,
     /// The file that keeps what the kernel says; `None` shows it on standard error while it comes.
     pub console: Option<PathBuf>,
     pub streams: Option<Streams>,
@@ -75,6 +78,7 @@ pub struct Vm {
     run_dir: Arc<RunDir>,
     console: Option<PathBuf>,
     serving: Option<Serving>,
+    _handing: Option<Handing>,
 }
 
 impl Vm {
@@ -82,11 +86,13 @@ impl Vm {
     ///
     /// # Errors
     /// A file cannot be written, a socket not made, or flyrun-vmm not started.
-    pub fn start(plan: &VmPlan, run_dir: Arc<RunDir>, post: &Post) -> Result<Vm> {
+    pub fn start(plan: &mut VmPlan, run_dir: Arc<RunDir>, post: &Post) -> Result<Vm> {
         run_dir.clear_sockets();
         let control = listen(&run_dir, protocol::port::CONTROL)?;
         watch_control(control, post.clone()).context("cannot start a thread")?;
         let serving = plan.streams.as_ref().map(|streams| streams.serve(&run_dir, post)).transpose()?;
+        let parcel = plan.delivery.take();
+        let handing = parcel.map(|parcel| parcel.hand_over(&run_dir)).transpose()?;
         let spec = write_start_files(plan, &run_dir)?;
         trace::step("sockets");
         let (child, control) = spawn(plan, &spec, &run_dir)?;
@@ -95,7 +101,8 @@ impl Vm {
         let pidfd =
             pidfd_open(Pid::from_child(&child), PidfdFlags::empty()).context("cannot watch flyrun-vmm")?;
         watch_process(child, post.clone()).context("cannot start a thread")?;
-        Ok(Vm { pid: process, control, pidfd, run_dir, console: plan.console.clone(), serving })
+        let console = plan.console.clone();
+        Ok(Vm { pid: process, control, pidfd, run_dir, console, serving, _handing: handing })
     }
 
     /// The process id of flyrun-vmm.
@@ -278,7 +285,10 @@ impl Vm {
         let pidfd = pidfd_open(Pid::from_child(&child), PidfdFlags::empty()).unwrap();
         let (control, theirs) = UnixStream::pair().unwrap();
         let run_dir = Arc::new(run_dir);
-        (Vm { pid: child.id(), control, pidfd, run_dir, console: None, serving: None }, theirs)
+        (
+            Vm { pid: child.id(), control, pidfd, run_dir, console: None, serving: None, _handing: None },
+            theirs,
+        )
     }
 }
 

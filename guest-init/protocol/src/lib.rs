@@ -1,10 +1,11 @@
 //! The contract of host and guest.
 //!
-//! Two things cross the border, and both are defined here and nowhere else:
+//! Three things cross the border, and all are defined here and nowhere else:
 //!
 //! 1. [`BootConfig`], written by the host as the file [`CONFIG_PATH`] of the initramfs (a second cpio archive behind
 //!    guest-init's own) and read once by guest-init. It may say that what to run will come in a frame, [`ToGuest::Run`];
-//! 2. the frames of the control connection, [`ToGuest`] and [`FromGuest`], on vsock port [`port::CONTROL`].
+//! 2. the frames of the control connection, [`ToGuest`] and [`FromGuest`], on vsock port [`port::CONTROL`];
+//! 3. what the host may not have as a file, secrets above all: [`Delivery`], once, on vsock port [`port::DELIVERY`].
 //!
 //! Guest-init opens every connection: the host (CID 2) listens. `stdin`, `stdout` and `stderr` are byte streams of
 //! their own with vsock's flow control; with a terminal `stdout` carries both directions' data (input host → guest,
@@ -20,14 +21,18 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use serde::{Deserialize, Serialize};
 
 mod config_file;
+mod delivery;
 pub mod frame;
 pub mod replay;
 pub mod session;
 
 pub use config_file::{ConfigError, MAGIC, decode_config, encode_config};
+pub use delivery::{
+    Delivery, DeliveryError, File, MAX_DELIVERY_BYTES, Owner, decode_delivery, encode_delivery,
+};
 
 /// The version of everything in this crate. Raised by every change that an older peer would read wrongly.
-pub const PROTOCOL_VERSION: u32 = 7;
+pub const PROTOCOL_VERSION: u32 = 8;
 
 /// What Linux calls a virtio disk (drivers/block/virtio_blk.c, virtblk_name_format).
 pub fn disk_name(index: usize) -> String {
@@ -51,6 +56,8 @@ pub mod port {
     pub const STDOUT: u32 = 3;
     /// The workload's standard error.
     pub const STDERR: u32 = 4;
+    /// A [`super::Delivery`], for a machine whose configuration tells of one. The host closes it at the end.
+    pub const DELIVERY: u32 = 5;
 }
 
 /// What a virtual machine is to do with this boot.
@@ -107,10 +114,20 @@ pub struct RunConfig {
     pub shares: Vec<ShareConfig>,
     /// The network card and what it is to be; without it the machine has its loopback.
     pub network: Option<NetworkConfig>,
+    /// What is to be fetched from [`port::DELIVERY`] before the workload starts.
+    #[serde(default)]
+    pub delivery: Option<DeliveryConfig>,
     /// Fresh random bytes of the host, credited to the kernel's random generator before the workload starts.
     pub entropy: Vec<u8>,
     /// Whether guest-init tells its steps, each with a monotonic time stamp, on the kernel's console.
     pub init_log: bool,
+}
+
+/// That there is a [`Delivery`]. What is in it never stands in a configuration, which the host has as a file.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DeliveryConfig {
+    /// Where its files will be: absolute paths in the root filesystem.
+    pub paths: Vec<String>,
 }
 
 /// The machine's place in the network. Its card is `eth0`; the gateways are on the link, whatever the addresses.

@@ -10,9 +10,9 @@ use crate::failure::Failure;
 
 const DEFAULT_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 
-/// The environment of the workload: the configured one, and what every container finds in it.
-pub fn environment(config: &RunConfig, user: &User) -> Vec<String> {
-    complete(config.env.clone(), user, &config.hostname, config.tty.is_some())
+/// The environment of the workload: the one it is given, and what every container finds in it.
+pub fn environment(given: &[String], config: &RunConfig, user: &User) -> Vec<String> {
+    complete(given.to_vec(), user, &config.hostname, config.tty.is_some())
 }
 
 /// The environment of a command beside the workload: the workload's configured one with `own` on top.
@@ -191,7 +191,7 @@ mod tests {
             tty: Some(TtySize { rows: 1, cols: 1 }),
             ..RunConfig::default()
         };
-        let env = environment(&config, &root());
+        let env = environment(&config.env, &config, &root());
         let path = format!("PATH={DEFAULT_PATH}");
         assert_eq!(env, ["A=1", path.as_str(), "HOME=/root", "HOSTNAME=web", "TERM=xterm"]);
     }
@@ -205,7 +205,7 @@ mod tests {
             tty: Some(TtySize { rows: 1, cols: 1 }),
             ..RunConfig::default()
         };
-        assert_eq!(environment(&config, &root()), given);
+        assert_eq!(environment(&config.env, &config, &root()), given);
     }
 
     #[test]
@@ -219,7 +219,7 @@ mod tests {
     #[test]
     fn an_empty_home_is_filled_in() {
         let config = RunConfig { env: vec!["HOME=".into(), "PATH=".into()], ..RunConfig::default() };
-        assert_eq!(environment(&config, &root()), ["PATH=", "HOME=/root"]);
+        assert_eq!(environment(&config.env, &config, &root()), ["PATH=", "HOME=/root"]);
     }
 
     #[test]

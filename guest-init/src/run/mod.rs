@@ -21,6 +21,7 @@ pub mod cgroup;
 pub mod clock;
 pub mod command;
 pub mod connections;
+pub mod delivery;
 pub mod early;
 pub mod filesystems;
 pub mod network;
@@ -72,6 +73,7 @@ fn start_and_supervise(
     umask(Mode::empty());
     seed_random(&config.entropy)?;
     let connections = stdio::Connections::start(config)?;
+    let delivery = delivery::Pending::start(config)?;
     set_hostname(&config.hostname)?;
     let etc = filesystems::EtcFiles::prepare(config)?;
     log.step("host asked for streams");
@@ -92,14 +94,18 @@ fn start_and_supervise(
         log.step("network up");
     }
     let user = user::resolve(&config.user, &account_file("/etc/passwd"), &account_file("/etc/group"))?;
+    let protocol::Delivery { env: delivered, files } = delivery.receive()?;
+    delivery::place(&files, &user)?;
+    drop(files);
+    let env = delivery::environment(config.env.clone(), delivered);
     let workload = spawn::Workload {
         argv: config.argv.clone(),
-        env: command::environment(config, &user),
+        env: command::environment(&env, config, &user),
         workdir: make_workdir(&config.workdir)?,
         user,
     };
     let sessions = Sessions::listen(Beside {
-        env: config.env.clone(),
+        env,
         hostname: config.hostname.clone(),
         workdir: workload.workdir.clone(),
         user: workload.user.clone(),

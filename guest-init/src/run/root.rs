@@ -66,12 +66,13 @@ pub fn enter(config: &RunConfig, log: &mut StepLog) -> Result<Option<OwnedFd>, F
     Ok(disk)
 }
 
-/// Whether the image lacks a directory that the user's flags or the image's configuration name.
+/// Whether the image lacks a directory, or a file to be covered, that the user's flags or the image's configuration name.
 fn must_make_directories(config: &RunConfig) -> bool {
     let volumes = config.volumes.iter().map(|volume| &volume.path);
     let mounts = volumes.chain(config.shares.iter().map(|share| &share.path));
-    let wanted = config.tmpfs.iter().map(|tmpfs| &tmpfs.path).chain(mounts).chain([&config.workdir]);
-    wanted.into_iter().any(|path| rustix::fs::lstat(format!("{LOWER}/{path}")).is_err())
+    let files = config.delivery.iter().flat_map(|delivery| &delivery.paths);
+    let wanted = config.tmpfs.iter().map(|tmpfs| &tmpfs.path).chain(mounts).chain(files);
+    wanted.chain([&config.workdir]).any(|path| rustix::fs::lstat(format!("{LOWER}/{path}")).is_err())
 }
 
 /// Takes the right to write from a root without a disk, once every directory in it has been made.

@@ -103,12 +103,9 @@ pub fn spawn(workload: &Workload, stdio: ChildStdio, cgroup: &Cgroup) -> Result<
 
 fn c_strings(strings: &[String]) -> Result<Vec<CString>, Failure> {
     let convert = |text: &String| {
-        CString::new(text.as_bytes()).map_err(|_| {
-            Failure::new(
-                FailureKind::BadConfig,
-                format!("a NUL byte in the command or environment: {text:?}"),
-            )
-        })
+        // What it is may be a secret.
+        let told = "a NUL byte in the command or environment";
+        CString::new(text.as_bytes()).map_err(|_| Failure::new(FailureKind::BadConfig, told))
     };
     strings.iter().map(convert).collect()
 }

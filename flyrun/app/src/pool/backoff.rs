@@ -6,6 +6,8 @@ use super::{Life, Moment};
 
 const FIRST_PAUSE: Duration = Duration::from_millis(100);
 const LONGEST_PAUSE: Duration = Duration::from_secs(60);
+/// A machine that had done its work and died starts again in no time: requests wait for a pause as short as this.
+const SHORT_PAUSE: Duration = Duration::from_secs(1);
 
 /// The failures since a machine last did its work.
 #[derive(Clone, Copy, Debug, Default)]
@@ -20,15 +22,27 @@ struct Failure {
     count: u32,
     at: Moment,
     due: Moment,
+    /// It never was ready.
+    is_boot: bool,
 }
 
 impl Backoff {
+    /// A start has failed.
     pub fn failed(&mut self, now: Moment, life: Life) {
+        self.add(now, life, true);
+    }
+
+    /// A machine that was ready has ended before its time.
+    pub fn died(&mut self, now: Moment, life: Life) {
+        self.add(now, life, false);
+    }
+
+    fn add(&mut self, now: Moment, life: Life, is_boot: bool) {
         let forgotten = |last: &Failure| now.saturating_sub(last.at) > LONGEST_PAUSE * 2;
         let before = self.last.filter(|last| !forgotten(last)).map_or(0, |last| last.count);
         let pause = FIRST_PAUSE.saturating_mul(1 << before.min(20)).min(LONGEST_PAUSE);
         let count = before.saturating_add(1);
-        self.last = Some(Failure { life, count, at: now, due: now.saturating_add(pause) });
+        self.last = Some(Failure { life, count, at: now, due: now.saturating_add(pause), is_boot });
     }
 
     /// A machine has started: others may too. Whether it lasts is not known yet, so that failures still count.
@@ -45,6 +59,11 @@ impl Backoff {
     /// When the next start may be.
     pub fn due(&self) -> Moment {
         self.last.map_or(Moment::ZERO, |last| last.due)
+    }
+
+    /// Whether the pause is one to wait for.
+    pub fn is_short(&self) -> bool {
+        self.last.is_some_and(|last| !last.is_boot && last.due.saturating_sub(last.at) <= SHORT_PAUSE)
     }
 
     /// The failure that forbids a start now.

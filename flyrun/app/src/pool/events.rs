@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use super::slot::{Reason, Rest, STABLE};
-use super::{Action, Life, Moment, Origin, Pool, Refusal, Request, Slot, State};
+use super::{Action, Life, Moment, Origin, Pool, Refusal, Request, Slot, State, Whom};
 
 /// When to ask again, where nothing tells how long it will take.
 const SOON: Duration = Duration::from_secs(1);
@@ -11,12 +11,33 @@ const SOON: Duration = Duration::from_secs(1);
 impl Pool {
     /// A request has come.
     pub fn request(&mut self, now: Moment, request: Request) -> Vec<Action> {
-        if self.pick().is_none() && self.queue.len() >= self.limits.queue_limit {
-            let action =
-                Action::Refuse { request, why: Refusal::QueueFull, retry_after: Duration::from_secs(1) };
-            self.actions.push(action);
+        self.request_for(now, request, Whom::Any, &[])
+    }
+
+    /// A request has come that knows whom it is for. Slots in `not` have failed it already: it gets another, if another has
+    /// room at this moment.
+    pub fn request_for(&mut self, now: Moment, request: Request, whom: Whom, not: &[usize]) -> Vec<Action> {
+        let (named, only) = match whom {
+            Whom::Any => (None, None),
+            Whom::Rather(slot) => (Some(slot), None),
+            Whom::Only(slot) => (Some(slot), Some(slot)),
+        };
+        if only.is_some_and(|slot| slot >= self.slots.len()) {
+            self.refuse(request, Refusal::NoSuchSlot, Duration::ZERO);
+            return self.settle(now);
+        }
+        let has_room = |slot: &usize| self.has_room(*slot) && !not.contains(slot);
+        let direct = match named.filter(has_room) {
+            None if only.is_none() => self.pick_but(not),
+            named => named,
+        };
+        if let Some(index) = direct {
+            // Nobody waits who could have had it.
+            self.forward_to(index, request);
+        } else if self.pick_for(only).is_none() && self.queue.len() >= self.limits.queue_limit {
+            self.refuse(request, Refusal::QueueFull, SOON);
         } else {
-            self.queue.push(request, now.saturating_add(self.limits.queue_timeout));
+            self.queue.push(request, now.saturating_add(self.limits.queue_timeout), only);
         }
         self.settle(now)
     }
@@ -134,7 +155,7 @@ impl Pool {
                     slot.state = State::Cold;
                     slot.version = version;
                     if now.saturating_sub(slot.ready_at) < STABLE {
-                        self.boots.failed(now, life);
+                        self.boots.died(now, life);
                     } else {
                         self.boots.succeeded();
                     }
@@ -173,7 +194,7 @@ impl Pool {
     /// Time has passed: to be called at [`Pool::next_tick`], and whenever else.
     pub fn tick(&mut self, now: Moment) -> Vec<Action> {
         while let Some(request) = self.queue.pop_expired(now) {
-            self.actions.push(Action::Refuse { request, why: Refusal::TimedOut, retry_after: SOON });
+            self.refuse(request, Refusal::TimedOut, SOON);
         }
         let limits = self.limits;
         for index in 0..self.slots.len() {

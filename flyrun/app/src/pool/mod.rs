@@ -25,11 +25,13 @@
 //! is answered.
 
 mod backoff;
+mod before;
 mod events;
 mod queue;
 mod settle;
 mod slot;
 
+pub use before::Found;
 pub use slot::{Life, Origin, Reason, Rest, State};
 
 use std::time::Duration;
@@ -133,6 +135,18 @@ pub enum Action {
     Discard(Life),
 }
 
+/// Which machine a request is for.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Whom {
+    /// Any.
+    #[default]
+    Any,
+    /// This slot's if it can be had at once, else any.
+    Rather(usize),
+    /// This slot's alone, which is started for it.
+    Only(usize),
+}
+
 /// Why a request gets no machine.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Refusal {
@@ -147,6 +161,8 @@ pub enum Refusal {
     },
     /// Nothing runs, and requests start nothing here.
     NotStarted,
+    /// There is no such slot.
+    NoSuchSlot,
 }
 
 /// The machines of a group.
@@ -178,7 +194,8 @@ impl Pool {
             slots: Vec::new(),
             queue: Queue::default(),
             boots: Backoff::default(),
-            version: 0,
+            // What is of another version is of the one before.
+            version: 1,
             quiet: None,
             actions: Vec::new(),
         }

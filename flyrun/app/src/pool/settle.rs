@@ -1,7 +1,7 @@
 //! The conclusions: who is forwarded, what starts, what ends. Called after every event, and changes nothing when called twice.
 
 use super::slot::{Reason, Rest};
-use super::{Action, Life, Moment, Origin, Pool, Quiet, Refusal, Slot, State};
+use super::{Action, Life, Moment, Origin, Pool, Quiet, Refusal, Request, Slot, State};
 use crate::config::model::AutoStop;
 
 impl Pool {
@@ -10,8 +10,10 @@ impl Pool {
         self.forward();
         self.replace_one(now);
         self.start_needed(now);
+        self.start_wanted(now);
         self.forward();
         self.refuse_hopeless(now);
+        self.rest_prepared(now);
         self.end_unneeded(now);
         self.rest_drained();
         std::mem::take(&mut self.actions)
@@ -19,17 +21,51 @@ impl Pool {
 
     /// The machine for the next request: the least loaded below its hard limit, which is below the soft one if any is.
     pub(super) fn pick(&self) -> Option<usize> {
+        self.pick_but(&[])
+    }
+
+    /// As [`Self::pick`], without these.
+    pub(super) fn pick_but(&self, not: &[usize]) -> Option<usize> {
         let loads = self.slots.iter().enumerate().filter_map(|(index, slot)| Some((slot.routable()?, index)));
-        loads.filter(|(load, _)| *load < self.limits.hard_limit).min().map(|(_, index)| index)
+        let able = loads.filter(|(load, index)| *load < self.limits.hard_limit && !not.contains(index));
+        able.min().map(|(_, index)| index)
+    }
+
+    /// As [`Self::pick`], for a request that can be for one slot alone.
+    pub(super) fn pick_for(&self, only: Option<usize>) -> Option<usize> {
+        match only {
+            None => self.pick(),
+            Some(slot) => self.has_room(slot).then_some(slot),
+        }
+    }
+
+    /// Whether this slot's machine can be given a request.
+    pub(super) fn has_room(&self, slot: usize) -> bool {
+        let load = self.slots.get(slot).and_then(Slot::routable);
+        load.is_some_and(|load| load < self.limits.hard_limit)
     }
 
     fn forward(&mut self) {
-        while !self.queue.is_empty()
+        for slot in self.queue.wanted() {
+            while self.has_room(slot)
+                && let Some(request) = self.queue.pop_for(slot)
+            {
+                self.forward_to(slot, request);
+            }
+        }
+        while self.queue.free() > 0
             && let Some(index) = self.pick()
+            && let Some(request) = self.queue.pop()
         {
-            let Some(slot) = self.slots.get_mut(index) else { return };
-            let life = Life { slot: index, number: slot.life };
-            let (Some(load), Some(request)) = (slot.load_mut(), self.queue.pop()) else { return };
+            self.forward_to(index, request);
+        }
+    }
+
+    /// To a slot that has room.
+    pub(super) fn forward_to(&mut self, index: usize, request: Request) {
+        let Some(slot) = self.slots.get_mut(index) else { return };
+        let life = Life { slot: index, number: slot.life };
+        if let Some(load) = slot.load_mut() {
             *load += 1;
             self.actions.push(Action::Forward { request, life });
         }
@@ -46,14 +82,15 @@ impl Pool {
         if self.slots.iter().any(is_moving) {
             return;
         }
-        let version = self.version;
-        let old = self.slots.iter_mut().filter(|slot| slot.version != version);
-        let ready = old.filter_map(|slot| match slot.state {
-            State::Ready { load, .. } => Some((load, slot)),
+        let (version, most) = (self.version, self.limits.max_machines as usize);
+        let slots = self.slots.iter_mut().enumerate().map(|(index, slot)| (index < most, slot));
+        let old = slots.filter(|(has_place, slot)| slot.version != version || !has_place);
+        let ready = old.filter_map(|(has_place, slot)| match slot.state {
+            State::Ready { load, .. } => Some((load, has_place, slot)),
             _ => None,
         });
-        if let Some((load, slot)) = ready.min_by_key(|(load, _)| *load) {
-            slot.comes_back = true;
+        if let Some((load, has_place, slot)) = ready.min_by_key(|(load, ..)| *load) {
+            slot.comes_back = has_place;
             let passes = matches!(slot.state, State::Ready { failing: None, .. });
             slot.state = State::Draining { since: now, load, reason: Reason::Replaced, passes };
         }
@@ -65,7 +102,7 @@ impl Pool {
             State::Ready { load, .. } => u64::from(load),
             _ => 0,
         };
-        let all = self.slots.iter().map(load).sum::<u64>() + self.queue.len() as u64;
+        let all = self.slots.iter().map(load).sum::<u64>() + self.queue.free() as u64;
         u32::try_from(all.div_ceil(u64::from(self.limits.soft_limit.max(1)))).unwrap_or(u32::MAX)
     }
 
@@ -81,9 +118,10 @@ impl Pool {
 
     /// Whether a machine would be started if boots were allowed now.
     pub(super) fn wants_boot(&self) -> bool {
-        let can_boot = self.slots.len() < self.limits.max_machines as usize
-            || self.slots.iter().any(|slot| slot.state == State::Cold);
-        can_boot && (self.running() < self.target() || self.slots.iter().any(Self::is_missed))
+        let most = self.limits.max_machines as usize;
+        let can_boot =
+            self.slots.len() < most || self.slots.iter().take(most).any(|slot| slot.state == State::Cold);
+        can_boot && (self.running() < self.target() || self.slots.iter().take(most).any(Self::is_missed))
     }
 
     fn is_missed(slot: &Slot) -> bool {
@@ -92,7 +130,7 @@ impl Pool {
 
     fn start_needed(&mut self, now: Moment) {
         let may_boot = self.boots.forbids(now).is_none();
-        let missed: Vec<usize> = (0..self.slots.len())
+        let missed: Vec<usize> = (0..self.slots.len().min(self.limits.max_machines as usize))
             .filter(|index| self.slots.get(*index).is_some_and(Self::is_missed))
             .collect();
         for index in missed.into_iter().filter(|_| may_boot) {
@@ -104,10 +142,9 @@ impl Pool {
         }
     }
 
-    /// The slot that can answer soonest; a new one if that may be.
-    fn startable(&mut self, may_boot: bool) -> Option<usize> {
-        let version = self.version;
-        let rank = |slot: &Slot| match slot.state {
+    /// How soon a slot can answer that does not now, the soonest first; `None` if it cannot be started.
+    fn rank(slot: &Slot, version: u64, may_boot: bool) -> Option<u32> {
+        match slot.state {
             State::Draining { reason: Reason::Excess, passes: true, .. } if slot.version == version => {
                 Some(0)
             }
@@ -115,10 +152,33 @@ impl Pool {
             State::Suspended => Some(2),
             State::Cold if may_boot => Some(3),
             _ => None,
-        };
-        let ranked = self.slots.iter().enumerate().filter_map(|(index, slot)| Some((rank(slot)?, index)));
+        }
+    }
+
+    /// Starts the slots that somebody waits for who takes no other.
+    fn start_wanted(&mut self, now: Moment) {
+        if !self.limits.auto_start {
+            return;
+        }
+        let may_boot = self.boots.forbids(now).is_none();
+        let wanted = self.queue.wanted().into_iter();
+        for index in wanted.filter(|index| *index < self.limits.max_machines as usize).collect::<Vec<_>>() {
+            let rank = self.slots.get(index).and_then(|slot| Self::rank(slot, self.version, may_boot));
+            if rank.is_some() {
+                self.start(now, index);
+            }
+        }
+    }
+
+    /// The slot that can answer soonest; a new one if that may be.
+    fn startable(&mut self, may_boot: bool) -> Option<usize> {
+        let version = self.version;
+        let rank = |slot: &Slot| Self::rank(slot, version, may_boot);
+        let most = self.limits.max_machines as usize;
+        let slots = self.slots.iter().take(most).enumerate();
+        let ranked = slots.filter_map(|(index, slot)| Some((rank(slot)?, index)));
         let best = ranked.min().map(|(_, index)| index);
-        if best.is_none() && may_boot && self.slots.len() < self.limits.max_machines as usize {
+        if best.is_none() && may_boot && self.slots.len() < most {
             self.slots.push(Slot::new(version));
             return Some(self.slots.len() - 1);
         }
@@ -145,16 +205,48 @@ impl Pool {
         self.actions.push(Action::Start { life, origin });
     }
 
+    pub(super) fn refuse(&mut self, request: Request, why: Refusal, retry_after: Moment) {
+        self.actions.push(Action::Refuse { request, why, retry_after });
+    }
+
     /// Whoever waits for nothing is told so.
     fn refuse_hopeless(&mut self, now: Moment) {
-        let hopeless = self.slots.iter().all(|slot| matches!(slot.state, State::Cold | State::Suspended));
-        if !hopeless || self.queue.is_empty() {
-            return;
-        }
         let why = self.boots.forbids(now).map_or(Refusal::NotStarted, |life| Refusal::StartFailed { life });
         let retry_after = self.boots.due().saturating_sub(now);
+        let rests = |slot: &Slot| matches!(slot.state, State::Cold | State::Suspended);
+        for index in self.queue.wanted() {
+            while self.slots.get(index).is_none_or(&rests)
+                && let Some(request) = self.queue.pop_for(index)
+            {
+                self.refuse(request, why, retry_after);
+            }
+        }
+        let starts_soon = self.limits.auto_start && self.boots.is_short() && self.wants_boot();
+        if !self.slots.iter().all(&rests) || starts_soon {
+            return;
+        }
         while let Some(request) = self.queue.pop() {
-            self.actions.push(Action::Refuse { request, why, retry_after });
+            self.refuse(request, why, retry_after);
+        }
+    }
+
+    /// What was started for its snapshot alone has done its work.
+    ///
+    /// ## Ready => Draining
+    fn rest_prepared(&mut self, now: Moment) {
+        if self.limits.auto_stop != AutoStop::Suspend {
+            return;
+        }
+        let needed = self.needed().max(self.limits.min_running);
+        let mut ready = self.slots.iter().filter(|slot| slot.routable().is_some()).count() as u32;
+        for slot in &mut self.slots {
+            if let State::Ready { load, failing: None } = slot.state
+                && std::mem::take(&mut slot.is_prepared)
+                && ready > needed
+            {
+                ready -= 1;
+                slot.state = State::Draining { since: now, load, reason: Reason::Excess, passes: true };
+            }
         }
     }
 

@@ -96,11 +96,20 @@ pub(super) struct Slot {
     pub ready_at: Moment,
     /// It was taken away to be replaced: it is started until it is ready, however few requests there are.
     pub comes_back: bool,
+    /// It was started for its snapshot: unless it is needed, it rests as soon as it is ready.
+    pub is_prepared: bool,
 }
 
 impl Slot {
     pub fn new(version: u64) -> Slot {
-        Slot { state: State::Cold, life: 0, version, ready_at: Moment::ZERO, comes_back: false }
+        Slot {
+            state: State::Cold,
+            life: 0,
+            version,
+            ready_at: Moment::ZERO,
+            comes_back: false,
+            is_prepared: false,
+        }
     }
 
     /// The load of a machine that can be given a request.

@@ -88,6 +88,13 @@ fn check(record: &Record) -> Result<()> {
         ))
         .advice("Export snapshots of machines that have all they need on their own disks."));
     }
+    if let Some(app) = &config.secrets {
+        return Err(Error::new(format!(
+            "snapshot '{}' holds the secrets of app '{app}' in its memory, and an export is not encrypted",
+            record.name
+        ))
+        .advice("Export snapshots of machines that were made without --secrets."));
+    }
     if let Some(kernel) = &config.kernel {
         return Err(Error::new(format!(
             "snapshot '{}' runs a kernel of its own, {}, which is not in it",

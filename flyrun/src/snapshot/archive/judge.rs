@@ -7,6 +7,7 @@ use vmm::snapshot::{BASE, MEMORY, STATE};
 
 use super::{Described, Manifest, NAMES, ROOTFS, VERSION};
 use crate::cpus;
+use crate::guest_files;
 use crate::launch::is_hostname;
 use crate::machine::health::Healthcheck;
 use crate::machine::{self, Config, DISK, MAX_DISK, MAX_LOG_FILES, MAX_STOP_TIMEOUT_S, MIN_LOG, is_name};
@@ -77,6 +78,7 @@ fn machine(record: &machine::Record) -> Judged {
     ensure(config.shares.is_empty() && config.run.shares.is_empty(), || {
         "its machine has directories of the host".into()
     })?;
+    ensure(config.secrets.is_none(), || "its machine asks for secrets of this host".into())?;
     ensure(config.kernel.is_none(), || "its machine names a kernel's file of the host".into())?;
     ensure(is_sane(config), || "its machine's configuration is not one that flyrun makes".into())
 }
@@ -96,6 +98,8 @@ fn is_sane(config: &Config) -> bool {
         && (config.run.hostname.is_empty() || is_hostname(&config.run.hostname))
         && (1..=cpus::MAX).contains(&config.cpus.into())
         && config.network.publish.len() <= MAX_PORTS
+        && guest_files::check(&config.files).is_ok()
+        && config.run.delivery.is_none()
 }
 
 /// With the header of `state`.

@@ -1,13 +1,20 @@
-//! The boot configuration, and what guest-init makes of its strings and of an image's files.
+//! The boot configuration and what is delivered beside it, and what guest-init makes of its strings and of an image's files.
 #![no_main]
 #![allow(clippy::expect_used)]
 
-use guest_init::run::{command, user};
+use guest_init::run::{command, delivery, user};
 use libfuzzer_sys::fuzz_target;
-use protocol::{BootConfig, MAGIC, PROTOCOL_VERSION, decode_config, encode_config};
+use protocol::{
+    BootConfig, MAGIC, PROTOCOL_VERSION, decode_config, decode_delivery, encode_config, encode_delivery,
+};
 
 fuzz_target!(|data: &[u8]| {
     let _ = decode_config(data);
+    let delivered = [&(data.len() as u32).to_le_bytes()[..], data].concat();
+    if let Ok(delivery) = decode_delivery(&delivered) {
+        let again = encode_delivery(&delivery).expect("what was decoded can be encoded");
+        assert!(decode_delivery(&again).expect("it decodes") == delivery);
+    }
     let file = [&MAGIC[..], &PROTOCOL_VERSION.to_le_bytes(), data].concat();
     let Ok(config) = decode_config(&file) else { return };
     let again = encode_config(&config).expect("what was decoded can be encoded");
@@ -17,7 +24,10 @@ fuzz_target!(|data: &[u8]| {
     let group = config.rootfs.as_bytes();
     if let Ok(user) = user::resolve(&config.user, passwd, group) {
         assert!(user.uid != u32::MAX && user.gid != u32::MAX);
-        let env = command::environment(&config, &user);
+        let given = delivery::environment(config.env.clone(), config.argv.clone());
+        let last = config.argv.iter().rfind(|entry| entry.find('=').is_some_and(|at| at > 0));
+        assert!(last.is_none_or(|entry| given.contains(entry)));
+        let env = command::environment(&given, &config, &user);
         let path = command::variable(&env, "PATH").expect("there is always a PATH");
         for program in &config.argv {
             assert!(!command::candidates(program, path).is_empty());

@@ -1,0 +1,190 @@
+//! Connections to machines, kept between requests. None outlives the life of its machine.
+
+mod h1;
+mod h2;
+mod lives;
+
+pub(crate) use lives::{Life, Lives};
+
+use std::io;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::Ordering::Relaxed;
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use bytes::Bytes;
+use http::{HeaderMap, HeaderValue, Method, StatusCode};
+use tokio::net::TcpStream;
+
+use crate::h1::head::Target;
+use crate::metrics::AppMetrics;
+use crate::socket::Socket;
+use crate::wire::{Broken, Copy, Frame, Incoming, Outgoing, Size};
+
+/// A request as a machine gets it.
+#[derive(Clone, Debug)]
+pub(crate) struct Outbound {
+    pub method: Method,
+    pub target: Target,
+    pub authority: Bytes,
+    pub fields: HeaderMap,
+    pub size: Size,
+    /// The protocol to go on with, in HTTP/1.1's words.
+    pub upgrade: Option<HeaderValue>,
+}
+
+/// A machine's answer.
+#[derive(Debug)]
+pub(crate) struct Answer {
+    pub status: StatusCode,
+    pub fields: HeaderMap,
+    pub size: Size,
+}
+
+/// A connection, or a stream of one, with a request on it.
+pub(crate) struct Exchange {
+    pub input: Input,
+    pub output: Output,
+    kind: Kind,
+    /// Whether it had carried a request before.
+    pub is_reused: bool,
+    pub life: Arc<Life>,
+    method: Method,
+    /// How far the request's body has come, and whether the machine takes no more of it.
+    pub upload: (Copy, bool),
+}
+
+enum Kind {
+    H1(h1::Spare),
+    H2(h2::Pending),
+}
+
+/// Gives the answer's body.
+pub(crate) enum Input {
+    H1(crate::h1::Reader),
+    H2(crate::h2::Receive),
+}
+
+/// Takes the request's body.
+pub(crate) enum Output {
+    H1(crate::h1::Writer),
+    H2(crate::h2::Send),
+}
+
+/// Where a service of a machine is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Service {
+    pub address: SocketAddr,
+    pub is_h2: bool,
+}
+
+impl Exchange {
+    /// Begins a request, on a connection that is there (`may_reuse`) or a new one.
+    pub async fn begin(
+        life: &Arc<Life>,
+        service: Service,
+        outbound: &Outbound,
+        may_reuse: bool,
+        limit: Duration,
+        metrics: &AppMetrics,
+    ) -> Result<Exchange, Broken> {
+        if service.is_h2 && outbound.upgrade.is_none() && outbound.method != Method::CONNECT {
+            h2::begin(life, service, outbound, may_reuse, limit, metrics).await
+        } else {
+            h1::begin(life, service, outbound, may_reuse, limit, metrics).await
+        }
+    }
+
+    /// The answer's head, or one that goes before it (1xx).
+    pub fn poll_answer(&mut self, cx: &mut Context<'_>) -> Poll<Result<Answer, Broken>> {
+        match (&mut self.kind, &mut self.input) {
+            (Kind::H1(spare), Input::H1(reader)) => spare.poll_answer(cx, reader, &self.method),
+            (Kind::H2(pending), input) => pending.poll_answer(cx, input),
+            (Kind::H1(_), Input::H2(_)) => Poll::Ready(Err(Broken::Closed)),
+        }
+    }
+
+    /// From here on it is bytes, both ways.
+    pub fn raw(&mut self) {
+        self.input.raw();
+        if let Output::H1(writer) = &mut self.output {
+            writer.head(crate::h1::Framing::Raw);
+        }
+    }
+
+    /// The exchange is over. If both messages are whole the connection is kept.
+    pub fn finish(self) {
+        if let (Kind::H1(spare), Input::H1(reader), Output::H1(writer)) = (self.kind, self.input, self.output)
+        {
+            spare.keep(reader, writer, &self.life);
+        }
+    }
+}
+
+impl Incoming for Input {
+    fn raw(&mut self) {
+        match self {
+            Input::H1(reader) => reader.raw(),
+            Input::H2(receive) => receive.raw(),
+        }
+    }
+
+    fn poll_frame(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame, Broken>>> {
+        match self {
+            Input::H1(reader) => reader.poll_frame(cx),
+            Input::H2(receive) => receive.poll_frame(cx),
+        }
+    }
+}
+
+impl Outgoing for Output {
+    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Broken>> {
+        match self {
+            Output::H1(writer) => writer.poll_ready(cx),
+            Output::H2(send) => send.poll_ready(cx),
+        }
+    }
+
+    fn push(&mut self, frame: Frame) -> Result<(), Broken> {
+        match self {
+            Output::H1(writer) => writer.push(frame),
+            Output::H2(send) => send.push(frame),
+        }
+    }
+
+    fn end(&mut self) -> Result<(), Broken> {
+        match self {
+            Output::H1(writer) => writer.end(),
+            Output::H2(send) => send.end(),
+        }
+    }
+
+    fn poll_flush(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Broken>> {
+        match self {
+            Output::H1(writer) => writer.poll_flush(cx),
+            Output::H2(send) => send.poll_flush(cx),
+        }
+    }
+}
+
+/// A new connection to a machine, which ends with this life of it.
+pub(crate) async fn connect(
+    life: &Life,
+    address: SocketAddr,
+    limit: Duration,
+    metrics: &AppMetrics,
+) -> io::Result<Socket> {
+    let start = std::time::Instant::now();
+    let connected = match tokio::time::timeout(limit, TcpStream::connect(address)).await {
+        Ok(connected) => connected,
+        Err(_) => Err(io::ErrorKind::TimedOut.into()),
+    };
+    let stream = connected.inspect_err(|_| {
+        metrics.app_connect_errors.fetch_add(1, Relaxed);
+    })?;
+    metrics.app_connects.fetch_add(1, Relaxed);
+    metrics.connect_seconds.add(start.elapsed());
+    let socket = Socket::new(stream);
+    if life.own(&socket) { Ok(socket) } else { Err(io::ErrorKind::ConnectionAborted.into()) }
+}

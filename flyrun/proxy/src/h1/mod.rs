@@ -1,0 +1,11 @@
+//! HTTP/1.1 (RFC 9112), strictly: what two recipients could read as two different messages is refused.
+
+mod chunk;
+pub(crate) mod head;
+mod reader;
+mod server;
+mod writer;
+
+pub(crate) use reader::{Body, NoHead, Reader};
+pub(crate) use server::{Limits, serve};
+pub(crate) use writer::{Framing, Writer, put_field, put_fields, put_framing};

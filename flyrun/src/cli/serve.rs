@@ -1,0 +1,72 @@
+//! `flyrun serve`.
+
+use std::net::{IpAddr, SocketAddr};
+use std::path::PathBuf;
+use std::time::Duration;
+
+use clap::Args;
+
+use super::Context;
+use crate::error::Result;
+use crate::exit_code::ExitCode;
+use crate::serve::{self, Settings, default_memory_mib};
+use crate::size::Size;
+
+/// Serve apps: a request boots the machine that answers it
+#[derive(Debug, Args)]
+#[command(after_help = "Examples:
+  flyrun serve fly.toml
+  flyrun serve /etc/flyrun                    every *.toml there, told apart by host names and ports
+  flyrun serve --json --metrics 127.0.0.1:9464 fly.toml 2>> /var/log/flyrun.jsonl
+  flyrun status --watch                       what runs
+  flyrun logs -a web                          what an app's machines write
+
+A machine starts when a request comes, and is stopped or suspended when it was idle for [flyrun] idle_timeout. \
+With auto_stop_machines = \"suspend\" the first one is started and suspended at once, so that no request waits for a boot.
+
+SIGHUP, and a change of the files, is followed without an end of any request: machines are replaced, one after \
+another, if others would be made now. SIGTERM ends requests that are under way (--drain at most) and leaves all \
+machines as they are; the next flyrun serve finds them. Machines are called APP-GROUP-NUMBER, and all commands of \
+flyrun work on them.")]
+pub struct Arguments {
+    /// Write JSON, a line for each thing that happens
+    #[arg(long)]
+    json: bool,
+    /// Tell of no request that was answered as it should be
+    #[arg(long)]
+    no_access_log: bool,
+    /// Listen for clients on this address alone [default: all]
+    #[arg(long, value_name = "ADDRESS")]
+    bind: Option<IpAddr>,
+    /// Listen here for Prometheus, which asks for /metrics
+    #[arg(long, value_name = "ADDRESS:PORT")]
+    metrics: Option<SocketAddr>,
+    /// How many machines start at a time [default: twice the host's CPUs, at least 4]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=10_000))]
+    max_starts: Option<u32>,
+    /// Memory of all machines that run together [default: four fifths of the host's]
+    #[arg(long, value_name = "SIZE")]
+    memory: Option<Size>,
+    /// Seconds that requests have to end after SIGTERM
+    #[arg(long, value_name = "SECONDS", default_value_t = 30, value_parser = clap::value_parser!(u32).range(..=86_400))]
+    drain: u32,
+    /// A fly.toml, or a directory of them
+    #[arg(value_name = "FILE|DIR")]
+    path: PathBuf,
+}
+
+pub fn execute(context: Context, arguments: &Arguments) -> Result<ExitCode> {
+    let cpus = std::thread::available_parallelism().map_or(1, |cpus| cpus.get());
+    let settings = Settings {
+        path: arguments.path.clone(),
+        json: arguments.json,
+        access: !arguments.no_access_log,
+        bind: arguments.bind,
+        metrics: arguments.metrics,
+        max_starts: arguments.max_starts.unwrap_or(u32::try_from(cpus * 2).unwrap_or(4).max(4)),
+        memory_mib: arguments.memory.map_or_else(default_memory_mib, Size::to_mib),
+        drain: Duration::from_secs(arguments.drain.into()),
+    };
+    serve::run(context, settings)?;
+    Ok(ExitCode::Success)
+}

@@ -1,0 +1,215 @@
+//! The proxy, with the ports that apps want.
+
+use std::collections::BTreeMap;
+use std::io::{self, ErrorKind};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener as StdListener};
+use std::path::Path;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use listenfd::ListenFd;
+use proxy::{Options, Proxy, Record, Site};
+use tokio::net::{TcpListener, TcpSocket};
+use tokio::task::spawn_blocking;
+
+use super::engine::Engine;
+use super::log::Log;
+use crate::apps::AppFile;
+use crate::error::{Context as _, Error, Result};
+
+/// So many clients may have connected before they are accepted, as far as the kernel allows.
+const BACKLOG: u32 = 4096;
+
+/// What clients see.
+#[derive(Clone)]
+pub struct Front {
+    proxy: Arc<Proxy<Engine>>,
+    log: Log,
+    /// Where apps are listened for; everywhere if nobody says.
+    bind: Option<IpAddr>,
+    ports: Arc<Mutex<Ports>>,
+}
+
+#[derive(Default)]
+struct Ports {
+    /// By their numbers, where they are listened on.
+    open: BTreeMap<u16, SocketAddr>,
+    /// Sockets that whoever started this process has opened, and no app has wanted yet.
+    inherited: BTreeMap<u16, StdListener>,
+}
+
+/// What is to change, with sockets that listen already.
+pub struct Changed {
+    sites: Vec<Site>,
+    new: Vec<(u16, TcpListener)>,
+}
+
+impl Front {
+    /// Within a runtime.
+    pub fn new(engine: Arc<Engine>, log: Log, bind: Option<IpAddr>, access: bool) -> Front {
+        let told = Told { log: log.clone(), access };
+        let proxy = Arc::new(Proxy::new(engine, Options::default(), Arc::new(told)));
+        let inherited = inherited();
+        let ports = Arc::new(Mutex::new(Ports { open: BTreeMap::new(), inherited }));
+        Front { proxy, log, bind, ports }
+    }
+
+    /// Listens on all ports of these apps, and serves nothing there yet. The kernel lets clients wait meanwhile.
+    ///
+    /// # Errors
+    /// A port cannot be listened on. Those that were are closed again.
+    pub fn prepare(&self, files: &[AppFile]) -> Result<Changed> {
+        let mut new = BTreeMap::new();
+        for file in files {
+            let ports = file.app.services.iter().flat_map(|service| &service.ports);
+            for number in ports.flat_map(|port| port.numbers.clone()) {
+                if self.lock().open.contains_key(&number) || new.contains_key(&number) {
+                    continue;
+                }
+                let listener =
+                    self.listen(number).map_err(|error| cannot_listen(&file.app.name, number, &error))?;
+                new.insert(number, listener);
+            }
+        }
+        let sites = files.iter().map(|file| Site {
+            app: Arc::new(file.app.clone()),
+            directory: Path::new(&file.name).parent().unwrap_or(Path::new("")).to_path_buf(),
+        });
+        Ok(Changed { sites: sites.collect(), new: new.into_iter().collect() })
+    }
+
+    fn lock(&self) -> std::sync::MutexGuard<'_, Ports> {
+        self.ports.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn listen(&self, port: u16) -> io::Result<TcpListener> {
+        if let Some(inherited) = self.lock().inherited.get(&port) {
+            let listener = inherited.try_clone()?;
+            listener.set_nonblocking(true)?;
+            return TcpListener::from_std(listener);
+        }
+        match self.bind {
+            Some(address) => listen(SocketAddr::new(address, port)),
+            // Where there is no IPv6, the other is all there is.
+            None => match listen(SocketAddr::new(Ipv6Addr::UNSPECIFIED.into(), port)) {
+                Err(error)
+                    if matches!(error.kind(), ErrorKind::AddrNotAvailable | ErrorKind::Unsupported) =>
+                {
+                    listen(SocketAddr::new(Ipv4Addr::UNSPECIFIED.into(), port))
+                }
+                other => other,
+            },
+        }
+    }
+
+    /// Serves what was prepared, and nothing else any more.
+    ///
+    /// # Errors
+    /// A listener has no address.
+    pub async fn follow(&self, changed: Changed) -> Result<()> {
+        let (proxy, sites) = (self.proxy.clone(), changed.sites);
+        // Certificates are files.
+        let problems =
+            spawn_blocking(move || proxy.serve(&sites)).await.context("the apps are not served")?;
+        for problem in problems {
+            self.log.line("certificate").with("why", problem).end();
+        }
+        let told = |port| format!("cannot listen on port {port}");
+        for (port, listener) in changed.new {
+            let address = listener.local_addr().context(told(port))?;
+            self.proxy.listen(port, listener).context(told(port))?;
+            self.lock().open.insert(port, address);
+        }
+        let wanted = self.proxy.ports();
+        self.lock().open.retain(|port, address| {
+            let is_wanted = wanted.contains(port);
+            if !is_wanted {
+                self.proxy.close(*address);
+            }
+            is_wanted
+        });
+        Ok(())
+    }
+
+    /// What Prometheus is told of requests.
+    pub fn figures(&self) -> impl Fn() -> String + Send + Sync + use<> {
+        let proxy = self.proxy.clone();
+        move || proxy.metrics().render()
+    }
+
+    /// Takes no more connections, and waits for those that there are.
+    pub async fn drain(&self, limit: Duration) {
+        let drained = self.proxy.drain(limit).await;
+        if drained.cut > 0 {
+            self.log.line("connections cut").with("count", drained.cut).end();
+        }
+    }
+}
+
+fn listen(address: SocketAddr) -> io::Result<TcpListener> {
+    let socket = if address.is_ipv6() { TcpSocket::new_v6()? } else { TcpSocket::new_v4()? };
+    // One that was closed a moment ago is no obstacle.
+    socket.set_reuseaddr(true)?;
+    socket.bind(address)?;
+    socket.listen(BACKLOG)
+}
+
+fn cannot_listen(app: &str, port: u16, error: &io::Error) -> Error {
+    let advice = match error.kind() {
+        ErrorKind::AddrInUse => format!("`ss -ltnp sport = :{port}` tells who has it."),
+        ErrorKind::PermissionDenied => {
+            "Ports below 1024 are root's, or need CAP_NET_BIND_SERVICE.".to_string()
+        }
+        _ => "Choose another port, or another --bind.".to_string(),
+    };
+    Error::caused(format!("app {app}: cannot listen on port {port}"), error).advice(advice)
+}
+
+/// Sockets that systemd has opened (LISTEN_FDS), by their ports.
+fn inherited() -> BTreeMap<u16, StdListener> {
+    let mut sockets = ListenFd::from_env();
+    let listeners = (0..sockets.len()).filter_map(|index| sockets.take_tcp_listener(index).ok().flatten());
+    listeners.filter_map(|listener| Some((listener.local_addr().ok()?.port(), listener))).collect()
+}
+
+/// What the proxy tells.
+struct Told {
+    log: Log,
+    /// Whether each request is told of.
+    access: bool,
+}
+
+impl proxy::Log for Told {
+    fn access(&self, record: &Record<'_>) {
+        // What was not answered as it should be is told in any case.
+        if !self.access && record.error.is_none() {
+            return;
+        }
+        let ms = |time: Duration| (time.as_secs_f64() * 1_000_000.0).round() / 1000.0;
+        let is_request = record.status != 0;
+        let some = |text: &str| is_request.then(|| text.to_string());
+        self.log
+            .line(if is_request { "request" } else { "connection" })
+            .with_some("app", record.app)
+            .with_some("status", is_request.then_some(record.status))
+            .with_some("method", some(record.method))
+            .with_some("host", some(record.host))
+            .with_some("path", some(record.path))
+            .with("client", record.client.to_string())
+            .with("port", record.port)
+            .with("protocol", record.protocol)
+            .with("ms", ms(record.duration))
+            .with("waited_ms", ms(record.waited))
+            .with("received", record.received)
+            .with("sent", record.sent)
+            .with_some("machine", record.instance)
+            .with("attempts", record.attempts)
+            .with_some("error", record.error)
+            .with("id", record.id)
+            .end();
+    }
+
+    fn trouble(&self, what: &str) {
+        self.log.line("trouble").with("why", what).end();
+    }
+}

@@ -1,0 +1,124 @@
+//! What can be seen of a group: for `flyrun status` and for figures.
+
+use std::time::SystemTime;
+
+use app::pool::State;
+use serde::{Deserialize, Serialize};
+
+use super::{Group, Slot};
+
+/// A group, as it is now.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct View {
+    pub app: String,
+    pub group: String,
+    pub version: String,
+    /// Requests that wait for a machine.
+    pub waiting: usize,
+    pub max_machines: u32,
+    /// It is not served any more.
+    pub is_leaving: bool,
+    pub machines: Vec<MachineView>,
+}
+
+/// A slot, as it is now.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct MachineView {
+    pub slot: usize,
+    pub name: String,
+    /// While it runs.
+    pub id: Option<String>,
+    pub address: Option<std::net::IpAddr>,
+    /// cold, starting, ready, failing, draining, suspending, stopping or suspended.
+    pub state: String,
+    /// Its requests, or connections.
+    pub load: u32,
+    /// resumed, base or cold.
+    pub last_start: Option<String>,
+    /// Seconds since the epoch.
+    pub last_start_at: Option<u64>,
+    /// Milliseconds until it was ready.
+    pub last_start_ms: Option<f64>,
+    /// What a check, or a start, said that failed.
+    pub trouble: Option<String>,
+    /// `[checks]` that fail.
+    pub checks: Vec<String>,
+}
+
+impl View {
+    /// Whether nothing of it runs.
+    pub fn is_at_rest(&self) -> bool {
+        self.machines.iter().all(|machine| matches!(machine.state.as_str(), "cold" | "suspended"))
+    }
+}
+
+impl Group {
+    /// As it is now.
+    pub fn view(&self) -> View {
+        let inner = self.lock();
+        let template = &inner.wishes.template;
+        let machines = inner.pool.slots().filter_map(|(life, state)| {
+            let slot = inner.slots.get(life.slot)?;
+            let is_beyond = life.slot >= inner.wishes.limits.max_machines as usize && state == State::Cold;
+            (!is_beyond).then(|| machine(slot, life.slot, state, template.name(life.slot)))
+        });
+        View {
+            app: self.app.to_string(),
+            group: self.name.to_string(),
+            version: template.version.clone(),
+            waiting: inner.pool.waiting(),
+            max_machines: inner.wishes.limits.max_machines,
+            is_leaving: inner.is_leaving,
+            machines: machines.collect(),
+        }
+    }
+
+    /// The least load of a machine that gets requests.
+    pub fn least_load(&self) -> Option<u32> {
+        let inner = self.lock();
+        let loads = inner.pool.slots().filter_map(|(_, state)| match state {
+            State::Ready { load, failing: None } => Some(load),
+            _ => None,
+        });
+        loads.min()
+    }
+
+    /// The slot whose machine this is.
+    pub fn slot_of(&self, id: &str) -> Option<usize> {
+        let inner = self.lock();
+        inner.slots.iter().position(|slot| slot.id.as_deref() == Some(id))
+    }
+}
+
+fn machine(slot: &Slot, number: usize, state: State, name: String) -> MachineView {
+    let (word, load) = match state {
+        State::Cold => ("cold", 0),
+        State::Booting { .. } => ("starting", 0),
+        State::Ready { load, failing: None } => ("ready", load),
+        State::Ready { load, failing: Some(_) } => ("failing", load),
+        State::Draining { load, .. } => ("draining", load),
+        State::Suspending { rest: app::pool::Rest::Suspended } => ("suspending", 0),
+        State::Suspending { rest: app::pool::Rest::Cold } => ("stopping", 0),
+        State::Suspended => ("suspended", 0),
+    };
+    let start = slot.last_start.as_ref();
+    let seconds =
+        |time: SystemTime| time.duration_since(SystemTime::UNIX_EPOCH).map_or(0, |since| since.as_secs());
+    MachineView {
+        slot: number,
+        name,
+        id: slot.id.as_deref().map(str::to_string),
+        address: slot
+            .machine
+            .as_ref()
+            .filter(|_| word != "suspended" && word != "cold")
+            .map(|machine| machine.address),
+        state: word.to_string(),
+        load,
+        last_start: start.map(|start| start.kind.name().to_string()),
+        last_start_at: start.map(|start| seconds(start.at)),
+        last_start_ms: start.map(|start| start.took.as_secs_f64() * 1000.0),
+        trouble: slot.trouble.clone(),
+        checks: slot.named.iter().map(|(name, why)| format!("{name}: {why}")).collect(),
+    }
+}

@@ -1,0 +1,134 @@
+//! One life of a machine from outside: until its monitor leaves, with its checks.
+
+use std::net::IpAddr;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use app::pool::Life;
+use rustix::process::{Pid, WaitOptions, waitpid};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::UnixStream;
+use tokio::sync::{Notify, watch};
+use tokio::task::spawn_blocking;
+use tokio::time::{Instant, sleep, sleep_until};
+
+use super::check::Probe;
+use super::group::{Group, Probes};
+use super::worker::is_over;
+use crate::monitor::{Request, socket};
+
+/// How often a machine is asked whose check has failed, unless its interval is shorter.
+const FAILING_INTERVAL: Duration = Duration::from_secs(1);
+/// How often, and how many times, a process is looked for that is just ending.
+const REAP_POLL: Duration = Duration::from_millis(100);
+const REAP_TIMES: usize = 50;
+
+/// Waits until a machine's monitor leaves, and tells what has become of the machine if nobody had ordered that.
+pub async fn follow(group: Arc<Group>, life: Life, id: Arc<str>) {
+    let born = Instant::now();
+    let run_dir = group.shared.host.context.paths.run_dir(&id);
+    let monitor = until_it_leaves(&run_dir).await;
+    if group.loses(life) {
+        let host = group.shared.host.clone();
+        let record = spawn_blocking(move || host.aftermath(&id)).await.ok().flatten();
+        group.died(life, record.as_ref(), born.elapsed());
+    }
+    if let Some(pid) = monitor.and_then(Pid::from_raw) {
+        reap(pid).await;
+    }
+}
+
+/// Gives the monitor's process id.
+async fn until_it_leaves(run_dir: &Path) -> Option<i32> {
+    let mut stream = UnixStream::connect(socket(run_dir)).await.ok()?;
+    let pid = stream.peer_cred().ok().and_then(|peer| peer.pid());
+    let mut line = serde_json::to_vec(&Request::Wait).ok()?;
+    line.push(b'\n');
+    if stream.write_all(&line).await.is_ok() {
+        // What it says is in the machine's record too. It ends with its word, or with the connection.
+        let _ = stream.read(&mut [0; 512]).await;
+    }
+    pid
+}
+
+/// A monitor that this process has started is its child, and stays until somebody asks for its status.
+async fn reap(pid: Pid) {
+    for _ in 0..REAP_TIMES {
+        match waitpid(Some(pid), WaitOptions::NOHANG) {
+            Ok(None) => sleep(REAP_POLL).await,
+            // Or it is somebody else's.
+            Ok(Some(_)) | Err(_) => return,
+        }
+    }
+}
+
+/// Asks a machine that is ready, each check at its interval, until its life is over.
+pub async fn keep_checking(
+    group: Arc<Group>,
+    life: Life,
+    address: IpAddr,
+    probes: Arc<Probes>,
+    mut over: watch::Receiver<bool>,
+    recheck: Arc<Notify>,
+) {
+    tokio::select! {
+        () = is_over(&mut over) => {}
+        () = check_gates(&group, life, address, &probes.gates, &recheck) => {}
+        () = check_named(&group, life, address, &probes.named) => {}
+    }
+}
+
+/// A check, and when it is next made.
+struct Watched<'p> {
+    probe: &'p Probe,
+    due: Instant,
+    told: Result<(), String>,
+}
+
+impl Watched<'_> {
+    fn new(probe: &Probe) -> Watched<'_> {
+        Watched { probe, due: Instant::now() + probe.check.interval, told: Ok(()) }
+    }
+
+    async fn ask(&mut self, address: IpAddr) {
+        self.told = self.probe.ask(address).await;
+        let interval = self.probe.check.interval;
+        self.due = Instant::now() + if self.told.is_ok() { interval } else { interval.min(FAILING_INTERVAL) };
+    }
+}
+
+async fn check_gates(group: &Arc<Group>, life: Life, address: IpAddr, gates: &[Probe], recheck: &Notify) {
+    let mut watched: Vec<_> = gates.iter().map(Watched::new).collect();
+    loop {
+        let due = watched.iter().map(|one| one.due).min();
+        let is_asked = tokio::select! {
+            () = due_at(due) => false,
+            () = recheck.notified() => true,
+        };
+        for one in watched.iter_mut().filter(|one| is_asked || Some(one.due) == due) {
+            one.ask(address).await;
+        }
+        let failed = watched.iter().find_map(|one| one.told.clone().err());
+        group.checked(life, failed.map_or(Ok(()), Err));
+    }
+}
+
+async fn check_named(group: &Arc<Group>, life: Life, address: IpAddr, named: &[(String, Probe)]) {
+    let mut watched: Vec<_> = named.iter().map(|(name, probe)| (name, Watched::new(probe))).collect();
+    loop {
+        let due = watched.iter().map(|(_, one)| one.due).min();
+        due_at(due).await;
+        for (name, one) in watched.iter_mut().filter(|(_, one)| Some(one.due) == due) {
+            one.ask(address).await;
+            group.named_checked(life, name, one.told.clone());
+        }
+    }
+}
+
+async fn due_at(due: Option<Instant>) {
+    match due {
+        Some(due) => sleep_until(due).await,
+        None => std::future::pending().await,
+    }
+}

@@ -1,0 +1,35 @@
+//! `flyrun serve`: apps from files, machines for requests.
+//!
+//! ```text
+//! proxy crate ── lease ──▶ engine ──▶ group: app::pool under a lock ── orders ──▶ worker of each slot ──▶ host: flyrun's commands
+//!                                       ▲                                            │
+//!                                       └──── ready, failed, at rest, died ◀─────────┴── life: monitor's socket, checks
+//! ```
+//! A pool decides, and knows neither clock nor machine (`app::pool`). A group is told what happens and hands out what is to be
+//! done; a slot's worker does one thing after another, on threads that may block; a life is followed until its monitor leaves.
+//! Machines are ordinary machines, told apart by labels. Nothing is kept anywhere else: whoever serves an app next finds its
+//! machines by them and takes each over as it is, so that the end of this process at any point loses nothing.
+
+mod check;
+mod engine;
+mod front;
+mod group;
+mod host;
+mod life;
+mod limits;
+mod log;
+mod metrics;
+mod page;
+mod release;
+mod reload;
+mod run;
+mod status;
+mod systemd;
+mod template;
+mod worker;
+
+pub use group::{MachineView, View};
+pub use limits::default_memory_mib;
+pub use run::{Settings, run};
+pub use status::ask_all;
+pub use template::APP;
