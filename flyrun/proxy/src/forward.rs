@@ -286,7 +286,8 @@ impl<M: Machines, R: Respond> Journey<'_, M, R> {
             not: Vec::new(),
         };
         let mut outbound = outbound(ask);
-        fields::to_machine(&mut outbound.fields, &self.peer.told, &route.region, self.id, via);
+        outbound.added =
+            fields::to_machine(&mut outbound.fields, &self.peer.told, &route.region, self.id, via);
         let mut body = Kept::new(incoming, &self.shared.kept);
         if asked.is_some() {
             body.withhold();
@@ -466,7 +467,7 @@ impl<M: Machines, R: Respond> Journey<'_, M, R> {
             self.story.time.duration_since(SystemTime::UNIX_EPOCH).map_or(0, |since| since.as_micros());
         let region = route.region.to_str().unwrap_or_default();
         let source = replay::source(&held.lease.instance, region, micros, asks.state.as_deref());
-        fields::replayed(&mut outbound.fields, &source);
+        fields::replayed(&mut outbound.added, &source);
         let not = if asks.elsewhere { vec![held.lease.instance.clone()] } else { Vec::new() };
         *want = Want { app: next.name.clone(), service: next.service, steer: asks.steer, not };
         Ok(next)
@@ -555,7 +556,7 @@ fn outbound(ask: Ask) -> Outbound {
         Some(Upgrade::Connect) | None => (ask.method, None),
     };
     let authority = ask.authority.unwrap_or_default();
-    Outbound { method, target: ask.target, authority, fields, size: ask.size, upgrade }
+    Outbound { method, target: ask.target, authority, fields, added: Vec::new(), size: ask.size, upgrade }
 }
 
 fn what(failure: Failure) -> &'static str {

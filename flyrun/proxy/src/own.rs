@@ -5,7 +5,7 @@ use std::future::poll_fn;
 use std::time::Duration;
 
 use bytes::Bytes;
-use http::header::{ALLOW, CACHE_CONTROL, CONTENT_LENGTH, CONTENT_TYPE, LOCATION, RETRY_AFTER, SERVER};
+use http::header::{CACHE_CONTROL, CONTENT_LENGTH, CONTENT_TYPE, LOCATION, RETRY_AFTER, SERVER};
 use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode};
 
 use crate::machines::Refusal;
@@ -93,9 +93,6 @@ impl Own {
         if let Some(location) = &self.location {
             fields.insert(LOCATION, location.clone());
             fields.remove(CACHE_CONTROL);
-        }
-        if self.status == StatusCode::METHOD_NOT_ALLOWED {
-            fields.insert(ALLOW, HeaderValue::from_static("GET, HEAD"));
         }
         if self.closes {
             respond.close();

@@ -7,7 +7,7 @@ use std::task::{Context, Poll, ready};
 
 use bytes::BytesMut;
 use rustix::net::Shutdown;
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf, ReadHalf, WriteHalf};
+use tokio::io::{AsyncRead, AsyncWrite, Interest, ReadBuf, ReadHalf, WriteHalf};
 use tokio::net::TcpStream;
 use tokio_rustls::server::TlsStream;
 
@@ -39,12 +39,20 @@ impl Socket {
     }
 
     fn poll_read_buf(&self, cx: &mut Context<'_>, buffer: &mut BytesMut) -> Poll<io::Result<usize>> {
+        let space = buffer.capacity() - buffer.len();
         loop {
-            match self.0.try_read_buf(buffer) {
+            let mut count = 0;
+            let read = self.0.try_io(Interest::READABLE, || {
+                count = self.0.try_read_buf(buffer)?;
+                // Less than there is space for was all that there is: to be told so again would cost a system call.
+                if 0 < count && count < space { Err(io::ErrorKind::WouldBlock.into()) } else { Ok(()) }
+            });
+            match read {
+                _ if count > 0 => return Poll::Ready(Ok(count)),
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
                     ready!(self.0.poll_read_ready(cx))?;
                 }
-                done => return Poll::Ready(done),
+                done => return Poll::Ready(done.map(|()| count)),
             }
         }
     }

@@ -93,11 +93,14 @@ fn put_request(writer: &mut Writer, outbound: &Outbound) {
     buffer.extend_from_slice(b" HTTP/1.1\r\n");
     put_field(buffer, HOST.as_str(), &outbound.authority);
     put_fields(buffer, &outbound.fields);
+    for (name, value) in &outbound.added {
+        put_field(buffer, name.as_str(), value.as_bytes());
+    }
     put_framing(buffer, framing);
     if let Some(protocol) = &outbound.upgrade {
         put_field(buffer, CONNECTION.as_str(), b"upgrade");
         put_field(buffer, UPGRADE.as_str(), protocol.as_bytes());
-    } else if outbound.fields.contains_key(TE) {
+    } else if outbound.added.iter().any(|(name, _)| *name == TE) {
         put_field(buffer, CONNECTION.as_str(), TE.as_str().as_bytes());
     }
     buffer.extend_from_slice(b"\r\n");

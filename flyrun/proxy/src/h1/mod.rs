@@ -8,4 +8,4 @@ mod writer;
 
 pub(crate) use reader::{Body, NoHead, Reader};
 pub(crate) use server::{Limits, serve};
-pub(crate) use writer::{Framing, Writer, put_field, put_fields, put_framing};
+pub(crate) use writer::{Framing, Writer, decimal, put_field, put_fields, put_framing};
