@@ -1,9 +1,10 @@
 //! What happens to fields on their way. Pure.
 
 use std::collections::BTreeMap;
+use std::time::SystemTime;
 
 use app::config::model::HeaderRule;
-use http::header::{CONNECTION, HeaderName, SERVER, TE, TRAILER, TRANSFER_ENCODING, UPGRADE, VIA};
+use http::header::{CONNECTION, DATE, HeaderName, SERVER, TE, TRAILER, TRANSFER_ENCODING, UPGRADE, VIA};
 use http::{HeaderMap, HeaderValue, header};
 
 use crate::machines::Steer;
@@ -181,12 +182,15 @@ pub(crate) fn to_client(
     fields: &mut HeaderMap,
     rules: &[(HeaderName, Vec<HeaderValue>)],
     own: Option<&HeaderValue>,
+    now: fn() -> SystemTime,
 ) {
     strip_hop_by_hop(fields);
     if let Some(id) = own {
         fields.append(VIA, HeaderValue::from_static("1.1 flyrun"));
         fields.insert(FLY_REQUEST_ID, id.clone());
         fields.entry(SERVER).or_insert(HeaderValue::from_static("flyrun"));
+        // Whoever passes an answer on says when it came, if nobody has (RFC 9110, section 6.6.1).
+        fields.entry(DATE).or_insert_with(|| crate::date::value(now()));
     }
     for (name, values) in rules {
         fields.remove(name);

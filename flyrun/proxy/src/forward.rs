@@ -285,7 +285,7 @@ impl<M: Machines, R: Respond> Journey<'_, M, R> {
             steer: fields::steer(&ask.fields),
             not: Vec::new(),
         };
-        let mut outbound = outbound(ask);
+        let mut outbound = outbound(ask, &route.name);
         outbound.added =
             fields::to_machine(&mut outbound.fields, &self.peer.told, &route.region, self.id, via);
         let mut body = Kept::new(incoming, &self.shared.kept);
@@ -396,6 +396,11 @@ impl<M: Machines, R: Respond> Journey<'_, M, R> {
                 Exchange::begin(&held.life, service, outbound, may_reuse, limit, &route.metrics).await;
             let mut exchange = match begun {
                 Ok(exchange) => exchange,
+                // What all share may have ended since; that says nothing of the machine.
+                Err(_) if may_reuse && service.is_h2 => {
+                    may_reuse = false;
+                    continue;
+                }
                 Err(error) => return Try::Failed(Failure::Connect, error.to_string()),
             };
             let mut phases = Phases::new(&mut exchange, body, self.respond, self.watch, http.idle_timeout);
@@ -490,7 +495,7 @@ impl<M: Machines, R: Respond> Journey<'_, M, R> {
         self.story.status = answer.status.as_u16();
         let protocol = answer.fields.get(UPGRADE).cloned();
         let own = (!http.pristine).then_some(self.id);
-        fields::to_client(&mut answer.fields, &route.rules, own);
+        fields::to_client(&mut answer.fields, &route.rules, own, SystemTime::now);
         let is_switch = answer.status == StatusCode::SWITCHING_PROTOCOLS;
         let is_tunnel = match asked {
             Some(Upgrade::Connect) => answer.status.is_success(),
@@ -546,7 +551,7 @@ impl<M: Machines, R: Respond> Journey<'_, M, R> {
 }
 
 /// A request as machines get it.
-fn outbound(ask: Ask) -> Outbound {
+fn outbound(ask: Ask, app: &str) -> Outbound {
     let mut fields = ask.fields;
     fields.remove(HOST);
     let (method, upgrade) = match ask.upgrade {
@@ -555,7 +560,8 @@ fn outbound(ask: Ask) -> Outbound {
         Some(Upgrade::Named(protocol)) => (ask.method, Some(protocol)),
         Some(Upgrade::Connect) | None => (ask.method, None),
     };
-    let authority = ask.authority.unwrap_or_default();
+    // HTTP/1.1 demands a Host of the proxy that HTTP/1.0 does not of the client.
+    let authority = ask.authority.unwrap_or_else(|| Bytes::copy_from_slice(app.as_bytes()));
     Outbound { method, target: ask.target, authority, fields, added: Vec::new(), size: ask.size, upgrade }
 }
 

@@ -5,6 +5,7 @@
 
 mod access;
 mod backend;
+mod date;
 mod fields;
 mod forward;
 mod h1;

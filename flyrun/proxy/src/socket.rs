@@ -32,6 +32,11 @@ impl Socket {
         let _ = rustix::net::shutdown(&*self.0, Shutdown::Both);
     }
 
+    /// Whoever is at the other end sees a reset once nobody holds this any more: what came was not all.
+    pub fn reset_at_end(&self) {
+        let _ = rustix::net::sockopt::set_socket_linger(&*self.0, Some(std::time::Duration::ZERO));
+    }
+
     /// A guess without a system call: nothing has arrived, no end either.
     pub fn is_quiet(&self) -> bool {
         let mut byte = [0];

@@ -4,6 +4,8 @@ mod chunk;
 pub(crate) mod head;
 mod reader;
 mod server;
+#[cfg(test)]
+mod tests;
 mod writer;
 
 pub(crate) use reader::{Body, NoHead, Reader};
