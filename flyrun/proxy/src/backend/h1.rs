@@ -63,7 +63,8 @@ pub(super) async fn begin(
             (Reader::new(read, BytesMut::new()), Writer::new(write), socket)
         }
     };
-    put_request(&mut writer, outbound);
+    let framing = framing(outbound.size);
+    put_request(writer.head(framing), framing, outbound);
     let spare = Spare { socket, address: service.address, keep_alive: false };
     Ok(Exchange {
         input: Input::H1(reader),
@@ -76,13 +77,16 @@ pub(super) async fn begin(
     })
 }
 
-fn put_request(writer: &mut Writer, outbound: &Outbound) {
-    let framing = match outbound.size {
+pub(crate) fn framing(size: Size) -> Framing {
+    match size {
         Size::None => Framing::None,
         Size::Known(length) => Framing::Length(length),
         Size::Unknown => Framing::Chunked,
-    };
-    let buffer = writer.head(framing);
+    }
+}
+
+/// The head of a request.
+pub(crate) fn put_request(buffer: &mut BytesMut, framing: Framing, outbound: &Outbound) {
     buffer.extend_from_slice(outbound.method.as_str().as_bytes());
     buffer.extend_from_slice(b" ");
     match &outbound.target {

@@ -1,6 +1,6 @@
 //! Connections to machines, kept between requests. None outlives the life of its machine.
 
-mod h1;
+pub(crate) mod h1;
 mod h2;
 mod lives;
 

@@ -1,6 +1,6 @@
 //! HTTP/1.1 (RFC 9112), strictly: what two recipients could read as two different messages is refused.
 
-mod chunk;
+pub(crate) mod chunk;
 pub(crate) mod head;
 mod reader;
 mod server;

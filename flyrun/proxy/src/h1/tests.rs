@@ -114,4 +114,43 @@ proptest! {
         let (mut digits, text) = ([0; 20], number.to_string());
         prop_assert_eq!(decimal(number, &mut digits), text.as_bytes());
     }
+    #[test]
+    fn requests_are_the_same_however_they_are_cut_and_passed_on_as_one(
+        bytes in vec(prop_oneof![
+            4 => request_line(),
+            2 => Just(b"POST /x HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n3\r\nabc\r\n0\r\nT: u\r\n\r\n".to_vec()),
+            2 => Just(b"POST /x HTTP/1.1\r\nHost: a\r\nContent-Length: 3\r\n\r\nabc".to_vec()),
+            1 => vec(any::<u8>(), 0..10),
+        ], 0..6),
+        piece in 1..40_usize,
+    ) {
+        crate::fuzzing::requests(&bytes.concat(), piece);
+    }
+}
+
+fn request_line() -> impl Strategy<Value = Vec<u8>> {
+    let name = prop_oneof![
+        Just("Host"),
+        Just("Content-Length"),
+        Just("Transfer-Encoding"),
+        Just("Connection"),
+        Just("X-A"),
+        Just("TE")
+    ];
+    let value = prop_oneof![
+        Just("a"),
+        Just("3"),
+        Just("chunked"),
+        Just("close, host"),
+        Just("trailers"),
+        Just("a\u{1}"),
+        Just("")
+    ];
+    let method = prop_oneof![Just("GET"), Just("POST"), Just("OPTIONS"), Just("CONNECT")];
+    let target =
+        prop_oneof![Just("/"), Just("*"), Just("http://b/c"), Just("http://b"), Just("b:1"), Just("/%00?#")];
+    (method, target, vec((name, value), 0..5)).prop_map(|(method, target, fields)| {
+        let fields: String = fields.iter().map(|(name, value)| format!("{name}: {value}\r\n")).collect();
+        format!("{method} {target} HTTP/1.1\r\nHost: a\r\n{fields}\r\n").into_bytes()
+    })
 }
