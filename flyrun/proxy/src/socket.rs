@@ -147,6 +147,15 @@ pub(crate) fn tls(stream: TlsStream<Socket>) -> (Read, Write) {
 }
 
 impl Read {
+    /// Ready when it may be worth having space to read to.
+    pub fn poll_ready(&self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        match self {
+            Read::Plain(socket) => socket.0.poll_read_ready(cx),
+            // What TLS holds is seen by reading alone.
+            Read::Tls(_) => Poll::Ready(Ok(())),
+        }
+    }
+
     /// Appends what can be read to `buffer`'s spare capacity, of which there is some; 0 is the end.
     pub fn poll_read(&mut self, cx: &mut Context<'_>, buffer: &mut BytesMut) -> Poll<io::Result<usize>> {
         match self {

@@ -91,6 +91,8 @@ impl Reader {
             return Poll::Ready(Ok(false));
         }
         if self.buffer.capacity() - self.buffer.len() < self.stride / 2 {
+            // Whoever waits has no memory for what may not come.
+            ready!(self.read.poll_ready(cx))?;
             self.buffer.reserve(self.stride);
         }
         let count = ready!(self.read.poll_read(cx, &mut self.buffer))?;
@@ -125,9 +127,9 @@ impl Reader {
         }
     }
 
-    /// A large buffer is given back while nothing is under way.
+    /// The buffer is given back while nothing is under way.
     pub fn shrink(&mut self) {
-        if self.buffer.is_empty() && self.buffer.capacity() > 2 * HEAD_BYTES {
+        if self.buffer.is_empty() {
             self.buffer = BytesMut::new();
         }
     }

@@ -85,10 +85,14 @@ proptest! {
         let mut bytes = good.to_vec();
         let at = at.index(bytes.len());
         bytes[at] = byte;
+        // A head is read once its end was found, and with that its lines.
+        let end = Scan::default().end(&bytes, 1000);
+        prop_assume!(end == Ok(Some(bytes.len())));
         if let Ok(head) = head::request(Bytes::from(bytes.clone())) {
-            // Another length may come of it, but never both framings, nor a control character anywhere.
-            let is_digit_changed = bytes[at].is_ascii_digit() && good[at].is_ascii_digit();
-            prop_assert!(head.size == Size::Known(5) || is_digit_changed || !bytes.windows(15).any(|w| w.eq_ignore_ascii_case(b"content-length:")));
+            // Another length may come of it, which is then what the field says.
+            let text = String::from_utf8_lossy(&bytes).to_ascii_lowercase();
+            let length = text.lines().find_map(|line| line.strip_prefix("content-length:")?.trim().parse().ok());
+            prop_assert_eq!(head.size, length.map_or(Size::None, Size::Known));
             for (_, value) in &head.fields {
                 prop_assert!(value.as_bytes().iter().all(|byte| *byte == b'\t' || !byte.is_ascii_control()));
             }
