@@ -127,9 +127,9 @@ impl Reader {
         }
     }
 
-    /// The buffer is given back while nothing is under way.
+    /// A large buffer is given back while nothing is under way. A small one costs less to keep than to make again.
     pub fn shrink(&mut self) {
-        if self.buffer.is_empty() {
+        if self.buffer.is_empty() && self.buffer.capacity() > 2 * HEAD_BYTES {
             self.buffer = BytesMut::new();
         }
     }
