@@ -60,7 +60,6 @@ impl<M: Machines, R: Respond> Journey<'_, M, R> {
         ask: Ask,
         incoming: &mut I,
     ) -> Result<(), End> {
-        let Some(http) = route.http().cloned() else { return Err(End::Gone) };
         let (may_inform, via, asked) = (ask.may_inform, ask.via, ask.upgrade.clone());
         let mut want = Want {
             app: route.name.clone(),
@@ -75,17 +74,21 @@ impl<M: Machines, R: Respond> Journey<'_, M, R> {
         if asked.is_some() {
             body.withhold();
         }
-        let mut hops = 0;
+        let (mut hops, mut failures) = (0, 0);
         loop {
+            // A replay may have led to an app with other options.
+            let here = route.clone();
+            let Some(http) = here.http() else { return Err(End::Gone) };
             let held = self.lease(&route, &want, &mut body).await?;
             let start = Instant::now();
             self.story.instance = Some(held.lease.instance.clone());
-            match self.attempt(&held, &route, &http, &outbound, &mut body, may_inform).await {
+            match self.attempt(&held, &route, http, &outbound, &mut body, may_inform).await {
                 Try::End(end) => return Err(end),
                 Try::Failed(failure, why) => {
                     self.failed(&held, failure, &mut want);
                     let may_resend = failure == Failure::Connect || outbound.method.is_safe();
-                    if !(may_resend && body.is_untouched() && self.story.attempts < MAX_MACHINES as u32) {
+                    failures += 1;
+                    if !(may_resend && body.is_untouched() && failures < MAX_MACHINES) {
                         return Err(End::Own(broken(failure, why)));
                     }
                     route.metrics.retries.fetch_add(1, Relaxed);
@@ -94,7 +97,7 @@ impl<M: Machines, R: Respond> Journey<'_, M, R> {
                     route.metrics.answered(answer.status.as_u16());
                     let Some(asks) = answer.fields.remove(FLY_REPLAY) else {
                         let done =
-                            self.pass_on(answer, exchange, &route, &http, asked, &mut body, &held).await;
+                            self.pass_on(answer, exchange, &route, http, asked, &mut body, &held).await;
                         route.metrics.app_seconds.add(start.elapsed());
                         return done;
                     };

@@ -22,6 +22,8 @@
 //! Heads have at most 64 KiB ([`Options::max_head_bytes`]) and 128 fields; a client has `headers_read_timeout` for one. Nothing may stand
 //! still longer than `idle_timeout`: a client that does not send its body gets 408, a machine that does not answer 504, and
 //! whoever does not read is cut off. Connections are limited in number. Waiting for a machine is limited by whoever has them.
+//! A client that ends its side of an HTTP connection while it waits is taken to be gone (499 in the log), as nginx has it, and waits for
+//! no machine any more; on a raw connection only if it has said nothing.
 //!
 //! # What counts as use
 //!
