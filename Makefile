@@ -126,7 +126,7 @@ lint: ## Check format, lints, shell scripts, licences and duplicates
 	@tests/setup
 	cargo fmt --all --check
 	cargo clippy --workspace --all-targets -- -D warnings
-	shellcheck -x tests/e2e/{one_liners,bad_input,try}.sh tests/host/{run,prepare,stage2} tests/images/build tests/setup tests/initramfs tests/fuzz tests/deny .ci/run images/kernel/build benches/run devices/fuzz/run vmm/fuzz/run guest-init/fuzz/run
+	shellcheck -x tests/e2e/{one_liners,bad_input,try}.sh tests/host/{run,prepare,stage2} tests/images/build tests/setup tests/initramfs tests/fuzz tests/deny .ci/run images/kernel/build benches/run devices/fuzz/run vmm/fuzz/run guest-init/fuzz/run flyrun/proxy/fuzz/run
 	shellcheck -s sh tests/host/init benches/guest/io
 	tests/deny
 

@@ -1,6 +1,6 @@
 //! What is told of each request and each raw connection when it is over.
 
-use std::fmt::{self, Write as _};
+use std::fmt::Write as _;
 use std::net::IpAddr;
 use std::time::{Duration, SystemTime};
 
@@ -56,62 +56,61 @@ impl Record<'_> {
     /// Appends a line of JSON.
     pub fn write_json(&self, line: &mut String) {
         let time = humantime::format_rfc3339_micros(self.time);
-        let _ = write!(line, "{{\"time\":\"{time}\",\"id\":{}", Text(self.id));
-        for (key, text) in [("app", self.app), ("instance", self.instance), ("error", self.error)] {
+        let _ = write!(line, "{{\"time\":\"{time}\"");
+        put_text(line, ",\"id\":", self.id);
+        for (key, text) in
+            [(",\"app\":", self.app), (",\"instance\":", self.instance), (",\"error\":", self.error)]
+        {
             if let Some(text) = text {
-                let _ = write!(line, ",\"{key}\":{}", Text(text));
+                put_text(line, key, text);
             }
         }
-        let _ = write!(
-            line,
-            ",\"client\":\"{}\",\"port\":{},\"protocol\":{}",
-            self.client,
-            self.port,
-            Text(self.protocol)
-        );
+        let _ = write!(line, ",\"client\":\"{}\"", self.client);
+        put_number(line, ",\"port\":", self.port.into());
+        put_text(line, ",\"protocol\":", self.protocol);
         if self.status != 0 {
-            let _ = write!(
-                line,
-                ",\"method\":{},\"host\":{},\"path\":{},\"status\":{}",
-                Text(self.method),
-                Text(self.host),
-                Text(self.path),
-                self.status
-            );
+            put_text(line, ",\"method\":", self.method);
+            put_text(line, ",\"host\":", self.host);
+            put_text(line, ",\"path\":", self.path);
+            put_number(line, ",\"status\":", self.status.into());
         }
-        let _ = writeln!(
-            line,
-            ",\"received\":{},\"sent\":{},\"duration_us\":{},\"waited_us\":{},\"attempts\":{}}}",
-            self.received,
-            self.sent,
-            self.duration.as_micros(),
-            self.waited.as_micros(),
-            self.attempts
-        );
+        let micros = |time: Duration| u64::try_from(time.as_micros()).unwrap_or(u64::MAX);
+        put_number(line, ",\"received\":", self.received);
+        put_number(line, ",\"sent\":", self.sent);
+        put_number(line, ",\"duration_us\":", micros(self.duration));
+        put_number(line, ",\"waited_us\":", micros(self.waited));
+        put_number(line, ",\"attempts\":", self.attempts.into());
+        line.push_str("}\n");
     }
 }
 
-/// A JSON string.
-struct Text<'t>(&'t str);
+fn put_number(line: &mut String, key: &str, number: u64) {
+    line.push_str(key);
+    let mut digits = [0; 20];
+    let digits = crate::h1::decimal(number, &mut digits);
+    line.push_str(std::str::from_utf8(digits).unwrap_or("0"));
+}
 
-impl fmt::Display for Text<'_> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_char('"')?;
-        let mut rest = self.0;
-        while let Some(at) = rest.find(|c: char| c == '"' || c == '\\' || c.is_control()) {
-            let (plain, from) = rest.split_at(at);
-            f.write_str(plain)?;
-            let mut chars = from.chars();
-            match chars.next() {
-                Some(c @ ('"' | '\\')) => write!(f, "\\{c}")?,
-                Some(c) => write!(f, "\\u{:04x}", u32::from(c))?,
-                None => {}
+/// A JSON string.
+fn put_text(line: &mut String, key: &str, text: &str) {
+    line.push_str(key);
+    line.push('"');
+    // Most texts need no look at their characters.
+    let is_plain = |byte: u8| (0x20..0x7f).contains(&byte) && byte != b'"' && byte != b'\\';
+    if text.bytes().all(is_plain) {
+        line.push_str(text);
+    } else {
+        for c in text.chars() {
+            match c {
+                '"' | '\\' => line.extend(['\\', c]),
+                c if c.is_control() => {
+                    let _ = write!(line, "\\u{:04x}", u32::from(c));
+                }
+                c => line.push(c),
             }
-            rest = chars.as_str();
         }
-        f.write_str(rest)?;
-        f.write_char('"')
     }
+    line.push('"');
 }
 
 #[cfg(test)]

@@ -1,9 +1,10 @@
 //! What happens to fields on their way. Pure.
 
 use std::collections::BTreeMap;
+use std::time::SystemTime;
 
 use app::config::model::HeaderRule;
-use http::header::{CONNECTION, HeaderName, SERVER, TE, TRAILER, TRANSFER_ENCODING, UPGRADE, VIA};
+use http::header::{CONNECTION, DATE, HeaderName, SERVER, TE, TRAILER, TRANSFER_ENCODING, UPGRADE, VIA};
 use http::{HeaderMap, HeaderValue, header};
 
 use crate::machines::Steer;
@@ -24,7 +25,12 @@ const FLY_PREFER_INSTANCE_ID: HeaderName = HeaderName::from_static("fly-prefer-i
 
 /// What the other side of one connection alone is told (RFC 9110, section 7.6.1), with what Connection names.
 pub(crate) fn strip_hop_by_hop(fields: &mut HeaderMap) {
-    if fields.contains_key(CONNECTION) {
+    // One look at each name instead of a search for each that may be there: most messages have none.
+    let is_hop = |name: &HeaderName| {
+        [CONNECTION, KEEP_ALIVE, PROXY_CONNECTION, TE, TRANSFER_ENCODING, UPGRADE].contains(name)
+    };
+    let hops: Vec<HeaderName> = fields.keys().filter(|name| is_hop(name)).cloned().collect();
+    if hops.contains(&CONNECTION) {
         let named: Vec<HeaderName> = fields
             .get_all(CONNECTION)
             .iter()
@@ -34,9 +40,8 @@ pub(crate) fn strip_hop_by_hop(fields: &mut HeaderMap) {
         for name in named {
             fields.remove(name);
         }
-        fields.remove(CONNECTION);
     }
-    for name in [KEEP_ALIVE, PROXY_CONNECTION, TE, TRANSFER_ENCODING, UPGRADE] {
+    for name in hops {
         fields.remove(name);
     }
 }
@@ -109,36 +114,45 @@ pub(crate) struct Told {
     pub is_tls: bool,
 }
 
-/// What a request's fields become.
+/// Fields that the proxy adds to a request. They are in no map: nothing else has their names, and nothing looks for them.
+pub(crate) type Added = Vec<(HeaderName, HeaderValue)>;
+
+/// Takes away what goes no further, and tells what is added.
 pub(crate) fn to_machine(
     fields: &mut HeaderMap,
     told: &Told,
     region: &HeaderValue,
     id: &HeaderValue,
     via: &'static str,
-) {
-    let trailers = takes_trailers(fields);
+) -> Added {
+    let trailers = fields.contains_key(TE) && takes_trailers(fields);
     strip_hop_by_hop(fields);
     remove_told_by_proxies(fields);
     let (proto, ssl) = if told.is_tls { ("https", "on") } else { ("http", "off") };
-    fields.insert(X_FORWARDED_FOR, told.address.clone());
-    fields.insert(X_FORWARDED_PROTO, HeaderValue::from_static(proto));
-    fields.insert(X_FORWARDED_PORT, told.port.clone());
-    fields.insert(X_FORWARDED_SSL, HeaderValue::from_static(ssl));
-    fields.insert(FLY_CLIENT_IP, told.address.clone());
-    fields.insert(FLY_FORWARDED_PORT, told.port.clone());
-    fields.insert(FLY_REGION, region.clone());
-    fields.insert(FLY_REQUEST_ID, id.clone());
-    fields.append(VIA, HeaderValue::from_static(via));
+    let mut added = Vec::with_capacity(12);
+    added.extend([
+        (X_FORWARDED_FOR, told.address.clone()),
+        (X_FORWARDED_PROTO, HeaderValue::from_static(proto)),
+        (X_FORWARDED_PORT, told.port.clone()),
+        (X_FORWARDED_SSL, HeaderValue::from_static(ssl)),
+        (FLY_CLIENT_IP, told.address.clone()),
+        (FLY_FORWARDED_PORT, told.port.clone()),
+        (FLY_REGION, region.clone()),
+        (FLY_REQUEST_ID, id.clone()),
+        // After those of proxies before this one, which are in the map.
+        (VIA, HeaderValue::from_static(via)),
+    ]);
     if trailers {
-        fields.insert(TE, HeaderValue::from_static("trailers"));
+        added.push((TE, HeaderValue::from_static("trailers")));
     }
+    added
 }
 
 /// What the replayed request says of the machine that had it replayed.
-pub(crate) fn replayed(fields: &mut HeaderMap, source: &str) {
+pub(crate) fn replayed(added: &mut Added, source: &str) {
     if let Ok(value) = HeaderValue::from_str(source) {
-        fields.insert(FLY_REPLAY_SRC, value);
+        added.retain(|(name, _)| *name != FLY_REPLAY_SRC);
+        added.push((FLY_REPLAY_SRC, value));
     }
 }
 
@@ -168,12 +182,15 @@ pub(crate) fn to_client(
     fields: &mut HeaderMap,
     rules: &[(HeaderName, Vec<HeaderValue>)],
     own: Option<&HeaderValue>,
+    now: fn() -> SystemTime,
 ) {
     strip_hop_by_hop(fields);
     if let Some(id) = own {
         fields.append(VIA, HeaderValue::from_static("1.1 flyrun"));
         fields.insert(FLY_REQUEST_ID, id.clone());
         fields.entry(SERVER).or_insert(HeaderValue::from_static("flyrun"));
+        // Whoever passes an answer on says when it came, if nobody has (RFC 9110, section 6.6.1).
+        fields.entry(DATE).or_insert_with(|| crate::date::value(now()));
     }
     for (name, values) in rules {
         fields.remove(name);

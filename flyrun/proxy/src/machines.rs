@@ -52,7 +52,7 @@ pub struct Lease {
     pub life: u64,
     /// Where the machine is reached from this host.
     pub address: IpAddr,
-    /// Turns true when this life is over, with whatever is still under way.
+    /// Turns true when this life is over, with whatever is still under way. A sender that is gone means the same.
     pub over: watch::Receiver<bool>,
     /// Whatever is to be dropped at the end.
     pub held: Box<dyn Any + Send + Sync>,

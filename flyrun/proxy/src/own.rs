@@ -2,10 +2,10 @@
 
 use std::borrow::Cow;
 use std::future::poll_fn;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use bytes::Bytes;
-use http::header::{ALLOW, CACHE_CONTROL, CONTENT_LENGTH, CONTENT_TYPE, LOCATION, RETRY_AFTER, SERVER};
+use http::header::{CACHE_CONTROL, CONTENT_LENGTH, CONTENT_TYPE, DATE, LOCATION, RETRY_AFTER, SERVER};
 use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode};
 
 use crate::machines::Refusal;
@@ -84,6 +84,7 @@ impl Own {
         fields.insert(CONTENT_TYPE, HeaderValue::from_static("text/plain; charset=utf-8"));
         fields.insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
         fields.insert(SERVER, HeaderValue::from_static("flyrun"));
+        fields.insert(DATE, crate::date::value(SystemTime::now()));
         fields.insert(FLY_REQUEST_ID, id.clone());
         if !self.retry_after.is_zero() {
             // Whole seconds, and not before the time.
@@ -93,9 +94,6 @@ impl Own {
         if let Some(location) = &self.location {
             fields.insert(LOCATION, location.clone());
             fields.remove(CACHE_CONTROL);
-        }
-        if self.status == StatusCode::METHOD_NOT_ALLOWED {
-            fields.insert(ALLOW, HeaderValue::from_static("GET, HEAD"));
         }
         if self.closes {
             respond.close();

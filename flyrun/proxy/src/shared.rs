@@ -101,6 +101,11 @@ impl Connection {
         self.door.is_draining()
     }
 
+    /// The client is to see that something is missing, where the end of the connection would be an end like any.
+    pub fn reset_at_end(&self) {
+        self.socket.reset_at_end();
+    }
+
     /// Ready when the connection is to end as soon as nothing is under way.
     pub fn poll_draining(&self, cx: &mut Context<'_>) -> Poll<()> {
         {

@@ -7,7 +7,7 @@ use std::task::{Context, Poll, ready};
 
 use bytes::BytesMut;
 use rustix::net::Shutdown;
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf, ReadHalf, WriteHalf};
+use tokio::io::{AsyncRead, AsyncWrite, Interest, ReadBuf, ReadHalf, WriteHalf};
 use tokio::net::TcpStream;
 use tokio_rustls::server::TlsStream;
 
@@ -32,6 +32,11 @@ impl Socket {
         let _ = rustix::net::shutdown(&*self.0, Shutdown::Both);
     }
 
+    /// Whoever is at the other end sees a reset once nobody holds this any more: what came was not all.
+    pub fn reset_at_end(&self) {
+        let _ = rustix::net::sockopt::set_socket_linger(&*self.0, Some(std::time::Duration::ZERO));
+    }
+
     /// A guess without a system call: nothing has arrived, no end either.
     pub fn is_quiet(&self) -> bool {
         let mut byte = [0];
@@ -39,12 +44,20 @@ impl Socket {
     }
 
     fn poll_read_buf(&self, cx: &mut Context<'_>, buffer: &mut BytesMut) -> Poll<io::Result<usize>> {
+        let space = buffer.capacity() - buffer.len();
         loop {
-            match self.0.try_read_buf(buffer) {
+            let mut count = 0;
+            let read = self.0.try_io(Interest::READABLE, || {
+                count = self.0.try_read_buf(buffer)?;
+                // Less than there is space for was all that there is: to be told so again would cost a system call.
+                if 0 < count && count < space { Err(io::ErrorKind::WouldBlock.into()) } else { Ok(()) }
+            });
+            match read {
+                _ if count > 0 => return Poll::Ready(Ok(count)),
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
                     ready!(self.0.poll_read_ready(cx))?;
                 }
-                done => return Poll::Ready(done),
+                done => return Poll::Ready(done.map(|()| count)),
             }
         }
     }
@@ -134,6 +147,15 @@ pub(crate) fn tls(stream: TlsStream<Socket>) -> (Read, Write) {
 }
 
 impl Read {
+    /// Ready when it may be worth having space to read to.
+    pub fn poll_ready(&self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        match self {
+            Read::Plain(socket) => socket.0.poll_read_ready(cx),
+            // What TLS holds is seen by reading alone.
+            Read::Tls(_) => Poll::Ready(Ok(())),
+        }
+    }
+
     /// Appends what can be read to `buffer`'s spare capacity, of which there is some; 0 is the end.
     pub fn poll_read(&mut self, cx: &mut Context<'_>, buffer: &mut BytesMut) -> Poll<io::Result<usize>> {
         match self {

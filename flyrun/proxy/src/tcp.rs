@@ -100,7 +100,9 @@ async fn machine<M: Machines>(
             if let Poll::Ready(leased) = lease.as_mut().poll(cx) {
                 return Poll::Ready(Some(leased));
             }
-            reader.poll_gone(cx).map(|()| None)
+            // One that has said something and nothing more to say may well wait for an answer.
+            let is_gone = reader.poll_gone(cx).is_ready() && reader.buffer().is_empty();
+            if is_gone { Poll::Ready(None) } else { Poll::Pending }
         })
         .await;
         let lease = match leased {

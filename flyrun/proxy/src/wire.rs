@@ -107,6 +107,9 @@ pub(crate) enum Side {
     To(Broken),
 }
 
+/// So many pieces are copied before other connections have their turn.
+const MAX_PIECES: u32 = 32;
+
 /// A body that is being copied: never more than a piece of it is in memory.
 #[derive(Debug, Default)]
 pub(crate) struct Copy {
@@ -145,7 +148,13 @@ impl Copy {
         from: &mut impl Incoming,
         to: &mut impl Outgoing,
     ) -> Poll<Result<(), Side>> {
+        let mut pieces = 0;
         while self.step == Step::Moving {
+            if pieces == MAX_PIECES {
+                cx.waker().wake_by_ref();
+                return Poll::Pending;
+            }
+            pieces += 1;
             if to.poll_ready(cx).map_err(Side::To)?.is_pending() {
                 return Poll::Pending;
             }

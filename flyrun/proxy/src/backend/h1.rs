@@ -63,7 +63,8 @@ pub(super) async fn begin(
             (Reader::new(read, BytesMut::new()), Writer::new(write), socket)
         }
     };
-    put_request(&mut writer, outbound);
+    let framing = framing(outbound.size);
+    put_request(writer.head(framing), framing, outbound);
     let spare = Spare { socket, address: service.address, keep_alive: false };
     Ok(Exchange {
         input: Input::H1(reader),
@@ -76,13 +77,16 @@ pub(super) async fn begin(
     })
 }
 
-fn put_request(writer: &mut Writer, outbound: &Outbound) {
-    let framing = match outbound.size {
+pub(crate) fn framing(size: Size) -> Framing {
+    match size {
         Size::None => Framing::None,
         Size::Known(length) => Framing::Length(length),
         Size::Unknown => Framing::Chunked,
-    };
-    let buffer = writer.head(framing);
+    }
+}
+
+/// The head of a request.
+pub(crate) fn put_request(buffer: &mut BytesMut, framing: Framing, outbound: &Outbound) {
     buffer.extend_from_slice(outbound.method.as_str().as_bytes());
     buffer.extend_from_slice(b" ");
     match &outbound.target {
@@ -93,11 +97,14 @@ fn put_request(writer: &mut Writer, outbound: &Outbound) {
     buffer.extend_from_slice(b" HTTP/1.1\r\n");
     put_field(buffer, HOST.as_str(), &outbound.authority);
     put_fields(buffer, &outbound.fields);
+    for (name, value) in &outbound.added {
+        put_field(buffer, name.as_str(), value.as_bytes());
+    }
     put_framing(buffer, framing);
     if let Some(protocol) = &outbound.upgrade {
         put_field(buffer, CONNECTION.as_str(), b"upgrade");
         put_field(buffer, UPGRADE.as_str(), protocol.as_bytes());
-    } else if outbound.fields.contains_key(TE) {
+    } else if outbound.added.iter().any(|(name, _)| *name == TE) {
         put_field(buffer, CONNECTION.as_str(), TE.as_str().as_bytes());
     }
     buffer.extend_from_slice(b"\r\n");

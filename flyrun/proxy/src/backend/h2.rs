@@ -119,7 +119,11 @@ fn request(outbound: &Outbound) -> Result<Request<()>, Broken> {
     *request.method_mut() = outbound.method.clone();
     *request.uri_mut() = uri;
     *request.version_mut() = http::Version::HTTP_2;
-    *request.headers_mut() = outbound.fields.clone();
+    let fields = request.headers_mut();
+    *fields = outbound.fields.clone();
+    for (name, value) in &outbound.added {
+        fields.append(name, value.clone());
+    }
     if let Size::Known(length) = outbound.size {
         request.headers_mut().insert(CONTENT_LENGTH, length.into());
     }

@@ -1,6 +1,6 @@
 //! Connections to machines, kept between requests. None outlives the life of its machine.
 
-mod h1;
+pub(crate) mod h1;
 mod h2;
 mod lives;
 
@@ -17,6 +17,7 @@ use bytes::Bytes;
 use http::{HeaderMap, HeaderValue, Method, StatusCode};
 use tokio::net::TcpStream;
 
+use crate::fields::Added;
 use crate::h1::head::Target;
 use crate::metrics::AppMetrics;
 use crate::socket::Socket;
@@ -29,6 +30,8 @@ pub(crate) struct Outbound {
     pub target: Target,
     pub authority: Bytes,
     pub fields: HeaderMap,
+    /// The proxy's own, after the client's.
+    pub added: Added,
     pub size: Size,
     /// The protocol to go on with, in HTTP/1.1's words.
     pub upgrade: Option<HeaderValue>,

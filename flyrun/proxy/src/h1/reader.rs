@@ -91,6 +91,8 @@ impl Reader {
             return Poll::Ready(Ok(false));
         }
         if self.buffer.capacity() - self.buffer.len() < self.stride / 2 {
+            // Whoever waits has no memory for what may not come.
+            ready!(self.read.poll_ready(cx))?;
             self.buffer.reserve(self.stride);
         }
         let count = ready!(self.read.poll_read(cx, &mut self.buffer))?;
@@ -125,7 +127,7 @@ impl Reader {
         }
     }
 
-    /// A large buffer is given back while nothing is under way.
+    /// A large buffer is given back while nothing is under way. A small one costs less to keep than to make again.
     pub fn shrink(&mut self) {
         if self.buffer.is_empty() && self.buffer.capacity() > 2 * HEAD_BYTES {
             self.buffer = BytesMut::new();

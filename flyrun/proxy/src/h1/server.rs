@@ -69,10 +69,13 @@ pub(crate) async fn serve<M: Machines>(
             Next::Head(bytes) => match head::request(bytes) {
                 Ok(head) => {
                     is_first = false;
-                    if !one(shared, &peer, head, &mut reader, &mut writer, &mut watch).await {
-                        return finish(reader, writer, watch).await;
+                    match one(shared, &peer, head, &mut reader, &mut writer, &mut watch).await {
+                        Then::Next => reader.shrink(),
+                        Then::Close => return finish(reader, writer, watch).await,
+                        Then::Reset => return peer.connection.reset_at_end(),
                     }
-                    reader.shrink();
+                    // A client that never lets this task wait leaves others their turn.
+                    tokio::task::coop::consume_budget().await;
                 }
                 Err(refused) => return refuse(shared, &peer, refused, reader, writer, watch).await,
             },
@@ -124,7 +127,16 @@ async fn next(
     .await
 }
 
-/// Serves one request; whether another may follow.
+/// What follows a request.
+enum Then {
+    /// Another.
+    Next,
+    Close,
+    /// The end of the connection would be taken for the end of an answer that is not whole.
+    Reset,
+}
+
+/// Serves one request.
 async fn one<M: Machines>(
     shared: &Arc<Shared<M>>,
     peer: &Peer,
@@ -132,7 +144,7 @@ async fn one<M: Machines>(
     reader: &mut Reader,
     writer: &mut Writer,
     watch: &mut Watch,
-) -> bool {
+) -> Then {
     let upgrade = match (&head.method, head.size) {
         (&Method::CONNECT, _) => Some(Upgrade::Connect),
         (_, Size::None | Size::Known(0)) if !head.is_http10 => {
@@ -168,7 +180,12 @@ async fn one<M: Machines>(
         may_inform: !head.is_http10,
     };
     forward::handle(shared, peer, ask, reader, &mut respond, watch).await;
-    respond.keep_alive && respond.is_complete && reader.is_between_messages() && writer.is_between_messages()
+    let Answering { keep_alive, is_complete, .. } = respond;
+    if !is_complete && writer.is_raw() {
+        return Then::Reset;
+    }
+    let is_whole = is_complete && reader.is_between_messages() && writer.is_between_messages();
+    if keep_alive && is_whole { Then::Next } else { Then::Close }
 }
 
 /// A request that no app sees.

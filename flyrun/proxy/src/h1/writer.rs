@@ -75,6 +75,11 @@ impl Writer {
         matches!(self.framing, Framing::None | Framing::Length(0) | Framing::Complete)
     }
 
+    /// Whether the message ends with the connection.
+    pub fn is_raw(&self) -> bool {
+        self.framing == Framing::Raw
+    }
+
     /// The other side sees the end once all is flushed.
     pub fn shut(&mut self) {
         self.framing = Framing::Raw;

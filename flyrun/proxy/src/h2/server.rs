@@ -28,7 +28,7 @@ const CONNECTION_WINDOW: u32 = 1 << 20;
 /// Requests under way at a time on one connection.
 const MAX_STREAMS: u32 = 128;
 /// What is held for a client that does not read, for each request.
-const SEND_BUFFER: usize = 128 << 10;
+const SEND_BUFFER: usize = 64 << 10;
 /// Requests that were reset, and errors that were answered with a reset, until a client is taken for an attacker
 /// (CVE-2023-44487, CVE-2025-8671).
 const MAX_RESETS: usize = 64;

@@ -352,10 +352,13 @@ async fn a_replay_may_name_another_app() {
     let named = |app: &str| {
         http_app(&format!("[flyrun]\nhostnames = ['{app}.example']\n")).replace("'shop'", &format!("'{app}'"))
     };
-    stage.serve(&[&named("shop"), &named("second")]);
+    let options = "[http_service.http_options.response]\npristine = true\n[flyrun]";
+    stage.serve(&[&named("shop"), &named("second").replace("[flyrun]", options)]);
     let mut client = stage.connect(80).await;
     client.send("GET / HTTP/1.1\r\nHost: shop.example\r\n\r\n").await;
-    assert_eq!(client.answer().await.1, "second");
+    let (head, body) = client.answer().await;
+    // With the options of the app that answers.
+    assert_eq!((body.as_str(), field(&head, "via")), ("second", None));
     assert!(String::from_utf8_lossy(&seen.lock().unwrap()).contains("fly-replay-src: instance=m1;"));
     stage.serve(&[&named("shop")]);
     client.send("GET / HTTP/1.1\r\nHost: shop.example\r\n\r\n").await;

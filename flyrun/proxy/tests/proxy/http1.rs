@@ -511,3 +511,33 @@ async fn metrics_count_requests_by_app_and_status() {
         assert!(page.contains(&format!("{line}\n")), "{line} in {page}");
     }
 }
+
+#[tokio::test]
+async fn half_an_answer_that_ends_with_the_connection_is_a_reset() {
+    let stage = Stage::new(&http_app(""), |mut stream: TcpStream| async move {
+        read_head(&mut stream, &mut Vec::new()).await;
+        stream
+            .write_all(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n4\r\nhalf\r\n")
+            .await
+            .unwrap();
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    })
+    .await;
+    let mut client = stage.connect(80).await;
+    client.send("GET / HTTP/1.0\r\n\r\n").await;
+    let mut all = Vec::new();
+    let error = client.0.read_to_end(&mut all).await.unwrap_err();
+    assert_eq!(error.kind(), std::io::ErrorKind::ConnectionReset);
+    assert!(all.ends_with(b"half"));
+}
+
+#[tokio::test]
+async fn a_machine_is_told_a_host_and_a_client_the_date_even_if_nobody_said_so() {
+    let (seen, backend) = canned(OK);
+    let stage = Stage::new(&http_app(""), backend).await;
+    let mut client = stage.connect(80).await;
+    client.send("GET / HTTP/1.0\r\n\r\n").await;
+    let all = client.rest().await;
+    assert!(field(&all, "date").unwrap().ends_with(" GMT"), "{all}");
+    assert_eq!(field(&String::from_utf8_lossy(&seen.lock().unwrap()), "host"), Some("shop"));
+}

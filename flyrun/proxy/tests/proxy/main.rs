@@ -1,6 +1,7 @@
 //! The proxy over real sockets of this host, without machines: [`fake`] stands for them.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test that cannot go on panics")]
 
+mod chaos;
 mod fake;
 mod forwarding;
 mod http1;

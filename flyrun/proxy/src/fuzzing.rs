@@ -1,0 +1,142 @@
+//! What the fuzz target and the property tests hold true of any bytes that a client can send.
+
+use bytes::{Bytes, BytesMut};
+use http::HeaderValue;
+
+use crate::backend::{Outbound, h1};
+use crate::fields::{self, Told};
+use crate::h1::chunk::{Chunks, Step};
+use crate::h1::head::{self, RequestHead, Scan};
+use crate::wire::{Frame, Size};
+
+const MAX_HEAD_BYTES: usize = 4096;
+
+/// What a recipient takes bytes for.
+#[derive(Clone, Debug, PartialEq, Eq)]
+enum Event {
+    Request(String),
+    Data(Vec<u8>),
+    End,
+    Refused,
+}
+
+/// Reads requests as the proxy does, from bytes in pieces of this length.
+fn read(bytes: &[u8], piece: usize) -> (Vec<Event>, Vec<RequestHead>) {
+    let (mut events, mut heads) = (Vec::new(), Vec::new());
+    let (mut buffer, mut scan, mut body) = (BytesMut::new(), Scan::default(), None::<Body>);
+    for piece in bytes.chunks(piece.max(1)) {
+        buffer.extend_from_slice(piece);
+        loop {
+            match step(&mut buffer, &mut scan, &mut body, &mut heads) {
+                Ok(Some(Event::Data(more))) => match events.last_mut() {
+                    Some(Event::Data(data)) => data.extend(more),
+                    _ => events.push(Event::Data(more)),
+                },
+                Ok(Some(event)) => events.push(event),
+                Ok(None) => break,
+                Err(()) => {
+                    events.push(Event::Refused);
+                    return (events, heads);
+                }
+            }
+        }
+    }
+    (events, heads)
+}
+
+enum Body {
+    Length(u64),
+    Chunks(Chunks),
+}
+
+fn step(
+    buffer: &mut BytesMut,
+    scan: &mut Scan,
+    body: &mut Option<Body>,
+    heads: &mut Vec<RequestHead>,
+) -> Result<Option<Event>, ()> {
+    match body {
+        None => {
+            head::skip_empty_lines(buffer).map_err(|_| ())?;
+            let Some(end) = scan.end(buffer, MAX_HEAD_BYTES).map_err(|_| ())? else { return Ok(None) };
+            *scan = Scan::default();
+            let head = head::request(buffer.split_to(end).freeze()).map_err(|_| ())?;
+            *body = Some(match head.size {
+                Size::None => Body::Length(0),
+                Size::Known(length) => Body::Length(length),
+                Size::Unknown => Body::Chunks(Chunks::new()),
+            });
+            let event = Event::Request(format!("{head:?}"));
+            heads.push(head);
+            Ok(Some(event))
+        }
+        Some(Body::Length(0)) => {
+            *body = None;
+            Ok(Some(Event::End))
+        }
+        Some(Body::Length(left)) if !buffer.is_empty() => {
+            let count = usize::try_from(*left).unwrap_or(usize::MAX).min(buffer.len());
+            *left -= count as u64;
+            Ok(Some(Event::Data(buffer.split_to(count).to_vec())))
+        }
+        Some(Body::Length(_)) => Ok(None),
+        Some(Body::Chunks(chunks)) => match chunks.next(buffer).map_err(|_| ())? {
+            Step::Frame(Frame::Data(data)) => Ok(Some(Event::Data(data.to_vec()))),
+            Step::Frame(Frame::Trailers(fields)) => Ok(Some(Event::Request(format!("{fields:?}")))),
+            Step::More => Ok(None),
+            Step::End => {
+                *body = None;
+                Ok(Some(Event::End))
+            }
+        },
+    }
+}
+
+/// How bytes are cut makes no difference to what they are; and a request that is passed on is one request to whoever gets
+/// it, with the same target and a body of the same size.
+///
+/// # Panics
+/// It is not so.
+pub fn requests(bytes: &[u8], piece: usize) {
+    let (whole, heads) = read(bytes, usize::MAX);
+    let (cut, _) = read(bytes, piece);
+    // Refused early or late, what goes before is the same as far as it goes.
+    let same = cut.iter().zip(&whole).take_while(|(a, b)| a == b).count();
+    let is_refused = [&cut, &whole].iter().all(|events| events.last() == Some(&Event::Refused));
+    assert!(cut == whole || is_refused && same + 2 >= cut.len().max(whole.len()), "{cut:?} {whole:?}");
+    for head in heads {
+        passed_on(head);
+    }
+}
+
+fn passed_on(head: RequestHead) {
+    let text = |text: &'static str| HeaderValue::from_static(text);
+    let told = Told { address: text("192.0.2.1"), port: text("80"), is_tls: false };
+    let (size, target, method) = (head.size, head.target.clone(), head.method.clone());
+    let authority = head.host.clone().unwrap_or(Bytes::from_static(b"app"));
+    let mut outbound = Outbound {
+        method: head.method,
+        target: head.target,
+        authority: authority.clone(),
+        fields: head.fields,
+        added: Vec::new(),
+        size: head.size,
+        upgrade: None,
+    };
+    outbound.added = fields::to_machine(&mut outbound.fields, &told, &text("r"), &text("id"), "1.1 p");
+    let (mut buffer, framing) = (BytesMut::new(), h1::framing(size));
+    h1::put_request(&mut buffer, framing, &outbound);
+    let length = buffer.len();
+    let again = Scan::default().end(&buffer, usize::MAX).ok().flatten();
+    assert_eq!(again, Some(length), "{buffer:?} ends before its end");
+    // A client may send as many fields as are taken; with the proxy's they may be more than that.
+    if outbound.fields.len() + outbound.added.len() + 4 > head::MAX_FIELDS {
+        return;
+    }
+    let again = head::request(buffer.clone().freeze());
+    assert!(again.is_ok(), "{buffer:?} is refused: {again:?}");
+    if let Ok(again) = again {
+        assert_eq!((again.size, again.target, again.method), (size, target, method), "{buffer:?}");
+        assert_eq!(again.host, Some(authority));
+    }
+}
