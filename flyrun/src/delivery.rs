@@ -18,7 +18,7 @@ use crate::secrets::Secrets;
 use crate::vm::{listen, spawn as spawn_thread};
 
 /// How long a guest may take to read on.
-const WRITE_LIMIT: Duration = Duration::from_secs(10);
+const WRITE_LIMIT: Duration = Duration::from_secs(60);
 
 /// A delivery that is ready. Nothing shows it, and it is wiped from memory.
 pub struct Parcel {
