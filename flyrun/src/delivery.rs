@@ -18,7 +18,7 @@ use crate::secrets::Secrets;
 use crate::vm::{listen, spawn as spawn_thread};
 
 /// How long a guest may take to read on.
-const WRITE_LIMIT: Duration = Duration::from_secs(10);
+const WRITE_LIMIT: Duration = Duration::from_secs(60);
 
 /// A delivery that is ready. Nothing shows it, and it is wiped from memory.
 pub struct Parcel {
@@ -72,11 +72,9 @@ impl Parcel {
     pub fn hand_over(self, run_dir: &RunDir) -> Result<Handing> {
         let listener = listen(run_dir, port::DELIVERY)?;
         let own = listener.try_clone().context("cannot share a socket")?;
-        let path = run_dir.vsock_port(port::DELIVERY);
         spawn_thread("delivery", move || {
             let accepted = own.accept();
-            // Whoever asks after this is not guest-init.
-            let _ = std::fs::remove_file(path);
+            // Whoever asks after this is not guest-init. The socket's file may be that of the next life already.
             let _ = rustix::net::shutdown(&own, rustix::net::Shutdown::Both);
             if let Ok((mut stream, _)) = accepted {
                 // A guest that does not take it fails by itself, and says so.

@@ -1,6 +1,7 @@
 //! `flyrun serve` with one app, and machines without it.
 
 use std::{
+    fs::File,
     net::{IpAddr, Ipv4Addr, SocketAddr},
     path::Path,
     process::{Child, Command, Stdio},
@@ -18,6 +19,8 @@ const PORT: u16 = 18080;
 const INTERNAL_PORT: u16 = 8080;
 /// The one machine of the app, as `flyrun serve` calls it.
 const MACHINE: &str = "hello-app-0";
+/// What it says, in its directory.
+const LOG: &str = "log";
 const ATTEMPTS: usize = 600;
 const PAUSE: Duration = Duration::from_millis(100);
 
@@ -92,7 +95,7 @@ impl Drop for Machine<'_> {
 pub struct Serve<'a> {
     flyrun: Flyrun<'a>,
     child: Child,
-    _directory: tempfile::TempDir,
+    directory: tempfile::TempDir,
 }
 
 impl<'a> Serve<'a> {
@@ -101,17 +104,23 @@ impl<'a> Serve<'a> {
         let directory = tempfile::tempdir()?;
         let file = directory.path().join("fly.toml");
         std::fs::write(&file, fly_toml(flyrun.image, auto_stop))?;
+        let log = File::create(directory.path().join(LOG))?;
         let mut command = Command::new(flyrun.program);
-        command.arg("serve").arg(&file).stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
+        command.arg("serve").arg(&file).stdin(Stdio::null()).stdout(Stdio::null()).stderr(log);
         let child = command.spawn().context("flyrun serve cannot be started")?;
-        let mut serve = Self { flyrun, child, _directory: directory };
+        let mut serve = Self { flyrun, child, directory };
         // A request at once: that there is an answer means that it serves.
         wait(|| match serve.child.try_wait()? {
             Some(status) => bail!("flyrun serve ended with {status}"),
             None => load::first_byte(serve.address()).map(|_| true).or_else(not_yet),
         })
-        .context("flyrun serve does not answer")?;
+        .with_context(|| format!("flyrun serve does not answer; it says: {}", serve.log()))?;
         Ok(serve)
+    }
+
+    /// What it has told.
+    pub fn log(&self) -> String {
+        std::fs::read_to_string(self.directory.path().join(LOG)).unwrap_or_default()
     }
 
     /// Where it listens.

@@ -68,7 +68,7 @@ fn first_bytes(flyrun: &Flyrun<'_>, auto_stop: &str, state: &str, kind: &str, ru
     // One run more than is counted: the first reads every file for the first time.
     for run in 0..=runs {
         serve.wait_until(state)?;
-        let time = load::first_byte(serve.address())?;
+        let time = load::first_byte(serve.address()).with_context(|| serve.log())?;
         let started = serve.last_start()?;
         ensure!(started == kind, "the machine was not {kind} but {started}");
         if run > 0 {

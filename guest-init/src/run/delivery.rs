@@ -25,7 +25,7 @@ use crate::{
 };
 
 /// How long the host may stay silent, in milliseconds.
-const SILENCE_LIMIT_MS: i64 = 10_000;
+const SILENCE_LIMIT_MS: i64 = 60_000;
 const CHUNK: usize = 64 * 1024;
 /// Where the files are made, until each is at its place. In memory, and gone before the workload starts.
 const STAGE: &str = "/dev/.delivery";

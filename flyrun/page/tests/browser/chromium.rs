@@ -10,7 +10,7 @@ use serde_json::{Value, json};
 /// After this long it hangs, whatever the machine is busy with.
 const LIMIT: Duration = Duration::from_secs(120);
 /// Attempts, 50 ms apart, at what is to come true.
-const ATTEMPTS: usize = 600;
+const ATTEMPTS: usize = 2400;
 
 /// Without these it talks to Google, and needs what a root without a desktop has not.
 const FLAGS: &str = "--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking \
@@ -28,7 +28,8 @@ pub struct Chromium {
 }
 
 impl Chromium {
-    pub fn start() -> Chromium {
+    /// Starts it. For its pages it is always this time, in milliseconds since the epoch.
+    pub fn start(now_ms: u64) -> Chromium {
         let profile = tempfile::tempdir().unwrap();
         // It speaks on descriptors 3 and 4.
         let script = format!(
@@ -61,6 +62,8 @@ impl Chromium {
         for domain in ["Page.enable", "Runtime.enable", "Log.enable"] {
             browser.call(domain, json!({}));
         }
+        let source = format!("Date.now = () => {now_ms};");
+        browser.call("Page.addScriptToEvaluateOnNewDocument", json!({ "source": source }));
         browser
     }
 

@@ -4,8 +4,6 @@
 mod chromium;
 mod server;
 
-use std::time::{SystemTime, UNIX_EPOCH};
-
 use chromium::Chromium;
 use page::{App, Event, LastStart, Latencies, Machine, State, What};
 use server::Server;
@@ -13,12 +11,11 @@ use server::Server;
 /// Would run, or change the page, if it were taken for markup.
 const MARKUP: &str = "<img src=x onerror=\"document.title='broken'\"><b class=bold>x</b>";
 
-fn now() -> u64 {
-    SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_millis() as u64
-}
+/// The time of day, which does not pass: how long a test takes makes no difference.
+const NOW_MS: u64 = 1_795_000_000_000;
 
 fn machine(name: &str, state: &str, load: u32, kind: What, ms: u64, ago_s: u64) -> Machine {
-    let last_start = Some(LastStart { kind, ms, at: now() - ago_s * 1000 });
+    let last_start = Some(LastStart { kind, ms, at: NOW_MS - ago_s * 1000 });
     Machine {
         id: format!("id-{name}"),
         name: name.into(),
@@ -30,7 +27,7 @@ fn machine(name: &str, state: &str, load: u32, kind: What, ms: u64, ago_s: u64) 
 }
 
 fn event(ago_s: u64, app: &str, machine: &str, what: What, ms: Option<u64>) -> Event {
-    Event { at: now() - ago_s * 1000, app: app.into(), machine: format!("id-{machine}"), what, ms }
+    Event { at: NOW_MS - ago_s * 1000, app: app.into(), machine: format!("id-{machine}"), what, ms }
 }
 
 fn latencies(p50: f64, p99: f64, p99_9: f64, count: u64) -> Latencies {
@@ -107,7 +104,7 @@ fn text_of(selector: &str) -> String {
 #[test]
 fn it_shows_what_there_is_and_what_happens() {
     let server = Server::start(state());
-    let mut browser = Chromium::start();
+    let mut browser = Chromium::start(NOW_MS);
     browser.open(&server.url(), 1200, "light");
     assert_eq!(browser.evaluate("location.pathname"), "/_flyrun/");
     assert_eq!(browser.evaluate("document.querySelectorAll('.app').length"), 4);
@@ -151,7 +148,7 @@ fn it_shows_what_there_is_and_what_happens() {
 #[test]
 fn it_fits_on_a_phone_and_in_the_dark_and_when_there_is_nothing() {
     let server = Server::start(state());
-    let mut browser = Chromium::start();
+    let mut browser = Chromium::start(NOW_MS);
     browser.open(&server.url(), 400, "dark");
     assert_eq!(browser.evaluate("document.documentElement.scrollWidth"), 400);
     // The table neither.
@@ -184,7 +181,7 @@ fn names_with_markup_are_text() {
     evil.events[3].app = MARKUP.into();
     evil.events[3].machine = format!("</script>{MARKUP}");
     let server = Server::start(evil);
-    let mut browser = Chromium::start();
+    let mut browser = Chromium::start(NOW_MS);
     browser.open(&server.url(), 1200, "light");
     assert_eq!(browser.evaluate("document.querySelector('.app h3').textContent"), MARKUP);
     assert_eq!(
@@ -197,7 +194,7 @@ fn names_with_markup_are_text() {
 
 #[test]
 fn a_lost_connection_is_told_and_comes_back() {
-    let mut browser = Chromium::start();
+    let mut browser = Chromium::start(NOW_MS);
     let server = Server::start(state());
     browser.open(&server.url(), 800, "light");
     server.cut(true);
