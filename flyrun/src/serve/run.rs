@@ -18,10 +18,11 @@ use super::front::Front;
 use super::group::Shared;
 use super::host::Host;
 use super::limits::HostLimits;
+use super::listener::{self, Content};
 use super::log::Log;
 use super::reload::Changes;
 use super::template::Templates;
-use super::{page, release, status, systemd, template};
+use super::{release, status, systemd, template};
 use crate::apps::{AppFile, load};
 use crate::cli::{Context, MIN_MEMORY_MIB};
 use crate::error::{Context as _, Error, Result};
@@ -102,8 +103,9 @@ async fn serve(host: Host, files: Vec<AppFile>, settings: Settings) -> Result<()
     tokio::spawn(status::answer(socket, engine.clone()));
     if let Some(listener) = metrics {
         let (engine, front) = (engine.clone(), serving.front.figures());
-        let page = move || engine.shared().counts.render(&engine.views(), &engine.shared().limits) + &front();
-        tokio::spawn(page::serve(listener, Arc::new(page)));
+        let metrics =
+            move || engine.shared().counts.render(&engine.views(), &engine.shared().limits) + &front();
+        tokio::spawn(listener::serve(listener, Content { metrics: Some(Arc::new(metrics)), page: None }));
     }
     let front = serving.front.clone();
     let reloads = tokio::spawn(keep_reloading(serving, settings.path.clone()));
