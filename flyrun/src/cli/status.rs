@@ -146,6 +146,7 @@ mod tests {
             address: None,
             state: "failing".into(),
             load: 3,
+            limit: None,
             last_start: Some("resumed".into()),
             last_start_at: Some(0),
             last_start_ms: Some(12.4),

@@ -33,6 +33,8 @@ pub struct MachineView {
     pub state: String,
     /// Its requests, or connections.
     pub load: u32,
+    /// How many these are at most, if there is a limit.
+    pub limit: Option<u32>,
     /// resumed, base or cold.
     pub last_start: Option<String>,
     /// Seconds since the epoch.
@@ -57,10 +59,12 @@ impl Group {
     pub fn view(&self) -> View {
         let inner = self.lock();
         let template = &inner.wishes.template;
+        let limit = Some(inner.wishes.limits.hard_limit).filter(|limit| *limit != u32::MAX);
         let machines = inner.pool.slots().filter_map(|(life, state)| {
             let slot = inner.slots.get(life.slot)?;
             let is_beyond = life.slot >= inner.wishes.limits.max_machines as usize && state == State::Cold;
-            (!is_beyond).then(|| machine(slot, life.slot, state, template.name(life.slot)))
+            (!is_beyond)
+                .then(|| MachineView { limit, ..machine(slot, life.slot, state, template.name(life.slot)) })
         });
         View {
             app: self.app.to_string(),
@@ -115,6 +119,7 @@ fn machine(slot: &Slot, number: usize, state: State, name: String) -> MachineVie
             .map(|machine| machine.address),
         state: word.to_string(),
         load,
+        limit: None,
         last_start: start.map(|start| start.kind.name().to_string()),
         last_start_at: start.map(|start| seconds(start.at)),
         last_start_ms: start.map(|start| start.took.as_secs_f64() * 1000.0),
