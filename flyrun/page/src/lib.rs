@@ -15,7 +15,7 @@ mod model;
 
 pub use answer::{Answer, Request, Whole, answer};
 pub use events::{Events, TICK};
-pub use model::{App, Event, LastStart, Latencies, Machine, State, What};
+pub use model::{App, Event, LastStart, Latencies, MAX_EVENTS, Machine, State, What};
 
 /// Below which the page is.
 pub const PREFIX: &str = "/_flyrun";

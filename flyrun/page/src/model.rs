@@ -25,11 +25,11 @@ pub struct App {
     pub machines: Vec<Machine>,
     /// Requests that wait for a machine.
     pub queue: u32,
-    /// How long requests take.
+    /// How long the app's requests take, where the group is asked any.
     pub latencies: Latencies,
 }
 
-/// From a request's head to the head of its answer, in milliseconds, over the last minutes.
+/// From a request's head to the end of its answer, in milliseconds, over the last minutes.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Latencies {
     /// Half of all take no longer.

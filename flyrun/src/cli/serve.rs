@@ -7,7 +7,7 @@ use std::time::Duration;
 use clap::Args;
 
 use super::Context;
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::exit_code::ExitCode;
 use crate::serve::{self, Settings, default_memory_mib};
 use crate::size::Size;
@@ -18,6 +18,7 @@ use crate::size::Size;
   flyrun serve fly.toml
   flyrun serve /etc/flyrun                    every *.toml there, told apart by host names and ports
   flyrun serve --json --metrics 127.0.0.1:9464 fly.toml 2>> /var/log/flyrun.jsonl
+  flyrun serve --page 127.0.0.1:9465 fly.toml    machines, starts and latencies at http://127.0.0.1:9465/
   flyrun status --watch                       what runs
   flyrun logs -a web                          what an app's machines write
 
@@ -41,6 +42,9 @@ pub struct Arguments {
     /// Listen here for Prometheus, which asks for /metrics
     #[arg(long, value_name = "ADDRESS:PORT")]
     metrics: Option<SocketAddr>,
+    /// Listen here, on an address of this host's loopback, for browsers: the web page is at /_flyrun/
+    #[arg(long, value_name = "ADDRESS:PORT")]
+    page: Option<SocketAddr>,
     /// How many machines start at a time [default: twice the host's CPUs, at least 4]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=10_000))]
     max_starts: Option<u32>,
@@ -63,10 +67,42 @@ pub fn execute(context: Context, arguments: &Arguments) -> Result<ExitCode> {
         access: !arguments.no_access_log,
         bind: arguments.bind,
         metrics: arguments.metrics,
+        page: arguments.page.map(of_this_host).transpose()?,
         max_starts: arguments.max_starts.unwrap_or(u32::try_from(cpus * 2).unwrap_or(4).max(4)),
         memory_mib: arguments.memory.map_or_else(default_memory_mib, Size::to_mib),
         drain: Duration::from_secs(arguments.drain.into()),
     };
     serve::run(context, settings)?;
     Ok(ExitCode::Success)
+}
+
+/// The page shows what runs here, to whoever reaches it.
+fn of_this_host(address: SocketAddr) -> Result<SocketAddr> {
+    if address.ip().to_canonical().is_loopback() {
+        return Ok(address);
+    }
+    Err(Error::new(format!(
+        "--page: {} is no loopback address, and the page is for this host alone",
+        address.ip()
+    ))
+    .advice(format!(
+        "Use 127.0.0.1:{0} or [::1]:{0}; `ssh -L {0}:127.0.0.1:{0} HOST` reaches it from elsewhere.",
+        address.port()
+    )))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_page_is_for_this_host_alone() {
+        for address in ["127.0.0.1:80", "127.0.0.9:0", "[::1]:80", "[::ffff:127.0.0.1]:80"] {
+            assert!(of_this_host(address.parse().unwrap()).is_ok(), "{address}");
+        }
+        for address in ["0.0.0.0:80", "[::]:80", "192.0.2.1:80", "[::ffff:10.0.0.1]:80"] {
+            let error = of_this_host(address.parse().unwrap()).unwrap_err().to_string();
+            assert!(error.starts_with("--page: ") && error.contains("127.0.0.1:80"), "{error}");
+        }
+    }
 }

@@ -130,6 +130,13 @@ impl Engine {
             .collect()
     }
 
+    /// Whether requests go to this group of an app.
+    pub fn is_asked(&self, app: &str, group: &str) -> bool {
+        let apps = self.apps.read().unwrap_or_else(PoisonError::into_inner).clone();
+        let groups = apps.get(app).into_iter().flat_map(|served| served.services.iter().flatten());
+        groups.into_iter().any(|known| *known.name == *group)
+    }
+
     fn groups_of(&self, want: &Want) -> Option<Vec<Arc<Group>>> {
         let apps = self.apps.read().unwrap_or_else(PoisonError::into_inner).clone();
         apps.get(&want.app)?.services.get(want.service).cloned()

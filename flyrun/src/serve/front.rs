@@ -5,7 +5,7 @@ use std::io::{self, ErrorKind};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener as StdListener};
 use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use listenfd::ListenFd;
 use proxy::{Options, Proxy, Record, Site};
@@ -13,6 +13,7 @@ use tokio::net::{TcpListener, TcpSocket};
 use tokio::task::spawn_blocking;
 
 use super::engine::Engine;
+use super::latencies::Latencies;
 use super::log::Log;
 use crate::apps::AppFile;
 use crate::error::{Context as _, Error, Result};
@@ -45,9 +46,15 @@ pub struct Changed {
 }
 
 impl Front {
-    /// Within a runtime.
-    pub fn new(engine: Arc<Engine>, log: Log, bind: Option<IpAddr>, access: bool) -> Front {
-        let told = Told { log: log.clone(), access };
+    /// Within a runtime. Whoever looks at latencies has them told.
+    pub fn new(
+        engine: Arc<Engine>,
+        log: Log,
+        bind: Option<IpAddr>,
+        access: bool,
+        latencies: Option<Arc<Latencies>>,
+    ) -> Front {
+        let told = Told { log: log.clone(), access, latencies };
         let proxy = Arc::new(Proxy::new(engine, Options::default(), Arc::new(told)));
         let inherited = inherited();
         let ports = Arc::new(Mutex::new(Ports { open: BTreeMap::new(), inherited }));
@@ -177,10 +184,17 @@ struct Told {
     log: Log,
     /// Whether each request is told of.
     access: bool,
+    latencies: Option<Arc<Latencies>>,
 }
 
 impl proxy::Log for Told {
     fn access(&self, record: &Record<'_>) {
+        // A connection that is the client's own lasts as long as it likes.
+        if let (Some(latencies), Some(app)) = (&self.latencies, record.app)
+            && !matches!(record.status, 0 | 101)
+        {
+            latencies.add(app, record.duration, Instant::now());
+        }
         // What was not answered as it should be is told in any case.
         if !self.access && record.error.is_none() {
             return;

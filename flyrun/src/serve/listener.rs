@@ -20,8 +20,10 @@ const MAX_CLIENTS: usize = 32;
 /// Streams of events at a time.
 const MAX_STREAMS: usize = 32;
 
-type Metrics = dyn Fn() -> String + Send + Sync;
-type Source = dyn page::Source + Send + Sync;
+/// Gives all figures.
+pub type Metrics = dyn Fn() -> String + Send + Sync;
+/// Knows what the page shows.
+pub type Source = dyn page::Source + Send + Sync;
 
 /// What a listener has.
 #[derive(Clone, Default)]

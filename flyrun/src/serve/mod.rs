@@ -12,14 +12,17 @@
 
 mod check;
 mod engine;
+mod events;
 mod front;
 mod group;
 mod host;
+mod latencies;
 mod life;
 mod limits;
 mod listener;
 mod log;
 mod metrics;
+mod page;
 mod release;
 mod reload;
 mod run;

@@ -17,9 +17,11 @@ use super::engine::{Engine, Prepared};
 use super::front::Front;
 use super::group::Shared;
 use super::host::Host;
+use super::latencies::Latencies;
 use super::limits::HostLimits;
 use super::listener::{self, Content};
 use super::log::Log;
+use super::page::Shown;
 use super::reload::Changes;
 use super::template::Templates;
 use super::{release, status, systemd, template};
@@ -39,6 +41,8 @@ pub struct Settings {
     pub access: bool,
     pub bind: Option<IpAddr>,
     pub metrics: Option<SocketAddr>,
+    /// Of this host alone.
+    pub page: Option<SocketAddr>,
     pub max_starts: u32,
     pub memory_mib: u64,
     pub drain: Duration,
@@ -83,33 +87,31 @@ async fn serve(host: Host, files: Vec<AppFile>, settings: Settings) -> Result<()
     let engine = Arc::new(Engine::new(Arc::new(Shared::new(host, limits, log.clone()))));
     // Until the last request has ended.
     let locks = Arc::new(Mutex::new(Vec::new()));
-    let mut serving = Serving {
-        engine: engine.clone(),
-        front: Front::new(engine.clone(), log.clone(), settings.bind, settings.access),
-        locks: locks.clone(),
-        log: log.clone(),
-    };
+    let latencies = settings.page.map(|_| Arc::new(Latencies::default()));
+    let front = Front::new(engine.clone(), log.clone(), settings.bind, settings.access, latencies.clone());
+    let mut serving =
+        Serving { engine: engine.clone(), front: front.clone(), locks: locks.clone(), log: log.clone() };
     // Signals from now on are heard, also while images are fetched.
     let mut ends = [SignalKind::terminate(), SignalKind::interrupt()].map(signal);
-    let metrics = match settings.metrics {
-        Some(address) => Some(listen(address).await?),
-        None => None,
-    };
+    let listeners = listeners(settings.metrics, settings.page).await?;
     tokio::select! {
         begun = serving.follow(files, true) => begun?,
         () = any(&mut ends) => return Ok(()),
     }
     let socket = status::listen(&run_dir)?;
     tokio::spawn(status::answer(socket, engine.clone()));
-    if let Some(listener) = metrics {
-        let (engine, front) = (engine.clone(), serving.front.figures());
-        let metrics =
-            move || engine.shared().counts.render(&engine.views(), &engine.shared().limits) + &front();
-        tokio::spawn(listener::serve(listener, Content { metrics: Some(Arc::new(metrics)), page: None }));
+    let content = content(&engine, &front, latencies);
+    let mut page = None;
+    for (listener, has) in listeners {
+        if has.page {
+            page = listener.local_addr().ok().map(|address| format!("http://{address}{}/", ::page::PREFIX));
+        }
+        let metrics = content.metrics.clone().filter(|_| has.metrics);
+        let page = content.page.clone().filter(|_| has.page);
+        tokio::spawn(listener::serve(listener, Content { metrics, page }));
     }
-    let front = serving.front.clone();
     let reloads = tokio::spawn(keep_reloading(serving, settings.path.clone()));
-    log.line("serving").with("pid", std::process::id()).end();
+    log.line("serving").with("pid", std::process::id()).with_some("page", page).end();
     systemd::notify("READY=1");
     any(&mut ends).await;
     systemd::notify("STOPPING=1");
@@ -145,11 +147,39 @@ async fn heard(signal: &mut std::io::Result<Signal>) {
     }
 }
 
-async fn listen(address: SocketAddr) -> Result<TcpListener> {
+/// What a listener is asked for.
+#[derive(Clone, Copy, Debug)]
+struct Has {
+    metrics: bool,
+    page: bool,
+}
+
+/// One for each address, which may be that of both.
+async fn listeners(metrics: Option<SocketAddr>, page: Option<SocketAddr>) -> Result<Vec<(TcpListener, Has)>> {
+    let has_both = metrics.is_some() && metrics == page;
+    let mut listeners = Vec::new();
+    if let Some(address) = metrics {
+        listeners.push((listen("--metrics", address).await?, Has { metrics: true, page: has_both }));
+    }
+    if let Some(address) = page.filter(|_| !has_both) {
+        listeners.push((listen("--page", address).await?, Has { metrics: false, page: true }));
+    }
+    Ok(listeners)
+}
+
+async fn listen(flag: &str, address: SocketAddr) -> Result<TcpListener> {
     TcpListener::bind(address)
         .await
-        .context(format!("--metrics: cannot listen on {address}"))
+        .context(format!("{flag}: cannot listen on {address}"))
         .map_err(|error| error.advice("Choose another address or port."))
+}
+
+/// All that listeners may have.
+fn content(engine: &Arc<Engine>, front: &Front, latencies: Option<Arc<Latencies>>) -> Content {
+    let (asked, requests) = (engine.clone(), front.figures());
+    let metrics = move || asked.shared().counts.render(&asked.views(), &asked.shared().limits) + &requests();
+    let shown = latencies.map(|latencies| Arc::new(Shown::new(engine.clone(), latencies)));
+    Content { metrics: Some(Arc::new(metrics)), page: shown.map(|shown| shown as Arc<listener::Source>) }
 }
 
 /// What follows the files.
@@ -276,4 +306,26 @@ fn told(refused: &Refused) -> Error {
         lines.push(format!("and {} more", refused.left_out));
     }
     Error::new(lines.join("\nflyrun: "))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn one_address_has_one_listener() {
+        let address = |number: u8| Some(SocketAddr::from(([127, 0, 0, number], 0)));
+        let has = async |metrics, page| {
+            let listeners = listeners(metrics, page).await.unwrap();
+            listeners.iter().map(|(_, has)| (has.metrics, has.page)).collect::<Vec<_>>()
+        };
+        assert_eq!(has(None, None).await, []);
+        assert_eq!(has(address(1), None).await, [(true, false)]);
+        assert_eq!(has(None, address(1)).await, [(false, true)]);
+        assert_eq!(has(address(1), address(1)).await, [(true, true)]);
+        assert_eq!(has(address(1), address(2)).await, [(true, false), (false, true)]);
+        let taken = listen("--page", SocketAddr::from(([127, 0, 0, 1], 0))).await.unwrap();
+        let error = listeners(None, taken.local_addr().ok()).await.unwrap_err().to_string();
+        assert!(error.starts_with("--page: cannot listen on 127.0.0.1:"), "{error}");
+    }
 }

@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 
 use app::config::model::{Asks, Check};
 use app::pool::Life;
+use page::What;
 use tokio::sync::{Notify, mpsc, watch};
 use tokio::task::{JoinHandle, spawn_blocking};
 
@@ -260,6 +261,7 @@ impl Worker {
             Ok(()) => {
                 let ms = (begun.elapsed().as_secs_f64() * 10_000.0).round() / 10.0;
                 self.group.line_of("suspended", life).with("machine", &*id).with("ms", ms).end();
+                self.shows(&id, What::Suspended, Some(begun.elapsed()));
                 self.memory = None;
                 self.group.at_rest(life);
                 self.keep_golden(&id).await;
@@ -299,9 +301,11 @@ impl Worker {
     }
 
     async fn stop(&mut self, life: Life) {
+        let begun = Instant::now();
         if let Some(id) = self.id.clone() {
             self.end(id.clone()).await;
             self.group.line_of("stopped", life).with("machine", &*id).end();
+            self.shows(&id, What::Stopped, Some(begun.elapsed()));
             let is_old = |start: &Start| start.template.version != self.group.template().version;
             if self.begun.as_deref().is_some_and(is_old) && !self.group.is_leaving() {
                 self.discard().await;
@@ -336,10 +340,19 @@ impl Worker {
     async fn discard(&mut self) {
         let Some(id) = self.id.take() else { return };
         let (host, own) = (self.host(), id.clone());
-        if let Ok(Err(error)) = spawn_blocking(move || host.remove(&own)).await {
-            self.group.line("removal failed").with("machine", &*id).with("why", error.to_string()).end();
-            self.id = Some(id);
+        match spawn_blocking(move || host.remove(&own)).await {
+            Ok(Err(error)) => {
+                self.group.line("removal failed").with("machine", &*id).with("why", error.to_string()).end();
+                self.id = Some(id);
+            }
+            Ok(Ok(())) => self.shows(&id, What::Destroyed, None),
+            Err(_) => {}
         }
+    }
+
+    /// Keeps for the page what has happened to a machine.
+    fn shows(&self, id: &str, what: What, took: Option<Duration>) {
+        self.group.shared.events.add(&self.group.app, id, what, took);
     }
 }
 

@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use app::pool::{Action, Life, Refusal, Request};
+use page::What;
 use tokio::sync::{Notify, mpsc, watch};
 
 use super::{Answer, Grant, Group, Inner, Slot};
@@ -108,6 +109,7 @@ impl Group {
     }
 
     fn tell_given_up(&self, inner: &mut Inner, life: Life) {
+        self.shows(inner, life, What::Failed, None);
         let Some(slot) = inner.slots.get_mut(life.slot) else { return };
         let line = self.line_of("start given up", life).with_some("why", slot.trouble.clone());
         slot.failure = Some((life.number, line.end_with_id()));

@@ -21,6 +21,7 @@ pub use reports::last_start;
 pub use view::{MachineView, View};
 
 use super::check::Probe;
+use super::events::Events;
 use super::host::{Host, Kind, Started};
 use super::limits::HostLimits;
 use super::log::Log;
@@ -39,6 +40,7 @@ pub struct Shared {
     pub limits: HostLimits,
     pub log: Log,
     pub counts: Counts,
+    pub events: Events,
     runtime: Handle,
     born: Instant,
 }
@@ -47,7 +49,8 @@ impl Shared {
     /// Within a runtime, whose tasks do the work.
     pub fn new(host: Host, limits: HostLimits, log: Log) -> Shared {
         let (host, runtime) = (Arc::new(host), Handle::current());
-        Shared { host, limits, log, counts: Counts::default(), runtime, born: Instant::now() }
+        let (counts, events) = (Counts::default(), Events::default());
+        Shared { host, limits, log, counts, events, runtime, born: Instant::now() }
     }
 
     pub fn now(&self) -> Moment {

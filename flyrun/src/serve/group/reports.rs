@@ -4,12 +4,14 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use app::pool::{Action, Life, Limits, Moment, Pool};
+use page::What;
 use tokio::sync::{Notify, watch};
 
 use super::{Group, Inner, LastStart, Slot};
 use crate::error::Error;
 use crate::machine::Record;
 use crate::machine::restart;
+use crate::serve::events::what;
 use crate::serve::host::Started;
 use crate::serve::template::Template;
 
@@ -32,6 +34,17 @@ impl Group {
     fn with_slot<T>(&self, life: Life, change: impl FnOnce(&mut Slot) -> T) -> Option<T> {
         let mut inner = self.lock();
         inner.slots.get_mut(life.slot).filter(|slot| slot.life == life.number).map(change)
+    }
+
+    /// Keeps for the page what has happened.
+    pub(super) fn shows(&self, inner: &Inner, life: Life, what: What, took: Option<Duration>) {
+        let slot = inner.slots.get(life.slot).filter(|slot| slot.life == life.number);
+        let Some(slot) = slot else { return };
+        // One that was not made yet has no id.
+        match &slot.id {
+            Some(id) => self.shared.events.add(&self.app, id, what, took),
+            None => self.shared.events.add(&self.app, &inner.wishes.template.name(life.slot), what, took),
+        }
     }
 
     /// A machine runs; whether it does its work is not known yet.
@@ -61,6 +74,7 @@ impl Group {
     pub fn ready(self: &Arc<Self>, life: Life, last_start: Option<LastStart>) -> Option<Arc<Notify>> {
         if let Some(last_start) = &last_start {
             self.shared.counts.started(last_start.kind, last_start.took);
+            self.shows(&self.lock(), life, what(last_start.kind), Some(last_start.took));
         }
         let recheck = self.with_slot(life, |slot| {
             slot.last_start = last_start.or(slot.last_start.take());
@@ -74,6 +88,7 @@ impl Group {
     /// A start has failed.
     pub fn start_failed(self: &Arc<Self>, life: Life, error: &Error) {
         self.shared.counts.start_failed();
+        self.shows(&self.lock(), life, What::Failed, None);
         let id = self.line_of("start failed", life).with("why", error.to_string()).end_with_id();
         self.with_slot(life, |slot| {
             slot.over.send_replace(true);
@@ -172,6 +187,7 @@ impl Group {
         self.with_slot(life, |slot| slot.failure = Some((life.number, id)));
         let succeeded = outcome.is_some_and(|outcome| outcome.exit_code == 0 && outcome.error.is_none());
         let mut inner = self.lock();
+        self.shows(&inner, life, if succeeded { What::Stopped } else { What::Failed }, None);
         let now = self.shared.now();
         if !inner.starts_again(succeeded, lasted) {
             self.line_of("machine is not started again", life).end();
