@@ -18,7 +18,7 @@ use crate::size::Size;
   flyrun serve fly.toml
   flyrun serve /etc/flyrun                    every *.toml there, told apart by host names and ports
   flyrun serve --json --metrics 127.0.0.1:9464 fly.toml 2>> /var/log/flyrun.jsonl
-  flyrun serve --page 127.0.0.1:9465 fly.toml    machines, starts and latencies at http://127.0.0.1:9465/
+  flyrun serve --page 127.0.0.1:9465 fly.toml  and http://127.0.0.1:9465/ shows what runs
   flyrun status --watch                       what runs
   flyrun logs -a web                          what an app's machines write
 

@@ -227,3 +227,43 @@ impl proxy::Log for Told {
         self.log.line("trouble").with("why", what).end();
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::time::SystemTime;
+
+    use proxy::Log as _;
+
+    use super::*;
+
+    #[test]
+    fn only_what_is_answered_has_a_latency() {
+        let latencies = Arc::new(Latencies::default());
+        let log = Log::on_stderr(false).unwrap();
+        let told = Told { log, access: false, latencies: Some(latencies.clone()) };
+        let record = |app, status| Record {
+            time: SystemTime::UNIX_EPOCH,
+            id: "0",
+            app,
+            client: Ipv4Addr::LOCALHOST.into(),
+            port: 80,
+            protocol: "HTTP/1.1",
+            method: "GET",
+            host: "web",
+            path: "/",
+            status,
+            received: 0,
+            sent: 0,
+            duration: Duration::from_millis(u64::from(status)),
+            waited: Duration::ZERO,
+            instance: None,
+            attempts: 1,
+            error: None,
+        };
+        for (app, status) in [(Some("web"), 200), (Some("web"), 0), (Some("web"), 101), (None, 404)] {
+            told.access(&record(app, status));
+        }
+        let known = latencies.of("web", Instant::now());
+        assert_eq!((known.count, known.p50), (1, Some(200.0)));
+    }
+}
