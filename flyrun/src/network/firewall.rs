@@ -22,6 +22,7 @@ pub const PROGRAMS: [&str; 2] = ["nft", "/usr/sbin/nft"];
 
 /// What is for a machine that is gone would leave by the host's default route: it is refused, and its connections reset.
 /// A connection to ::1 is refused, so that its client tries 127.0.0.1: IPv6 has no route_localnet, and would let it hang.
+/// What the host sends to itself in the name of a machine that is gone (`connections.rs`) keeps that name.
 /// Ports, by host address or without one, and pairs of interfaces that may talk to one another.
 const TABLE: &str = r#"
 add table inet flyrun
@@ -54,6 +55,7 @@ table inet flyrun {
     }
     chain postrouting {
         type nat hook postrouting priority srcnat; policy accept;
+        oifname "lo" accept
         oifname "fly*" ip saddr 127.0.0.0/8 masquerade
         oifname "fly*" ct status dnat ip saddr SUBNET4 masquerade
         oifname "fly*" ct status dnat ip6 saddr SUBNET6 masquerade
