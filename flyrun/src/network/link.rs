@@ -10,6 +10,7 @@ use netlink_packet_core::{
 };
 use netlink_packet_route::address::{AddressAttribute, AddressHeaderFlags, AddressMessage};
 use netlink_packet_route::link::{LinkAttribute, LinkFlags, LinkMessage};
+use netlink_packet_route::neighbour::{NeighbourAttribute, NeighbourMessage, NeighbourState};
 use netlink_packet_route::route::{
     RouteAddress, RouteAttribute, RouteHeader, RouteMessage, RouteProtocol, RouteScope, RouteType,
 };
@@ -123,6 +124,8 @@ pub fn configure(number: Number, owner: &Owner) -> io::Result<()> {
         ),
         (RouteNetlinkMessage::SetLink(up), 0),
         (RouteNetlinkMessage::NewRoute(route6(index, number)), NLM_F_CREATE),
+        (RouteNetlinkMessage::NewNeighbour(neighbour(index, number.guest4().into(), number)), NLM_F_CREATE),
+        (RouteNetlinkMessage::NewNeighbour(neighbour(index, number.guest6().into(), number)), NLM_F_CREATE),
         (RouteNetlinkMessage::SetLink(alias(index, owner)), 0),
     ])
 }
@@ -174,6 +177,20 @@ fn address(index: u32, own: IpAddr, peer: IpAddr) -> AddressMessage {
     }
     let other = if own.is_ipv6() { own } else { peer };
     message.attributes = vec![AddressAttribute::Local(own), AddressAttribute::Address(other)];
+    message
+}
+
+/// Who has an address of the guest's is known. Nobody is asked, who on a busy host may not answer in time, and a first request
+/// does not wait for the answer.
+fn neighbour(index: u32, guest: IpAddr, number: Number) -> NeighbourMessage {
+    let mut message = NeighbourMessage::default();
+    message.header.ifindex = index;
+    message.header.state = NeighbourState::Permanent;
+    message.header.family = if guest.is_ipv4() { AddressFamily::Inet } else { AddressFamily::Inet6 };
+    message.attributes = vec![
+        NeighbourAttribute::Destination(guest.into()),
+        NeighbourAttribute::LinkLayerAddress(number.mac().to_vec()),
+    ];
     message
 }
 
