@@ -1,12 +1,16 @@
 //! An initramfs archive of one file, in the "newc" format of the kernel's Documentation/driver-api/early-userspace/buffer-format.rst.
 
 const TRAILER: &str = "TRAILER!!!";
+/// The guest's kernel sizes some of its tables by the pages that its archives leave: whole ones, so that machines with a little more to
+/// be told have the same settings, and those from a base snapshot too.
+const PAGE: usize = 4096;
 
 /// An archive with one regular file, readable by root only.
 pub fn archive_of_one_file(name: &str, contents: &[u8]) -> Vec<u8> {
     let mut archive = Vec::with_capacity(contents.len() + 512);
     entry(&mut archive, name.trim_start_matches('/'), 0o100_400, contents);
     entry(&mut archive, TRAILER, 0, &[]);
+    archive.resize(archive.len().next_multiple_of(PAGE), 0);
     archive
 }
 

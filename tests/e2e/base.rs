@@ -57,7 +57,8 @@ fn the_first_machine_of_a_size_makes_the_base_and_all_others_use_it() {
     assert_eq!(bases(&flyrun), [] as [PathBuf; 0]);
 }
 
-/// All that a workload can find out about its machine and that is not to differ from one run to the next.
+/// All that a workload can find out about its machine and that is not to differ from one run to the next. Of two boots with two
+/// processors themselves, the reserves of memory (vm.*_reserve_kbytes) differ: they are a part of what is free at one moment.
 const PORTRAIT: &str = r#"
 exec 2>&1
 id; pwd; env | sort; ulimit -a; umask
@@ -69,7 +70,7 @@ blockdev --getsize64 /dev/vda; df -P | awk '{ print $1, $2, $6 }'
 head -c 4096 /dev/vda | md5sum
 ip link show eth0 | grep -o 'mtu [0-9]*'; ip route | sed 's/[0-9.]*[0-9]/ADDRESS/g'
 mac=$(cat /sys/class/net/eth0/address); echo ${mac%:*:*}
-sysctl -a 2>/dev/null | sort | grep -v -e random -e nr_ -e state -e fs.quota -e inode -e dentry -e file-nr -e ns_last_pid -e neigh -e lowmem -e min_free -e watermark
+sysctl -a 2>/dev/null | sort | grep -v -e random -e nr_ -e state -e fs.quota -e inode -e dentry -e file-nr -e ns_last_pid -e neigh -e lowmem -e min_free -e wate -e reserve_kbrmark
 grep -e MemTotal /proc/meminfo
 cat /proc/cpuinfo | grep -v -e MHz -e bogomips
 "#;
