@@ -30,6 +30,8 @@ const WARM: usize = 250;
 /// Turns: flyrun and its peer one after another, so that what changes meanwhile is in both.
 const TURNS: usize = 4;
 const TICK: Duration = Duration::from_millis(100);
+/// A machine's rest, of virtual time, before it is started again.
+const REST: Duration = Duration::from_millis(500);
 
 /// serve.suspended.first_byte, serve.cold.first_byte, serve.warm.flyrun, serve.warm.peer and serve.warm.direct, each with its p99 and
 /// p99.9. Of a flyrun that does not serve, those alone that need no `flyrun serve`.
@@ -68,6 +70,8 @@ fn first_bytes(flyrun: &Flyrun<'_>, auto_stop: &str, state: &str, kind: &str, ru
     // One run more than is counted: the first reads every file for the first time.
     for run in 0..=runs {
         serve.wait_until(state)?;
+        // Its monitor takes the network away when that is told already, and whoever asks at once waits for it.
+        std::thread::sleep(REST);
         let time = load::first_byte(serve.address()).with_context(|| serve.log())?;
         let started = serve.last_start()?;
         ensure!(started == kind, "the machine was not {kind} but {started}");
