@@ -70,7 +70,7 @@ blockdev --getsize64 /dev/vda; df -P | awk '{ print $1, $2, $6 }'
 head -c 4096 /dev/vda | md5sum
 ip link show eth0 | grep -o 'mtu [0-9]*'; ip route | sed 's/[0-9.]*[0-9]/ADDRESS/g'
 mac=$(cat /sys/class/net/eth0/address); echo ${mac%:*:*}
-sysctl -a 2>/dev/null | sort | grep -v -e random -e nr_ -e state -e fs.quota -e inode -e dentry -e file-nr -e ns_last_pid -e neigh -e lowmem -e min_free -e wate -e reserve_kbrmark
+sysctl -a 2>/dev/null | sort | grep -v -e random -e nr_ -e state -e fs.quota -e inode -e dentry -e file-nr -e ns_last_pid -e neigh -e lowmem -e min_free -e reserve_kb -e watermark
 grep -e MemTotal /proc/meminfo
 cat /proc/cpuinfo | grep -v -e MHz -e bogomips
 "#;
