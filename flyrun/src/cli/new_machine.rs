@@ -16,7 +16,7 @@ use crate::launch::{self, ImageDefaults, Wishes};
 use crate::machine::restart::RestartPolicy;
 use crate::machine::{
     Config, Limits, LogLimits, MAX_DISK, MAX_LOG_FILES, MAX_STOP_TIMEOUT_S, MIN_LOG, Owned, Record, State,
-    VERSION, is_name, new_id, now,
+    is_name, new_id,
 };
 use crate::mounts::Mounts;
 use crate::paths::Library;
@@ -306,45 +306,30 @@ pub fn variables(files: &[PathBuf], own: &[String]) -> Result<Vec<String>> {
 
 fn record(image: &Image, flags: &Flags, id: &str) -> Result<Record> {
     let Mounts { volumes, shares, .. } = mounts(flags)?;
-    Ok(Record {
-        version: VERSION,
-        id: id.to_string(),
-        name: flags.name.clone().unwrap_or_else(|| id.to_string()),
-        image: image.name.clone(),
-        chain_id: image.chain_id.to_string(),
-        config: Config {
-            cpus: flags.cpus.count(),
-            memory: flags.memory,
-            disk: (!flags.read_only).then_some(flags.disk),
-            kernel: flags.kernel.clone(),
-            cold: flags.cold,
-            run: run_config(image, flags, id)?,
-            tty: flags.tty,
-            auto_remove: flags.rm,
-            restart: flags.restart,
-            stop_signal: stop_signal(image, flags)?.0,
-            stop_timeout_s: flags.stop_timeout,
-            log: log_limits(flags)?,
-            labels: labels(image, flags)?,
-            volumes,
-            shares,
-            network: flags.network.wishes(&image.config.exposed_ports)?,
-            secrets: flags.secrets.clone(),
-            files: flags.files.files()?,
-            health: flags
-                .health
-                .healthcheck(image.config.healthcheck.as_ref(), flags.network.has_network())?,
-            limits: limits(flags),
-        },
-        created_at: now(),
-        state: State::Created,
-        started_at: None,
-        restarts: 0,
-        outcome: None,
-        snapshot: None,
-        last_start: None,
-        resuming_in_boot: None,
-    })
+    let config = Config {
+        cpus: flags.cpus.count(),
+        memory: flags.memory,
+        disk: (!flags.read_only).then_some(flags.disk),
+        kernel: flags.kernel.clone(),
+        cold: flags.cold,
+        run: run_config(image, flags, id)?,
+        tty: flags.tty,
+        auto_remove: flags.rm,
+        restart: flags.restart,
+        stop_signal: stop_signal(image, flags)?.0,
+        stop_timeout_s: flags.stop_timeout,
+        log: log_limits(flags)?,
+        labels: labels(image, flags)?,
+        volumes,
+        shares,
+        network: flags.network.wishes(&image.config.exposed_ports)?,
+        secrets: flags.secrets.clone(),
+        files: flags.files.files()?,
+        health: flags.health.healthcheck(image.config.healthcheck.as_ref(), flags.network.has_network())?,
+        limits: limits(flags),
+    };
+    let record = Record::new(id, &image.name, &image.chain_id.to_string(), config, State::Created);
+    Ok(Record { name: flags.name.clone().unwrap_or_else(|| id.to_string()), ..record })
 }
 
 fn limits(flags: &Flags) -> Limits {

@@ -225,41 +225,18 @@ pub struct Outcome {
     pub finished_at: u64,
 }
 
-#[cfg(test)]
 impl Record {
-    /// A record for tests; an empty name means the id.
-    pub fn example(name: &str) -> Record {
-        let id = super::new_id().unwrap();
+    /// A machine's first record, called by its id.
+    pub fn new(id: &str, image: &str, chain_id: &str, config: Config, state: State) -> Record {
         Record {
             version: VERSION,
-            name: if name.is_empty() { id.clone() } else { name.into() },
-            id,
-            image: "busybox".into(),
-            chain_id: "sha256:0".into(),
-            config: Config {
-                cpus: 1,
-                memory: Size::mib(128),
-                disk: None,
-                kernel: None,
-                cold: false,
-                run: RunConfig::default(),
-                tty: false,
-                auto_remove: false,
-                restart: RestartPolicy::No,
-                stop_signal: 15,
-                stop_timeout_s: 10,
-                log: Some(LogLimits::default()),
-                labels: BTreeMap::new(),
-                volumes: Vec::new(),
-                shares: Vec::new(),
-                network: network::Wishes::default(),
-                secrets: None,
-                files: Vec::new(),
-                health: None,
-                limits: Limits::default(),
-            },
-            created_at: 1,
-            state: State::Created,
+            id: id.to_string(),
+            name: id.to_string(),
+            image: image.to_string(),
+            chain_id: chain_id.to_string(),
+            config,
+            created_at: super::now(),
+            state,
             started_at: None,
             restarts: 0,
             outcome: None,
@@ -267,6 +244,38 @@ impl Record {
             last_start: None,
             resuming_in_boot: None,
         }
+    }
+}
+
+#[cfg(test)]
+impl Record {
+    /// A record for tests; an empty name means the id.
+    pub fn example(name: &str) -> Record {
+        let id = super::new_id().unwrap();
+        let config = Config {
+            cpus: 1,
+            memory: Size::mib(128),
+            disk: None,
+            kernel: None,
+            cold: false,
+            run: RunConfig::default(),
+            tty: false,
+            auto_remove: false,
+            restart: RestartPolicy::No,
+            stop_signal: 15,
+            stop_timeout_s: 10,
+            log: Some(LogLimits::default()),
+            labels: BTreeMap::new(),
+            volumes: Vec::new(),
+            shares: Vec::new(),
+            network: network::Wishes::default(),
+            secrets: None,
+            files: Vec::new(),
+            health: None,
+            limits: Limits::default(),
+        };
+        let record = Record::new(&id, "busybox", "sha256:0", config, State::Created);
+        Record { name: if name.is_empty() { id } else { name.into() }, created_at: 1, ..record }
     }
 }
 

@@ -13,7 +13,7 @@ use crate::apps::AppFile;
 use crate::error::{Error, Result, from_images};
 use crate::launch::{self, ImageDefaults, Wishes};
 use crate::machine::restart::RestartPolicy;
-use crate::machine::{Config, Limits, LogLimits, Record, State, VERSION, is_name, now};
+use crate::machine::{Config, Limits, LogLimits, Record, State, is_name};
 use crate::progress::Bars;
 use crate::secrets::{Listed, Secrets};
 use crate::size::Size;
@@ -68,10 +68,7 @@ pub struct Templates {
 /// The image is not to be had, or makes no process together with the file, or the file wants what cannot be done.
 pub fn of_app(host: &Host, file: &AppFile) -> Result<Templates> {
     let app = &file.app;
-    if app.deploy.strategy == Strategy::Bluegreen {
-        return Err(Error::new(format!("app {}: flyrun serve knows no strategy \"bluegreen\"", app.name))
-            .advice("Write strategy = \"rolling\" in [deploy]."));
-    }
+    refuse(app)?;
     let reference = Reference::parse(&app.image)
         .map_err(|error| Error::caused(format!("'{}' is not an image", app.image), &error))?;
     let bars = Bars::on_stderr();
@@ -90,6 +87,22 @@ pub fn of_app(host: &Host, file: &AppFile) -> Result<Templates> {
         _ => None,
     };
     Ok(Templates { groups: groups.collect::<Result<_>>()?, release })
+}
+
+/// What a file may say, and nobody does yet.
+fn refuse(app: &App) -> Result<()> {
+    let told = |what: &str| Error::new(format!("app {}: flyrun serve {what}", app.name));
+    if app.deploy.strategy == Strategy::Bluegreen {
+        return Err(
+            told("knows no strategy \"bluegreen\"").advice("Write strategy = \"rolling\" in [deploy].")
+        );
+    }
+    if app.groups.values().any(|group| group.metrics.is_some()) {
+        return Err(told("does not collect what machines tell Prometheus").advice(
+            "Leave [[metrics]] away; `flyrun serve --metrics` tells of the app's requests and machines.",
+        ));
+    }
+    Ok(())
 }
 
 impl Template {
@@ -178,22 +191,8 @@ impl Template {
         ] {
             config.labels.insert(label.to_string(), value);
         }
-        Record {
-            version: VERSION,
-            id: id.to_string(),
-            name: self.name(slot),
-            image: self.image.clone(),
-            chain_id: self.chain_id.clone(),
-            config,
-            created_at: now(),
-            state: State::Starting,
-            started_at: None,
-            restarts: 0,
-            outcome: None,
-            snapshot: None,
-            last_start: None,
-            resuming_in_boot: None,
-        }
+        let record = Record::new(id, &self.image, &self.chain_id, config, State::Starting);
+        Record { name: self.name(slot), ..record }
     }
 
     /// What Fly.io tells each machine about itself. Its addresses are not among it: they can differ from one start to the next.
@@ -288,6 +287,19 @@ fn config(app: &App, name: &str, group: &Group, image: &Image) -> Result<Config>
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_nobody_does_yet_is_refused_by_name() {
+        let refused = |more: &str| {
+            let text = format!("app = 'web'\nbuild.image = 'nginx'\n{more}");
+            let file = app::config::read("fly.toml", text.as_bytes()).unwrap();
+            refuse(&file.app).err().map(|error| error.to_string())
+        };
+        assert_eq!(refused("[http_service]"), None);
+        assert!(refused("[[metrics]]\nport = 9000\npath = '/m'").unwrap().contains("[[metrics]]"));
+        let bluegreen = "deploy.strategy = 'bluegreen'\n[http_service]\n[[http_service.checks]]";
+        assert!(refused(bluegreen).unwrap().contains("bluegreen"));
+    }
 
     /// The template of the group `app` of a file with these lines.
     fn template(more: &str) -> Template {
