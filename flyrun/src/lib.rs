@@ -17,6 +17,7 @@ mod exit_code;
 mod files;
 mod guest_files;
 mod host;
+mod http_status;
 mod interrupt;
 mod launch;
 mod machine;

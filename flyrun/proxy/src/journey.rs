@@ -13,7 +13,7 @@ use bytes::Bytes;
 use http::header::{HOST, UPGRADE};
 use http::{HeaderName, HeaderValue, Method, StatusCode};
 
-use crate::backend::{Answer, Exchange, Outbound, Service};
+use crate::backend::{Answer, Exchange, Outbound, Service, To};
 use crate::fields;
 use crate::forward::{Ask, End, Story, Upgrade};
 use crate::held::Held;
@@ -174,13 +174,12 @@ impl<M: Machines, R: Respond> Journey<'_, M, R> {
     ) -> Try {
         let address = SocketAddr::new(held.lease.address, route.internal_port);
         let service = Service { address, is_h2: http.h2_backend };
+        let limit = self.shared.options.connect_timeout;
+        let to = To { life: &held.life, service, limit, metrics: &route.metrics };
         let mut may_reuse = true;
         loop {
             self.story.attempts += 1;
-            let limit = self.shared.options.connect_timeout;
-            let begun =
-                Exchange::begin(&held.life, service, outbound, may_reuse, limit, &route.metrics).await;
-            let mut exchange = match begun {
+            let mut exchange = match Exchange::begin(to, outbound, may_reuse).await {
                 Ok(exchange) => exchange,
                 // What all share may have ended since; that says nothing of the machine.
                 Err(_) if may_reuse && service.is_h2 => {

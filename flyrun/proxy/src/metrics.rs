@@ -223,21 +223,23 @@ impl Page {
     }
 
     fn counter(&mut self, name: &str, help: &str, of: impl Fn(&AppMetrics) -> &AtomicU64) {
-        self.family(name, "counter", help);
-        for (app, metrics) in &self.apps {
-            let value = of(metrics).load(Relaxed);
-            let _ = writeln!(
-                self.text,
-                "{name}{{app=\"{app}\",region=\"{}\"}} {value}",
-                Escaped(&metrics.region)
-            );
-        }
+        self.each(name, "counter", help, |app| of(app).load(Relaxed));
     }
 
     fn gauge(&mut self, name: &str, help: &str, of: impl Fn(&AppMetrics) -> &AtomicI64) {
-        self.family(name, "gauge", help);
+        self.each(name, "gauge", help, |app| of(app).load(Relaxed));
+    }
+
+    fn each<V: std::fmt::Display>(
+        &mut self,
+        name: &str,
+        kind: &str,
+        help: &str,
+        of: impl Fn(&AppMetrics) -> V,
+    ) {
+        self.family(name, kind, help);
         for (app, metrics) in &self.apps {
-            let value = of(metrics).load(Relaxed);
+            let value = of(metrics);
             let _ = writeln!(
                 self.text,
                 "{name}{{app=\"{app}\",region=\"{}\"}} {value}",

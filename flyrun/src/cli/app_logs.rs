@@ -1,18 +1,17 @@
 //! `flyrun logs -a APP`: what all machines of an app write, as one.
 
 use std::collections::BTreeMap;
-use std::io::{self, Write};
 use std::time::SystemTime;
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fs::inotify::{self, CreateFlags, WatchFlags};
 
 use super::Context;
-use super::logs::{Arguments, Tail};
+use super::logs::{Arguments, Tail, write_out};
 use crate::error::{Context as _, Error, Result};
 use crate::exit_code::ExitCode;
 use crate::machine::Record;
-use crate::monitor::log::{Entry, Reader, Stream};
+use crate::monitor::log::{Entry, Reader};
 use crate::serve::APP;
 
 /// How often it is looked whether the app has other machines now.
@@ -105,21 +104,8 @@ impl Line {
         };
         // A part of a long line ends like a line, as another machine's may follow.
         let text = format!("{time}{} | {}\n", self.machine, self.entry.log.trim_end_matches('\n'));
-        let written = match self.entry.stream {
-            Stream::Stdout => write_out(&mut io::stdout().lock(), &text),
-            Stream::Stderr => write_out(&mut io::stderr().lock(), &text),
-        };
-        match written {
-            Ok(()) => Ok(true),
-            Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(false),
-            Err(error) => Err(Error::caused("cannot write the log out", &error)),
-        }
+        write_out(self.entry.stream, &text)
     }
-}
-
-fn write_out(to: &mut impl Write, text: &str) -> io::Result<()> {
-    to.write_all(text.as_bytes())?;
-    to.flush()
 }
 
 fn watch() -> Result<rustix::fd::OwnedFd> {

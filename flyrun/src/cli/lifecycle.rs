@@ -36,6 +36,24 @@ pub fn start(context: &Context, record: &Record) -> Result<()> {
     monitor::spawn(&context.paths, machine)
 }
 
+/// Brings a machine to disk and returns when it is there. `force` cuts off copies that do not end in time.
+///
+/// # Errors
+/// It runs on, or has ended.
+pub fn suspend(context: &Context, record: &Record, force: bool) -> Result<()> {
+    if decide(record, Action::Suspend)? == Verdict::Already {
+        return Ok(());
+    }
+    let reply = ask(context, record, &Request::Suspend { force })?;
+    match (reply, context.machines().find(&record.id)?.state) {
+        (Reply::Ended { .. }, state) if state != State::Suspended => {
+            Err(Error::new(format!("it ended before it was on disk ({state})"))
+                .advice("`flyrun inspect` tells why."))
+        }
+        _ => Ok(()),
+    }
+}
+
 /// Stops a machine and returns when it has ended.
 pub fn stop(context: &Context, record: &Record, timeout_s: Option<u32>) -> Result<()> {
     if decide(record, Action::Stop)? == Verdict::Already {

@@ -162,21 +162,24 @@ impl Printer {
         }
         *begun = !entry.log.ends_with('\n');
         text.push_str(&entry.log);
-        let written = match entry.stream {
-            Stream::Stdout => write_out(&mut io::stdout().lock(), &text),
-            Stream::Stderr => write_out(&mut io::stderr().lock(), &text),
-        };
-        match written {
-            Ok(()) => Ok(true),
-            Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(false),
-            Err(error) => Err(Error::caused("cannot write the log out", &error)),
-        }
+        write_out(entry.stream, &text)
     }
 }
 
-fn write_out(to: &mut impl Write, text: &str) -> io::Result<()> {
-    to.write_all(text.as_bytes())?;
-    to.flush()
+/// Writes to flyrun's own stream of that kind; `false` if nobody reads any more.
+///
+/// # Errors
+/// Any other failure of that stream.
+pub fn write_out(stream: Stream, text: &str) -> Result<bool> {
+    let mut to: Box<dyn Write> = match stream {
+        Stream::Stdout => Box::new(io::stdout().lock()),
+        Stream::Stderr => Box::new(io::stderr().lock()),
+    };
+    match to.write_all(text.as_bytes()).and_then(|()| to.flush()) {
+        Ok(()) => Ok(true),
+        Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(false),
+        Err(error) => Err(Error::caused("cannot write the log out", &error)),
+    }
 }
 
 fn kernel_log(directory: &Path, tail: Tail) -> Result<ExitCode> {

@@ -140,28 +140,15 @@ mod tests {
     #[test]
     fn a_machine_is_a_row_and_a_group_without_one_too() {
         let machine = MachineView {
-            slot: 0,
-            name: "web-app-0".into(),
-            id: None,
-            address: None,
             state: "failing".into(),
             load: 3,
-            limit: None,
             last_start: Some("resumed".into()),
             last_start_at: Some(0),
             last_start_ms: Some(12.4),
             trouble: Some("port 80: \x1b[31mstatus 500\nmore".into()),
-            checks: vec![],
+            ..MachineView::example()
         };
-        let view = |machines| View {
-            app: "web".into(),
-            group: "app".into(),
-            version: "0".into(),
-            waiting: 2,
-            max_machines: 1,
-            is_leaving: false,
-            machines,
-        };
+        let view = View::example;
         let groups = [Told { pid: 1, group: view(vec![machine]) }, Told { pid: 1, group: view(vec![]) }];
         let told = text(&groups);
         let lines: Vec<_> = told.lines().collect();

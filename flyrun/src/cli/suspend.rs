@@ -3,10 +3,10 @@
 use clap::Args;
 
 use super::{Context, each::each, lifecycle};
-use crate::error::{Error, Result};
+use crate::error::Result;
 use crate::exit_code::ExitCode;
 use crate::machine::{Action, Record, State, Verdict, decide};
-use crate::monitor::{Reply, Request};
+use crate::monitor::Request;
 use crate::trace;
 
 /// Bring machines to disk, with all they have in memory
@@ -44,20 +44,7 @@ pub struct Resume {
 }
 
 pub fn suspend(context: &Context, arguments: &Suspend) -> Result<ExitCode> {
-    each(context, &arguments.machines, |context, record| {
-        if decide(record, Action::Suspend)? == Verdict::Already {
-            return Ok(());
-        }
-        let reply = lifecycle::ask(context, record, &Request::Suspend { force: arguments.force })?;
-        let now = context.machines().find(&record.id)?.state;
-        match (reply, now) {
-            (Reply::Ended { .. }, state) if state != State::Suspended => {
-                Err(Error::new(format!("it ended before it was on disk ({state})"))
-                    .advice("`flyrun inspect` tells why."))
-            }
-            _ => Ok(()),
-        }
-    })
+    each(context, &arguments.machines, |context, record| lifecycle::suspend(context, record, arguments.force))
 }
 
 pub fn resume(context: &Context, arguments: &Resume) -> Result<ExitCode> {

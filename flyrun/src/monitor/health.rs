@@ -10,6 +10,7 @@ use protocol::session::{ExecConfig, FromSession, Request, ToSession};
 
 use crate::error::{Context, Error, Result};
 use crate::files::{self, Lasting};
+use crate::http_status::{MAX_HEAD, status_of};
 use crate::machine::Record;
 use crate::machine::health::{Check, Health, Healthcheck, HttpTest, KEPT_OUTPUT, Status, Test};
 use crate::paths::Paths;
@@ -18,9 +19,6 @@ use crate::vm::{Event, Post, spawn};
 
 /// What is known of a machine's health while it runs.
 const FILE: &str = "health.json";
-/// The most bytes and header fields of an HTTP answer that are looked at.
-const MAX_HEAD: usize = 16 * 1024;
-const MAX_FIELDS: usize = 64;
 
 /// The checks of one life of a machine.
 #[derive(Debug)]
@@ -206,14 +204,6 @@ fn get(address: IpAddr, test: &HttpTest, deadline: Instant) -> io::Result<Answer
         }
     }
     Err(io::Error::other("what came is no HTTP answer"))
-}
-
-/// None as long as the head is not complete.
-fn status_of(head: &[u8]) -> io::Result<Option<u16>> {
-    let mut fields = [httparse::EMPTY_HEADER; MAX_FIELDS];
-    let mut response = httparse::Response::new(&mut fields);
-    let parsed = response.parse(head).map_err(io::Error::other)?;
-    Ok(if parsed.is_complete() { response.code } else { None })
 }
 
 fn left(deadline: Instant) -> io::Result<Duration> {

@@ -99,17 +99,13 @@ pub fn is_installed() -> bool {
 
 /// A transaction under way.
 #[derive(Debug)]
-pub struct Pending(Option<(Child, Then)>);
+pub struct Pending(Option<(Child, Option<Stands>)>);
 
-/// What is noted when it has succeeded.
+/// What is to be noted when it has succeeded: the table stands if nobody but this transaction has changed rules since this number.
 #[derive(Debug)]
-enum Then {
-    Nothing,
-    /// The table stands if nobody but this transaction has changed rules since this number.
-    Stands {
-        lock: File,
-        before: Option<u32>,
-    },
+struct Stands {
+    lock: File,
+    before: Option<u32>,
 }
 
 impl Pending {
@@ -118,10 +114,10 @@ impl Pending {
     /// # Errors
     /// nft refused; its first line is told.
     pub fn wait(&mut self) -> Result<()> {
-        let Some((child, then)) = self.0.take() else { return Ok(()) };
+        let Some((child, stands)) = self.0.take() else { return Ok(()) };
         let output = child.wait_with_output().context("cannot wait for nft")?;
         if output.status.success() {
-            if let Then::Stands { lock, before } = then {
+            if let Some(Stands { lock, before }) = stands {
                 standing::note(&lock, TABLE, before);
             }
             return Ok(());
@@ -180,7 +176,6 @@ fn port_elements(number: Number, publish: &Publish) -> Vec<(&'static str, String
 /// nft refuses, or is gone.
 pub fn dismiss(numbers: &[Number], lock: &File) -> Result<()> {
     let child = begin(&["-j", "list", "table", "inet", "flyrun"], None, || Ok(Stdio::piped()))?;
-    let Some((child, _)) = child.0 else { return Ok(()) };
     let output = child.wait_with_output().context("cannot wait for nft")?;
     // Without a table there is nothing to take away.
     let Ok(listing) = serde_json::from_slice::<Value>(&output.stdout) else { return Ok(()) };
@@ -233,17 +228,12 @@ fn words(value: &Value) -> Vec<String> {
 /// looks at the rules before they are as they will be. `stands`: whether the table is whole then.
 fn change(arguments: &[&str], script: Option<&str>, lock: &File, stands: bool) -> Result<Pending> {
     let before = standing::generation().ok();
-    let Pending(begun) = begin(arguments, script, || lock.try_clone().map(Stdio::from))?;
+    let child = begin(arguments, script, || lock.try_clone().map(Stdio::from))?;
     let lock = lock.try_clone().context("cannot share the lock of the network")?;
-    let then = if stands { Then::Stands { lock, before } } else { Then::Nothing };
-    Ok(Pending(begun.map(|(child, _)| (child, then))))
+    Ok(Pending(Some((child, stands.then_some(Stands { lock, before })))))
 }
 
-fn begin(
-    arguments: &[&str],
-    script: Option<&str>,
-    stdout: impl Fn() -> io::Result<Stdio>,
-) -> Result<Pending> {
+fn begin(arguments: &[&str], script: Option<&str>, stdout: impl Fn() -> io::Result<Stdio>) -> Result<Child> {
     let mut missing = None;
     for program in PROGRAMS {
         let mut command = Command::new(program);
@@ -256,7 +246,7 @@ fn begin(
                     // A pipe holds all of it at once; nft that ends early says why itself.
                     let _ = stdin.write_all(script.as_bytes());
                 }
-                return Ok(Pending(Some((child, Then::Nothing))));
+                return Ok(child);
             }
             Err(error) if error.kind() == io::ErrorKind::NotFound => missing = Some(error),
             Err(error) => return Err(Error::caused("cannot start nft", &error)),

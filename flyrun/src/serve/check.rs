@@ -8,14 +8,14 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::time::{sleep, timeout};
 
+use crate::http_status::{MAX_HEAD, status_of};
+
 /// The first pause between two questions to a machine that is coming up; each further one is half as long again.
 const FIRST_PAUSE: Duration = Duration::from_millis(1);
 /// The longest one, as long as the check's grace period lasts; and afterwards.
 const LONGEST_PAUSE: Duration = Duration::from_millis(100);
 const LATE_PAUSE: Duration = Duration::from_secs(1);
-/// A status line and headers are no longer than this.
-const MAX_HEAD: usize = 16 << 10;
-const MAX_HEADERS: usize = 64;
+const NO_HTTP: &str = "the answer is no HTTP";
 
 /// A check of a service, or a named one.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -93,23 +93,17 @@ fn word(method: Method) -> &'static str {
 async fn status(stream: &mut TcpStream) -> Result<u16, String> {
     let mut head = Vec::new();
     let mut piece = [0; 2048];
-    loop {
+    while head.len() < MAX_HEAD {
         let count = stream.read(&mut piece).await.map_err(|error| error.to_string())?;
         head.extend(piece.get(..count).unwrap_or_default());
-        let mut headers = [httparse::EMPTY_HEADER; MAX_HEADERS];
-        let mut response = httparse::Response::new(&mut headers);
-        match response.parse(&head) {
-            // More headers than anybody reads: the status came first.
-            Ok(httparse::Status::Complete(_)) | Err(httparse::Error::TooManyHeaders) => {
-                return response.code.ok_or_else(|| "the answer has no status".to_string());
-            }
-            Ok(httparse::Status::Partial) if count > 0 && head.len() < MAX_HEAD => {}
-            Ok(httparse::Status::Partial) if count == 0 => {
-                return Err("the connection ends before there is an answer".to_string());
-            }
-            _ => return Err("the answer is no HTTP".to_string()),
+        if let Some(status) = status_of(&head).map_err(|_| NO_HTTP)? {
+            return Ok(status);
+        }
+        if count == 0 {
+            return Err("the connection ends before there is an answer".to_string());
         }
     }
+    Err(NO_HTTP.to_string())
 }
 
 #[cfg(test)]

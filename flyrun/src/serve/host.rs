@@ -10,7 +10,7 @@ use super::template::{APP, GROUP, MACHINE_VERSION, SLOT, Template};
 use crate::cli::{Context, lifecycle};
 use crate::error::{Error, Result};
 use crate::machine::{Action, DISK, LastStart, Owned, Patience, Record, State, Verdict, decide};
-use crate::monitor::{self, Reply, Request};
+use crate::monitor::{self, Request};
 use crate::network;
 use crate::paths::Library;
 use crate::snapshot;
@@ -165,8 +165,7 @@ impl Host {
         loop {
             let now = self.context.machines().find(id)?;
             match now.state {
-                State::Starting => {}
-                State::Stopping => {}
+                State::Starting | State::Stopping => {}
                 State::Suspending => {
                     // Whether it went on or is on disk by now is seen in the next round.
                     let _ = lifecycle::ask(&self.context, &now, &Request::Resume);
@@ -210,17 +209,7 @@ impl Host {
     /// # Errors
     /// It runs on, or has ended.
     pub fn suspend(&self, id: &str) -> Result<()> {
-        let record = self.context.machines().find(id)?;
-        if decide(&record, Action::Suspend)? == Verdict::Already {
-            return Ok(());
-        }
-        let reply = lifecycle::ask(&self.context, &record, &Request::Suspend { force: false })?;
-        match (reply, self.context.machines().find(id)?.state) {
-            (Reply::Ended { .. }, state) if state != State::Suspended => {
-                Err(Error::new(format!("it ended before it was on disk ({state})")))
-            }
-            _ => Ok(()),
-        }
+        lifecycle::suspend(&self.context, &self.context.machines().find(id)?, false)
     }
 
     /// Gives up a suspend that is under way.

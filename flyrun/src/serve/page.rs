@@ -96,29 +96,12 @@ fn state(view: &MachineView) -> &str {
 mod tests {
     use super::*;
 
-    fn cold() -> MachineView {
-        MachineView {
-            slot: 0,
-            name: "web-app-0".into(),
-            id: None,
-            address: None,
-            state: "cold".into(),
-            load: 0,
-            limit: Some(25),
-            last_start: None,
-            last_start_at: None,
-            last_start_ms: None,
-            trouble: None,
-            checks: vec![],
-        }
-    }
-
     #[test]
     fn a_machine_is_shown_as_ps_has_it() {
-        let made = MachineView { id: Some("0123".into()), ..cold() };
+        let made = MachineView { id: Some("0123".into()), ..MachineView::example() };
         let failed = MachineView { trouble: Some("no kernel".into()), ..made.clone() };
         for (view, id, state) in [
-            (cold(), "web-app-0", "created"),
+            (MachineView::example(), "web-app-0", "created"),
             (made.clone(), "0123", "stopped"),
             (failed, "0123", "failed"),
             (MachineView { state: "draining".into(), ..made.clone() }, "0123", "started"),
@@ -138,17 +121,9 @@ mod tests {
             last_start: Some("resumed".into()),
             last_start_at: Some(7),
             last_start_ms: Some(12.6),
-            ..cold()
+            ..MachineView::example()
         };
-        let view = View {
-            app: "web".into(),
-            group: "app".into(),
-            version: "0".into(),
-            waiting: 2,
-            max_machines: 1,
-            is_leaving: false,
-            machines: vec![ready],
-        };
+        let view = View::example(vec![ready]);
         let latencies = page::Latencies { p50: Some(1.0), count: 1, ..page::Latencies::default() };
         let shown = app(&view, latencies);
         assert_eq!((shown.name.as_str(), shown.group.as_str(), shown.queue), ("web", "app", 2));

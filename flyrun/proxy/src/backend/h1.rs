@@ -1,7 +1,6 @@
 //! HTTP/1.1 to machines.
 
 use std::net::SocketAddr;
-use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 use std::time::{Duration, Instant};
 
@@ -9,10 +8,9 @@ use bytes::BytesMut;
 use http::header::{CONNECTION, CONTENT_LENGTH, HOST, TE, UPGRADE};
 use http::{Method, StatusCode};
 
-use super::{Answer, Exchange, Input, Kind, Life, Outbound, Output, Service};
+use super::{Answer, Exchange, Input, Kind, Life, Outbound, Output, To};
 use crate::h1::head::{self, Target};
 use crate::h1::{Body, Framing, NoHead, Reader, Writer, put_field, put_fields, put_framing};
-use crate::metrics::AppMetrics;
 use crate::socket::{self, Socket};
 use crate::wire::{Broken, Size};
 
@@ -44,34 +42,27 @@ pub(crate) struct Spare {
     keep_alive: bool,
 }
 
-pub(super) async fn begin(
-    life: &Arc<Life>,
-    service: Service,
-    outbound: &Outbound,
-    may_reuse: bool,
-    limit: Duration,
-    metrics: &AppMetrics,
-) -> Result<Exchange, Broken> {
+pub(super) async fn begin(to: To<'_>, outbound: &Outbound, may_reuse: bool) -> Result<Exchange, Broken> {
     let fresh_for = if outbound.method.is_safe() { Duration::MAX } else { FRESH };
-    let idle = if may_reuse { life.take_idle(service.address, fresh_for) } else { None };
+    let idle = if may_reuse { to.life.take_idle(to.service.address, fresh_for) } else { None };
     let is_reused = idle.is_some();
     let (reader, mut writer, socket) = match idle {
         Some(Idle { reader, writer, socket, .. }) => (reader, writer, socket),
         None => {
-            let socket = super::connect(life, service.address, limit, metrics).await?;
+            let socket = super::connect(to.life, to.service.address, to.limit, to.metrics).await?;
             let (read, write) = socket::plain(&socket);
             (Reader::new(read, BytesMut::new()), Writer::new(write), socket)
         }
     };
     let framing = framing(outbound.size);
     put_request(writer.head(framing), framing, outbound);
-    let spare = Spare { socket, address: service.address, keep_alive: false };
+    let spare = Spare { socket, address: to.service.address, keep_alive: false };
     Ok(Exchange {
         input: Input::H1(reader),
         output: Output::H1(writer),
         kind: Kind::H1(spare),
         is_reused,
-        life: life.clone(),
+        life: to.life.clone(),
         method: outbound.method.clone(),
         upload: Default::default(),
     })

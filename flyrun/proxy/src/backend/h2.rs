@@ -4,7 +4,6 @@ use std::future::Future as _;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::{Context, Poll, ready};
-use std::time::Duration;
 
 use bytes::Bytes;
 use h2::client::{ResponseFuture, SendRequest};
@@ -12,10 +11,9 @@ use http::header::CONTENT_LENGTH;
 use http::uri::Scheme;
 use http::{Request, Response, Uri};
 
-use super::{Answer, Exchange, Input, Kind, Life, Outbound, Output, Service};
+use super::{Answer, Exchange, Input, Kind, Outbound, Output, To};
 use crate::h1::head::Target;
 use crate::h2::{Receive, Send};
-use crate::metrics::AppMetrics;
 use crate::wire::{Broken, Size};
 
 /// What a machine may send of one body before it is taken.
@@ -45,22 +43,15 @@ pub(crate) struct Pending {
     is_head: bool,
 }
 
-pub(super) async fn begin(
-    life: &Arc<Life>,
-    service: Service,
-    outbound: &Outbound,
-    may_reuse: bool,
-    limit: Duration,
-    metrics: &AppMetrics,
-) -> Result<Exchange, Broken> {
-    let known = if may_reuse { life.h2(service.address) } else { None };
+pub(super) async fn begin(to: To<'_>, outbound: &Outbound, may_reuse: bool) -> Result<Exchange, Broken> {
+    let known = if may_reuse { to.life.h2(to.service.address) } else { None };
     let is_reused = known.is_some();
     let shared = match known {
         Some(shared) => shared,
-        None => connect(life, service, limit, metrics).await?,
+        None => connect(to).await?,
     };
     // As many streams as the machine allows are open perhaps: the others end in time, or the request does.
-    let ready = tokio::time::timeout(limit, shared.send.ready()).await;
+    let ready = tokio::time::timeout(to.limit, shared.send.ready()).await;
     let mut send = ready.map_err(|_| Broken::Io(std::io::ErrorKind::TimedOut.into()))??;
     let has_no_body = matches!(outbound.size, Size::None | Size::Known(0));
     let (response, stream) = send.send_request(request(outbound)?, has_no_body)?;
@@ -69,19 +60,14 @@ pub(super) async fn begin(
         output: Output::H2(Send::new(stream, has_no_body)),
         kind: Kind::H2(Pending { response, is_head: outbound.method == http::Method::HEAD }),
         is_reused,
-        life: life.clone(),
+        life: to.life.clone(),
         method: outbound.method.clone(),
         upload: Default::default(),
     })
 }
 
-async fn connect(
-    life: &Arc<Life>,
-    service: Service,
-    limit: Duration,
-    metrics: &AppMetrics,
-) -> Result<Shared, Broken> {
-    let socket = super::connect(life, service.address, limit, metrics).await?;
+async fn connect(to: To<'_>) -> Result<Shared, Broken> {
+    let socket = super::connect(to.life, to.service.address, to.limit, to.metrics).await?;
     let handshake = h2::client::Builder::new()
         .initial_window_size(WINDOW)
         .initial_connection_window_size(CONNECTION_WINDOW)
@@ -89,10 +75,10 @@ async fn connect(
         .max_send_buffer_size(SEND_BUFFER)
         .enable_push(false)
         .handshake(socket);
-    let handshake = tokio::time::timeout(limit, handshake).await;
+    let handshake = tokio::time::timeout(to.limit, handshake).await;
     let (send, connection) = handshake.map_err(|_| Broken::Io(std::io::ErrorKind::TimedOut.into()))??;
     let shared = Shared { send, is_closed: Arc::default() };
-    life.keep_h2(service.address, shared.clone());
+    to.life.keep_h2(to.service.address, shared.clone());
     let is_closed = shared.is_closed.clone();
     tokio::spawn(async move {
         // Whatever it ends with, each of its streams ends with too, and tells.

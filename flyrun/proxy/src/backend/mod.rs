@@ -82,20 +82,23 @@ pub(crate) struct Service {
     pub is_h2: bool,
 }
 
+/// Where connections go, and what they may take.
+#[derive(Clone, Copy)]
+pub(crate) struct To<'a> {
+    pub life: &'a Arc<Life>,
+    pub service: Service,
+    /// Until it is connected.
+    pub limit: Duration,
+    pub metrics: &'a AppMetrics,
+}
+
 impl Exchange {
     /// Begins a request, on a connection that is there (`may_reuse`) or a new one.
-    pub async fn begin(
-        life: &Arc<Life>,
-        service: Service,
-        outbound: &Outbound,
-        may_reuse: bool,
-        limit: Duration,
-        metrics: &AppMetrics,
-    ) -> Result<Exchange, Broken> {
-        if service.is_h2 && outbound.upgrade.is_none() && outbound.method != Method::CONNECT {
-            h2::begin(life, service, outbound, may_reuse, limit, metrics).await
+    pub async fn begin(to: To<'_>, outbound: &Outbound, may_reuse: bool) -> Result<Exchange, Broken> {
+        if to.service.is_h2 && outbound.upgrade.is_none() && outbound.method != Method::CONNECT {
+            h2::begin(to, outbound, may_reuse).await
         } else {
-            h1::begin(life, service, outbound, may_reuse, limit, metrics).await
+            h1::begin(to, outbound, may_reuse).await
         }
     }
 

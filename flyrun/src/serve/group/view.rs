@@ -127,3 +127,40 @@ fn machine(slot: &Slot, number: usize, state: State, name: String) -> MachineVie
         checks: slot.named.iter().map(|(name, why)| format!("{name}: {why}")).collect(),
     }
 }
+
+#[cfg(test)]
+impl View {
+    /// A group for tests.
+    pub fn example(machines: Vec<MachineView>) -> View {
+        View {
+            app: "web".into(),
+            group: "app".into(),
+            version: "0".into(),
+            waiting: 2,
+            max_machines: 1,
+            is_leaving: false,
+            machines,
+        }
+    }
+}
+
+#[cfg(test)]
+impl MachineView {
+    /// A slot for tests that has no machine yet.
+    pub fn example() -> MachineView {
+        MachineView {
+            slot: 0,
+            name: "web-app-0".into(),
+            id: None,
+            address: None,
+            state: "cold".into(),
+            load: 0,
+            limit: Some(25),
+            last_start: None,
+            last_start_at: None,
+            last_start_ms: None,
+            trouble: None,
+            checks: vec![],
+        }
+    }
+}
