@@ -76,11 +76,19 @@ fn text(generation: u32, rules: &str) -> Option<String> {
 mod tests {
     use super::*;
 
+    /// EPROTONOSUPPORT: no netfilter over netlink.
+    const PROTOCOL_UNKNOWN: i32 = 93;
+
     #[test]
     fn rules_stand_only_with_a_note_of_just_these_at_this_number() {
         let lock = tempfile::tempfile().unwrap();
         assert!(!is_noted(&lock, "rules"));
-        let Ok(now) = generation() else { return };
+        let now = match generation() {
+            // Not where this may not be asked, or the kernel has no nf_tables.
+            Err(_) if !rustix::process::geteuid().is_root() => return,
+            Err(error) if error.raw_os_error() == Some(PROTOCOL_UNKNOWN) => return,
+            told => told.unwrap(),
+        };
         note(&lock, "rules", Some(now.wrapping_sub(1)));
         assert!(is_noted(&lock, "rules") && !is_noted(&lock, "other rules"));
         // Somebody else was there too, before or after.
