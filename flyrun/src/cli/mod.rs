@@ -81,6 +81,7 @@ use crate::volume::Volumes;
   flyrun run -it debian                  a shell in a machine of its own
   flyrun run -d --name web nginx         leave it running in the background
   flyrun logs -f web                     and see what it writes
+  flyrun serve fly.toml                  apps whose machines start with the first request
   flyrun doctor                          can this host run machines?
 
 Exit codes: the workload's own (128 + n when signal n ended it); 125 flyrun failed, 126 the command cannot be
