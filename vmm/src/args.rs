@@ -10,7 +10,7 @@ flyrun-vmm: runs one KVM microVM and is that machine until it ends.
 
 Usage: flyrun-vmm --spec FILE|- [--trace FILE] [--owner PID] [--cgroup DIR] [--control]
        flyrun-vmm --kernel FILE [OPTIONS] [--trace FILE] [--owner PID] [--cgroup DIR] [--control]
-       flyrun-vmm --restore DIR [--spec FILE|-] [--paused] [--verify] [--learn] [--trace FILE] [--owner PID] [--cgroup DIR] [--control]
+       flyrun-vmm --restore DIR [--spec FILE|-] [--paused] [--verify] [--trace FILE] [--owner PID] [--cgroup DIR] [--control]
        flyrun-vmm --inspect DIR [--verify]
        flyrun-vmm --probe [--json]
 
@@ -43,8 +43,6 @@ Usage: flyrun-vmm --spec FILE|- [--trace FILE] [--owner PID] [--cgroup DIR] [--c
   --inspect DIR      print what a snapshot is of, as JSON
   --verify           with --restore or --inspect: read all of the snapshot, and compare its memory with the checksum that a
                      `checked-snapshot` has made
-  --learn            with --restore: map each page by itself, so that a `working-set` has those that were touched and no
-                     neighbours; takes some ms
   --help, --version
 
 Exit code: 0 the guest reset its machine, 1 the machine could not be set up, 2 wrong usage, 3 no usable KVM,
@@ -97,15 +95,6 @@ pub struct Process {
     pub control: bool,
 }
 
-/// How the memory of a snapshot is taken.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Care {
-    /// Whether all of it is compared with the checksum first.
-    pub verify: bool,
-    /// Whether what is touched is to be known to the page.
-    pub learn: bool,
-}
-
 /// Where the spec of a machine comes from.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Machine {
@@ -121,8 +110,8 @@ pub enum Machine {
         spec: Option<PathBuf>,
         /// Whether it waits for a `resume`.
         paused: bool,
-        /// How memory is taken.
-        care: Care,
+        /// Whether its memory is compared with the checksum first.
+        verify: bool,
     },
 }
 
@@ -135,8 +124,7 @@ pub fn parse(arguments: impl IntoIterator<Item = String>) -> Result<Command, Str
     let mut spec_file = None;
     let mut process = Process::default();
     let mut options = Options::default();
-    let (mut probe, mut json, mut paused) = (false, false, false);
-    let mut care = Care::default();
+    let (mut probe, mut json, mut paused, mut verify) = (false, false, false, false);
     let (mut restore, mut inspect) = (None, None);
     while let Some(name) = arguments.next() {
         match name.as_str() {
@@ -159,11 +147,7 @@ pub fn parse(arguments: impl IntoIterator<Item = String>) -> Result<Command, Str
                 continue;
             }
             "--verify" => {
-                care.verify = true;
-                continue;
-            }
-            "--learn" => {
-                care.learn = true;
+                verify = true;
                 continue;
             }
             "--balloon" => {
@@ -194,11 +178,11 @@ pub fn parse(arguments: impl IntoIterator<Item = String>) -> Result<Command, Str
         }
     }
     let for_run = process != Process::default() || restore.is_some() || paused;
-    let for_run = for_run || spec_file.is_some() || options.given.is_some() || care.learn;
+    let for_run = for_run || spec_file.is_some() || options.given.is_some();
     if let Some(dir) = inspect {
         return match probe || json || for_run {
             true => Err("--inspect takes no other option than --verify; see --help".to_owned()),
-            false => Ok(Command::Inspect { dir, verify: care.verify }),
+            false => Ok(Command::Inspect { dir, verify }),
         };
     }
     match (probe, json, for_run) {
@@ -211,9 +195,9 @@ pub fn parse(arguments: impl IntoIterator<Item = String>) -> Result<Command, Str
         (Some(_), _, Some(option)) => {
             return Err(format!("{option} and --restore exclude each other; see --help"));
         }
-        (Some(dir), spec, None) => Machine::Snapshot { dir, spec, paused, care },
-        (None, ..) if paused || care != Care::default() => {
-            return Err("--paused, --verify and --learn belong to --restore; see --help".to_owned());
+        (Some(dir), spec, None) => Machine::Snapshot { dir, spec, paused, verify },
+        (None, ..) if paused || verify => {
+            return Err("--paused and --verify belong to --restore; see --help".to_owned());
         }
         (None, Some(_), Some(option)) => {
             return Err(format!("{option} and --spec exclude each other; see --help"));
@@ -391,24 +375,17 @@ mod tests {
         let dir = PathBuf::from("d");
         assert_eq!(
             machine("--restore d"),
-            Machine::Snapshot { dir: dir.clone(), spec: None, paused: false, care: Care::default() }
+            Machine::Snapshot { dir: dir.clone(), spec: None, paused: false, verify: false }
         );
         assert_eq!(
             machine("--restore=d --paused --spec s --control --verify"),
-            Machine::Snapshot {
-                dir: dir.clone(),
-                spec: Some("s".into()),
-                paused: true,
-                care: Care { verify: true, learn: false }
-            }
+            Machine::Snapshot { dir: dir.clone(), spec: Some("s".into()), paused: true, verify: true }
         );
         assert_eq!(parse_words("--inspect d --verify"), Ok(Command::Inspect { dir, verify: true }));
         for line in [
             "--restore d --cpus 1",
             "--paused --spec s",
             "--verify --kernel k",
-            "--learn --spec s",
-            "--inspect d --learn",
             "--inspect d --paused",
             "--inspect d --restore d",
         ] {

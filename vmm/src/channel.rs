@@ -1,4 +1,4 @@
-//! What the owner of a machine asks of it while it runs: lines on a stream, each answered by a line.
+//! What the owner of a machine asks of it while it runs: lines on a stream, each answered by a line but for one.
 //!
 //! ```text
 //! pause          ok, when all vCPUs stand
@@ -8,6 +8,8 @@
 //!                the same, with a checksum of memory, all of which is read for it
 //! base-snapshot DIR
 //!                as snapshot; the guest has read nothing of its disks, and may go on with others
+//! read-ahead     not answered: the guest's first process was heard of; the rest of what it will touch of its snapshot's memory,
+//!                as far as that is known, is read ahead
 //! working-set DIR
 //!                ok, when the list of what the machine has touched of its snapshot's memory is in that directory, beside
 //!                that snapshot or a later one of this machine
@@ -43,8 +45,8 @@ use crate::{
     owner::Owner,
     snapshot::{
         save::{Order, save},
-        subject::Subject,
-        working_set::WorkingSet,
+        subject::{Learning, Subject},
+        working_set::{Ahead, Pages, WorkingSet},
     },
 };
 
@@ -130,6 +132,10 @@ impl Channel {
             b"resume" => {
                 self.machine().resume().map(|()| String::new()).map_err(|refusal| refusal.to_string())
             }
+            b"read-ahead" => {
+                self.read_ahead();
+                return String::new();
+            }
             _ => match (request.strip_prefix(b"working-set "), order(request)) {
                 (Some(dir), _) => self.working_set(Path::new(OsStr::from_bytes(dir))),
                 (None, Some(order)) => self.snapshot(order).map(|figures| format!(" {figures}")),
@@ -165,11 +171,31 @@ impl Channel {
 
     fn working_set(&self, dir: &Path) -> Result<String, String> {
         let subject = self.owned.subject.as_ref().ok_or("this machine has no snapshot")?;
-        let touched = WorkingSet::of(&subject.memory, &subject.backing);
-        touched
-            .and_then(|touched| touched.write(dir))
-            .map_err(|error| format!("{}: {error}", dir.display()))?;
+        let noted =
+            Pages::touched(&subject.memory, &subject.backing).and_then(|touched| {
+                match &mut *subject.learning.lock().unwrap_or_else(PoisonError::into_inner) {
+                    Learning::Known { list, .. } if list.is_outdated(&touched) => WorkingSet::forget(dir),
+                    Learning::Known { .. } => Ok(()),
+                    Learning::Watched { apart, first } => {
+                        *apart = None;
+                        WorkingSet::new(first.take().unwrap_or_default(), &touched).write(dir)
+                    }
+                }
+            });
+        noted.map_err(|error| format!("{}: {error}", dir.display()))?;
         Ok(String::new())
+    }
+
+    fn read_ahead(&self) {
+        let Some(subject) = &self.owned.subject else { return };
+        match &mut *subject.learning.lock().unwrap_or_else(PoisonError::into_inner) {
+            Learning::Known { rest, .. } => rest.take().into_iter().for_each(Ahead::in_background),
+            // Without it, all is read ahead at first.
+            Learning::Watched { first: first @ None, .. } => {
+                *first = Pages::touched(&subject.memory, &subject.backing).ok();
+            }
+            Learning::Watched { .. } => {}
+        }
     }
 
     /// Whether the owner has asked for the machine to go on. What it asks is answered later, in its turn.
@@ -250,7 +276,7 @@ mod tests {
         let told = asked(&mut owner, &mut channel, "pause\n");
         assert_eq!(told, "error Pause needs a machine that is running, this one is Configured\n");
         machine.lock().unwrap().start().unwrap();
-        assert_eq!(asked(&mut owner, &mut channel, "pause\nresume\npau"), "ok\nok\n");
+        assert_eq!(asked(&mut owner, &mut channel, "pause\nresume\nread-ahead\npau"), "ok\nok\n");
         assert_eq!(asked(&mut owner, &mut channel, "se\n"), "ok\n");
         let told = asked(&mut owner, &mut channel, "pause\nfly\n");
         assert!(

@@ -113,7 +113,7 @@ fn run(run: Run, (owner, stream): Ownership, started_us: u64) -> End {
     };
     trace.step_at("start", started_us);
     let made = match run.machine {
-        Machine::Snapshot { dir, spec, paused, care } => {
+        Machine::Snapshot { dir, spec, paused, verify } => {
             let snapshot = match Snapshot::open(&dir) {
                 Ok(snapshot) => snapshot,
                 Err(refusal) => return refused(refusal),
@@ -123,7 +123,7 @@ fn run(run: Run, (owner, stream): Ownership, started_us: u64) -> End {
                 Err(reason) => return End { exit: VmExit::Usage, reason },
             };
             trace.step("snapshot read");
-            Vm::restore(snapshot, &spec, care, Arc::clone(&trace)).map(|vm| (vm, paused))
+            Vm::restore(snapshot, &spec, verify, Arc::clone(&trace)).map(|vm| (vm, paused))
         }
         Machine::Options(spec) => Vm::new(&spec, Arc::clone(&trace)).map(|vm| (vm, false)),
         Machine::File(path) => {

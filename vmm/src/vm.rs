@@ -10,7 +10,6 @@ use kvm_bindings::CpuId;
 use kvm_ioctls::{Cap, Kvm, VcpuFd, VmFd};
 
 use crate::{
-    args::Care,
     attach::{Attach, GuestDevices, Transport},
     boot::{self, LoadedKernel, command_line, params, registers},
     bus::Buses,
@@ -25,14 +24,15 @@ use crate::{
     memory, mptable,
     owner::Owner,
     snapshot::{
+        apart::Apart,
         clock, cpu,
         identity::{self, FileId},
         image::Backing,
-        pages,
         refusal::Refusal,
         restore::Snapshot,
         sections::State,
-        subject::{Kernel, Subject},
+        subject::{Kernel, Learning, Subject},
+        working_set::Ahead,
     },
     spec::VmSpec,
     trace::Trace,
@@ -69,6 +69,7 @@ struct Origin {
     kernel: Kernel,
     backing: Backing,
     cpuid: Template,
+    learning: Learning,
 }
 
 impl Vm {
@@ -92,6 +93,7 @@ impl Vm {
             kernel: FileId::of(&spec.kernel).map_or(Kernel::Unknown, Kernel::Booted),
             backing,
             cpuid: frame.template(spec.cpus)?,
+            learning: Learning::Watched { apart: None, first: None },
         };
         let buses = Arc::new(std::mem::take(&mut frame.buses));
         let vcpus = frame.vcpus(spec.cpus, &origin.cpuid, |fd, index, cpuid| {
@@ -109,7 +111,7 @@ impl Vm {
     pub fn restore(
         snapshot: Snapshot,
         spec: &VmSpec,
-        care: Care,
+        verify: bool,
         trace: Arc<Trace>,
     ) -> Result<Self, SetupError> {
         // The guest's alone: no part of the host's side.
@@ -118,12 +120,19 @@ impl Vm {
         snapshot.check(spec)?;
         let mut frame = Frame::new(&trace)?;
         cpu::check(&snapshot.state.machine.cpuid, frame.template(spec.cpus)?.entries())?;
-        let (guest, backing) = snapshot.memory(spec.memory_mib, care.verify)?;
+        let (guest, backing) = snapshot.memory(spec.memory_mib, verify)?;
+        let (first, learning) = match snapshot.working_set() {
+            Some(list) => {
+                let (first, rest) = list.ahead(&guest, backing.mapped());
+                (Some(first), Learning::Known { list, rest: Some(rest) })
+            }
+            // A host that cannot do that has a list with neighbours, which costs a little time.
+            None => {
+                (None, Learning::Watched { apart: Apart::new(&guest, backing.mapped()).ok(), first: None })
+            }
+        };
+        first.iter().for_each(Ahead::make);
         memory::register(&frame.fd, &guest)?;
-        let ahead = if care.learn { None } else { snapshot.working_set() };
-        if care.learn {
-            pages::map_apart(&guest, backing.mapped());
-        }
         let Snapshot { header, state, .. } = snapshot;
         trace.step("memory ready");
 
@@ -152,13 +161,13 @@ impl Vm {
             console.remind();
         }
         trace.step("state restored");
-        if let Some(ahead) = ahead {
-            ahead.prepare(&guest, backing.mapped(), vcpus.first().map(Vcpu::as_fd), &trace);
+        if let (Some(first), Some(vcpu)) = (first, vcpus.first()) {
+            first.give(vcpu.as_fd());
             trace.step("pages read ahead");
         }
         crate::hold::at("vmm has restored");
-        let origin =
-            Origin { kernel: header.kernel.map_or(Kernel::Unknown, Kernel::Resumed), backing, cpuid };
+        let kernel = header.kernel.map_or(Kernel::Unknown, Kernel::Resumed);
+        let origin = Origin { kernel, backing, cpuid, learning };
         frame.finish(spec, guest, console, devices, vcpus, origin, trace)
     }
 
@@ -297,6 +306,7 @@ impl Frame {
             console: console.clone(),
             kernel: origin.kernel,
             backing: origin.backing,
+            learning: Mutex::new(origin.learning),
         });
         let machine = Arc::new(Mutex::new(Machine::new(vcpus, Arc::clone(&ending))));
         Ok(Vm { machine, event_loop, console, ending, trace, subject })

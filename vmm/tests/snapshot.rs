@@ -18,7 +18,6 @@ use linux::Machine;
 
 use tiny::{RESET, WAIT, kvm, say, spec};
 use vmm::{
-    args::Care,
     exit::VmExit,
     snapshot::{restore::Snapshot, save},
     trace::Trace,
@@ -48,7 +47,7 @@ fn a_guest_goes_on_where_it_was() {
             assert!(report.full && report.written.written_bytes > 4096, "{report:?}");
             drop(vm);
             let snapshot = Snapshot::open(&saved).unwrap();
-            let mut vm = Vm::restore(snapshot, &spec, Care::default(), Arc::new(Trace::off())).unwrap();
+            let mut vm = Vm::restore(snapshot, &spec, false, Arc::new(Trace::off())).unwrap();
             vm.start().unwrap();
             let end = vm.serve();
             let text = std::fs::read_to_string(dir.path().join("console")).unwrap();
@@ -78,8 +77,7 @@ fn an_access_to_a_device_is_neither_lost_nor_made_twice() {
             }
             save_to(&vm, &saved).unwrap();
             snapshots += 1;
-            vm = Vm::restore(Snapshot::open(&saved).unwrap(), &spec, Care::default(), Arc::new(Trace::off()))
-                .unwrap();
+            vm = Vm::restore(Snapshot::open(&saved).unwrap(), &spec, false, Arc::new(Trace::off())).unwrap();
         }
         assert!(snapshots > 3, "{snapshots}");
         vm.machine().resume().unwrap();

@@ -24,7 +24,12 @@ impl Learning {
 
     /// The same for a base, whose first machine teaches all others.
     pub fn for_base(base: &Path) -> Option<Learning> {
-        (!is_known(base)).then(|| Learning::new(base.to_path_buf()))
+        (!base.join(vmm::snapshot::WORKING_SET).exists()).then(|| Learning::new(base.to_path_buf()))
+    }
+
+    /// Without a list the next start takes longer, so that a failure is not worth a word.
+    fn write(self, life: &Life) {
+        let _ = life.vm.note_working_set(&self.snapshot);
     }
 
     /// When it is to be written.
@@ -33,20 +38,21 @@ impl Learning {
     }
 }
 
-/// Whether somebody has taught what machines of that base touch.
-pub fn is_known(base: &Path) -> bool {
-    base.join(vmm::snapshot::WORKING_SET).exists()
-}
-
 impl Monitor<'_> {
-    /// Has the list written when its time has come, or when the workload has ended before. Without one the next start takes
-    /// longer, so that a failure is not worth a word.
+    /// Has the list written when its time has come, or when the workload has ended before.
     pub(super) fn learn(&mut self, life: &Life) {
         let is_due = |learning: &mut Learning| learning.due <= Instant::now() || life.has_exited();
         if !life.is_still()
             && let Some(learning) = self.learning.take_if(is_due)
         {
-            let _ = life.vm.note_working_set(&learning.snapshot);
+            learning.write(life);
+        }
+    }
+
+    /// Has it written before its time: the machine is suspended already.
+    pub(super) fn learn_now(&mut self, life: &Life) {
+        if let Some(learning) = self.learning.take() {
+            learning.write(life);
         }
     }
 }

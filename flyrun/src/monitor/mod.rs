@@ -44,7 +44,7 @@ use crate::machine::restart::{self, Restarts};
 use crate::machine::{LastStart, Outcome, Owned, State, now};
 use crate::paths::{Library, Paths, RunDir};
 use crate::share::Served;
-use crate::vm::{Event, Mailbox, Restore, Streams, Vm, spawn as spawn_thread};
+use crate::vm::{Event, Mailbox, Streams, Vm, spawn as spawn_thread};
 use crate::{network, terminal, trace};
 
 /// Bytes of the host's randomness that each guest starts or goes on with.
@@ -287,8 +287,7 @@ impl<'a> Monitor<'a> {
         self.learning = None;
         self.base = self.find_base(&plan, network.as_mut())?;
         if let Some(base) = &self.base {
-            let directory = base.directory.clone();
-            plan.restore = Some(Restore { learn: !learn::is_known(&directory), directory });
+            plan.restore = Some(base.directory.clone());
         }
         let post = self.mailbox.begin_life();
         let vm = Vm::start(&mut plan, self.run_dir.clone(), &post)?;
@@ -383,8 +382,13 @@ impl<'a> Monitor<'a> {
                     });
                     started();
                 }
-                Step::Restored if self.run_from_base(life) => {}
-                Step::Restored => self.commit_resume(life, place)?,
+                Step::Restored => {
+                    // While the guest waits for what it is to do.
+                    life.vm.read_ahead();
+                    if !self.run_from_base(life) {
+                        self.commit_resume(life, place)?;
+                    }
+                }
                 Step::Stands if self.taking.is_some() => self.on_stands_for_snapshot(life, place),
                 Step::Stands => self.on_stands(life, place),
                 Step::StandsNot(why) => {

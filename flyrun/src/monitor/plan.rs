@@ -13,7 +13,7 @@ use crate::machine::{DISK, Machines, State};
 use crate::paths::Part;
 use crate::secrets::Secrets;
 use crate::share::Served;
-use crate::vm::{Restore, Streams, VmPlan};
+use crate::vm::{Streams, VmPlan};
 use crate::volume::{Attached, Volumes};
 use crate::{network, share, trace, volume};
 
@@ -117,12 +117,7 @@ impl Monitor<'_> {
             delivery,
             console: (!self.view.show_console).then(|| self.machine.directory().join("console.log")),
             cgroup: self.cgroup.as_ref().map(|cgroup| cgroup.path().to_path_buf()),
-            restore: self
-                .machine
-                .record()
-                .snapshot
-                .as_ref()
-                .map(|_| Restore { directory: self.snapshot_directory(), learn: false }),
+            restore: self.machine.record().snapshot.as_ref().map(|_| self.snapshot_directory()),
             lock: Some(self.machine.share_lock()?),
             streams: Some(Streams {
                 outputs: self.outputs.clone(),

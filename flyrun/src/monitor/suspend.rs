@@ -115,6 +115,7 @@ impl Monitor<'_> {
     /// The workload stands: its memory is written, unless somebody has thought better of it.
     pub(super) fn on_stands(&mut self, life: &mut Life, place: &Place) {
         trace::step("stands");
+        self.learn_now(life);
         let directory = self.snapshot_directory();
         let Some(suspending) = &mut self.suspending else { return life.go_on(Renewal::default()) };
         if suspending.given_up.is_some() {

@@ -5,5 +5,5 @@ mod process;
 mod streams;
 
 pub use events::{Control, Event, Mailbox, Post, spawn};
-pub use process::{Restore, Vm, VmPlan};
+pub use process::{ONE_ARENA, Vm, VmPlan};
 pub use streams::{Streams, listen};

@@ -32,6 +32,10 @@ const LOST: &str = "flyrun-vmm does not answer";
 const ANSWER_LIMIT: Duration = Duration::from_secs(10);
 const MAX_ANSWER: u64 = 4096;
 
+/// glibc's own: by default each thread has its own heap, which takes longer to make than all that a thread of a monitor or of
+/// flyrun-vmm ever puts there.
+pub const ONE_ARENA: (&str, &str) = ("MALLOC_ARENA_MAX", "1");
+
 /// How long the kernel may take to end flyrun-vmm.
 const END_LIMIT: Timespec = Timespec { tv_sec: 5, tv_nsec: 0 };
 
@@ -55,17 +59,9 @@ pub struct VmPlan {
     /// The cgroup that flyrun-vmm is to be in.
     pub cgroup: Option<PathBuf>,
     /// The snapshot to go on from, instead of a boot.
-    pub restore: Option<Restore>,
+    pub restore: Option<PathBuf>,
     /// The machine's lock, which flyrun-vmm holds too: a machine whose monitor was killed is owned until all of it has ended.
     pub lock: Option<File>,
-}
-
-/// A snapshot that a virtual machine goes on from.
-#[derive(Debug)]
-pub struct Restore {
-    pub directory: PathBuf,
-    /// Whether the machine is to teach exactly which pages the next one will want.
-    pub learn: bool,
 }
 
 /// A running flyrun-vmm. Dropping it ends the machine at once.
@@ -173,6 +169,11 @@ impl Vm {
             post.send(Event::Snapshotted(written.map_err(|error| error.to_string())));
         })
         .context("cannot start a thread")
+    }
+
+    /// Tells flyrun-vmm that guest-init was heard of. Nothing is lost where that fails but time.
+    pub fn read_ahead(&self) {
+        let _ = self.tell("read-ahead");
     }
 
     /// Has what the machine has touched of its memory until now read ahead when another goes on from the snapshot in this
@@ -350,6 +351,7 @@ fn spawn(plan: &VmPlan, spec: &Path, run_dir: &RunDir) -> Result<(Child, UnixStr
     }
     let mut command = Command::new(&plan.vmm);
     command
+        .env(ONE_ARENA.0, ONE_ARENA.1)
         .arg("--spec")
         .arg(spec)
         .arg("--owner")
@@ -368,8 +370,8 @@ fn spawn(plan: &VmPlan, spec: &Path, run_dir: &RunDir) -> Result<(Child, UnixStr
     if let Some(cgroup) = &plan.cgroup {
         command.arg("--cgroup").arg(cgroup);
     }
-    if let Some(Restore { directory, learn }) = &plan.restore {
-        command.arg("--restore").arg(directory).args(learn.then_some("--learn"));
+    if let Some(directory) = &plan.restore {
+        command.arg("--restore").arg(directory);
     }
     if let Some(file) = trace::vmm_file() {
         command.arg("--trace").arg(file);

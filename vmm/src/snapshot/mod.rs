@@ -11,6 +11,7 @@
 //! What cannot be resumed here is refused by name ([`refusal`]), and the owner boots the machine instead. A snapshot file
 //! is foreign input: all of it is checked like a guest's.
 
+pub mod apart;
 pub mod clock;
 pub mod cpu;
 pub mod format;

@@ -26,12 +26,12 @@ use crate::memory::PAGE;
 pub struct Still<'a>(&'a Memory);
 
 /// Some of the image that lies in one piece in this process.
-struct Piece {
-    address: *mut u8,
+pub(super) struct Piece {
+    pub(super) address: *mut u8,
     /// Where the guest has it.
     guest: u64,
     offset: u64,
-    bytes: u64,
+    pub(super) bytes: u64,
 }
 
 /// The length of the image in bytes.
@@ -40,7 +40,7 @@ pub fn image_bytes(memory: &Memory) -> u64 {
 }
 
 /// The parts of `range`, cut where a region ends.
-fn pieces(memory: &Memory, range: Range<u64>) -> impl Iterator<Item = Piece> {
+pub(super) fn pieces(memory: &Memory, range: Range<u64>) -> impl Iterator<Item = Piece> {
     let mut start = 0;
     memory.iter().filter_map(move |region| {
         let (first, end) = (start, start + region.len());
@@ -141,21 +141,6 @@ pub fn read(memory: &Memory, file: &File, range: Range<u64>) -> io::Result<()> {
         }
     }
     Ok(())
-}
-
-/// No more pages than this are mapped apart: each takes some 3 µs, and Linux allows a process 65,530 mappings.
-const MAX_APART: usize = 16 << 10;
-
-/// Has the kernel map each page of those parts by itself when it is touched, and none of its neighbours with it: what is there
-/// is then what was touched. Linux maps no page of another mapping, so that every second page becomes one of its own.
-pub fn map_apart(memory: &Memory, parts: &[Range<u64>]) {
-    let every_second = parts.iter().flat_map(|part| part.clone().step_by(2 * PAGE as usize));
-    for page in every_second.take(MAX_APART / 2) {
-        for piece in pieces(memory, page..page + PAGE) {
-            // SAFETY: the range is guest memory, and the advice, to leave it out of a dump, changes no content.
-            unsafe { libc::madvise(piece.address.cast(), piece.bytes as usize, libc::MADV_DONTDUMP) };
-        }
-    }
 }
 
 /// Has the host's kernel map that part of guest memory now: as it would for the first reading, or writing, of each page.

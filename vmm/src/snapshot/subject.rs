@@ -2,19 +2,21 @@
 
 use std::{
     os::fd::{AsRawFd, IntoRawFd, OwnedFd},
-    sync::PoisonError,
+    sync::{Mutex, PoisonError},
 };
 
 use devices::virtio::{Memory, state::TransportState};
 use kvm_ioctls::{Kvm, VcpuFd, VmFd};
 
 use super::{
+    apart::Apart,
     clock, cpu,
     header::{Header, MemorySummary},
     identity::{DiskId, FileId, KernelId},
     image::{Backing, Plan},
     sections::{MemoryState, State},
     vcpu,
+    working_set::{Ahead, Pages, WorkingSet},
 };
 use crate::{attach::Transport, console::Console, cpuid::Template, spec::VmSpec};
 
@@ -60,6 +62,27 @@ pub struct Subject {
     pub kernel: Kernel,
     /// Where memory comes from.
     pub backing: Backing,
+    /// What is known of the pages that it touches first.
+    pub learning: Mutex<Learning>,
+}
+
+/// What is known of the pages that a machine from a snapshot touches first.
+#[derive(Debug)]
+pub enum Learning {
+    /// The list that came with the snapshot.
+    Known {
+        /// What is touched beside it is compared with this.
+        list: WorkingSet,
+        /// What of it is not read ahead yet.
+        rest: Option<Ahead>,
+    },
+    /// Nothing, so that what is touched is noted.
+    Watched {
+        /// Has the page tables tell it exactly, where the host can do that.
+        apart: Option<Apart>,
+        /// What was touched before the guest's first process was heard of.
+        first: Option<Pages>,
+    },
 }
 
 impl std::fmt::Debug for Subject {

@@ -17,47 +17,100 @@ use serde::{Deserialize, Serialize};
 
 use super::{
     WORKING_SET,
-    image::{Backing, Extent},
+    image::{Backing, Extent, without},
     pages::{self, Touched},
 };
-use crate::{
-    memory::{HUGE_PAGE, PAGE},
-    trace::Trace,
-};
+use crate::memory::{HUGE_PAGE, PAGE};
 
 const MAGIC: [u8; 8] = *b"flywset\x1a";
 /// Magic, version and CRC.
 const HEAD_BYTES: usize = 16;
-const VERSION: u32 = 1;
+const VERSION: u32 = 2;
+/// setpriority(2).
+const LOWEST_PRIORITY: i32 = 19;
+/// Most lists are no longer.
+const EXPECTED_BYTES: usize = 8 << 10;
 /// The longest file that is read, in bytes: 64 GiB in single pages.
 const MAX_FILE_BYTES: u64 = 64 << 20;
 /// The most that is read ahead, in bytes: what takes longer than the machine is worth waiting for.
 const MAX_BYTES: u64 = 64 << 20;
 
-/// Pages of a machine's image.
+/// Pages of a machine's image that were touched, in two parts: a guest that has the first is soon so far that its first process
+/// runs, and has the rest read ahead then.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct WorkingSet {
+    /// What was touched until the guest's first process was heard of.
+    pub first: Pages,
+    /// What was touched later.
+    pub rest: Pages,
+}
+
+/// Pages, by what was done to them.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Pages {
     /// Those that were written, or are of no file.
     pub written: Vec<Extent>,
-    /// Those that were only read, with some of their neighbours unless each page is mapped [apart](pages::map_apart).
+    /// Those that were only read, with some of their neighbours unless pages are mapped [apart](super::apart).
     pub read: Vec<Extent>,
 }
 
-impl WorkingSet {
+/// What is read ahead at one time.
+#[derive(Debug)]
+pub struct Ahead {
+    memory: Memory,
+    written: Vec<Range<u64>>,
+    read: Vec<Range<u64>>,
+}
+
+impl Pages {
     /// What the machine has touched until now of the files that it is mapped from, and of the memory around them that
     /// the host's huge pages cannot back.
     ///
     /// # Errors
     /// The host does not let this process see its page tables.
-    pub fn of(memory: &Memory, backing: &Backing) -> io::Result<Self> {
+    pub fn touched(memory: &Memory, backing: &Backing) -> io::Result<Self> {
         let parts = blocks(backing.mapped(), pages::image_bytes(memory));
         let Touched { written, read } = pages::touched(memory, &parts)?;
         Ok(Self { written: extents(&written), read: extents(&read) })
     }
 
-    /// How many pages there are.
-    pub fn pages(&self) -> u64 {
+    /// How many there are.
+    pub fn count(&self) -> u64 {
         self.written.iter().chain(&self.read).fold(0, |sum, extent| sum.saturating_add(extent.1))
+    }
+
+    /// The parts of them that lie in these parts of memory, which are in order, as far as may be read ahead.
+    fn within(&self, memory: &Memory, parts: &[Range<u64>], left: &mut u64) -> Ahead {
+        let written = within(&self.written, parts, left);
+        let read = within(&self.read, parts, left);
+        Ahead { memory: memory.clone(), written, read }
+    }
+}
+
+impl WorkingSet {
+    /// All that was touched, of which `first` was touched first.
+    pub fn new(first: Pages, all: &Pages) -> Self {
+        let rest = |all: &[Extent], first: &[Extent]| extents(&without(ranges(all), &ranges(first)));
+        // What was read first may have been written later.
+        let rest = Pages { written: rest(&all.written, &first.written), read: rest(&all.read, &first.read) };
+        Self { first, rest }
+    }
+
+    /// Whether so much else was written that it is better learned anew.
+    pub fn is_outdated(&self, all: &Pages) -> bool {
+        let count =
+            |extents: &[Extent]| extents.iter().fold(0, |sum: u64, extent| sum.saturating_add(extent.1));
+        let Self { first, rest } = self;
+        let others = without(without(ranges(&all.written), &ranges(&first.written)), &ranges(&rest.written));
+        count(&extents(&others)) > (count(&first.written) + count(&rest.written)) / 2
+    }
+
+    /// Removes that of a snapshot, so that the next that goes on from there learns it.
+    ///
+    /// # Errors
+    /// The host's.
+    pub fn forget(dir: &Path) -> io::Result<()> {
+        fs::remove_file(dir.join(WORKING_SET))
     }
 
     /// Writes it beside a snapshot, whole or not at all.
@@ -79,8 +132,8 @@ impl WorkingSet {
 
     /// That of the snapshot, if there is one that can be read.
     pub fn read(dir: &Path) -> Option<Self> {
-        let mut bytes = Vec::new();
         let file = File::options().read(true).custom_flags(libc::O_NONBLOCK).open(dir.join(WORKING_SET));
+        let mut bytes = Vec::with_capacity(EXPECTED_BYTES);
         file.ok()?.take(MAX_FILE_BYTES).read_to_end(&mut bytes).ok()?;
         let (found, payload) = bytes.split_first_chunk::<HEAD_BYTES>()?;
         if *found != head(payload) {
@@ -89,28 +142,44 @@ impl WorkingSet {
         postcard::from_bytes(payload).ok()
     }
 
-    /// Has these pages of the restored memory there, for this process and, where KVM can do that, for the guest. What
-    /// does not work is left to be done when the guest touches it.
-    pub fn prepare(
-        &self,
-        memory: &Memory,
-        mapped: &[Range<u64>],
-        vcpu: Option<BorrowedFd<'_>>,
-        trace: &Trace,
-    ) {
+    /// What of it is in this memory, mapped from these parts of files: the first part, and the rest.
+    pub fn ahead(&self, memory: &Memory, mapped: &[Range<u64>]) -> (Ahead, Ahead) {
         let mut left = MAX_BYTES;
         let parts = blocks(mapped, pages::image_bytes(memory));
-        let written = within(&self.written, &parts, &mut left);
-        let read = within(&self.read, &parts, &mut left);
-        written.iter().for_each(|range| pages::populate(memory, range.clone(), true));
-        trace.step("pages to be written made");
-        let all = joined(written.iter().chain(&read).cloned().collect());
+        let first = self.first.within(memory, &parts, &mut left);
+        (first, self.rest.within(memory, &parts, &mut left))
+    }
+}
+
+impl Ahead {
+    /// Has the pages that will be written there, for this process. Cheaper before KVM has the memory, which it is told about
+    /// each of them.
+    pub fn make(&self) {
+        self.written.iter().for_each(|range| pages::populate(&self.memory, range.clone(), true));
+    }
+
+    /// Has all pages there, for this process and, where KVM can do that, for the guest. What does not work is left to be done
+    /// when the guest touches it. The vCPU does not run.
+    pub fn give(&self, vcpu: BorrowedFd<'_>) {
+        let all = joined(self.written.iter().chain(&self.read).cloned().collect());
         // KVM has this process map what it does not have yet.
-        let given =
-            vcpu.map(|vcpu| all.iter().try_for_each(|range| pages::fault_in(memory, range.clone(), vcpu)));
-        if !matches!(given, Some(Ok(()))) {
-            read.iter().for_each(|range| pages::populate(memory, range.clone(), false));
+        let given = all.iter().try_for_each(|range| pages::fault_in(&self.memory, range.clone(), vcpu));
+        if given.is_err() {
+            self.read.iter().for_each(|range| pages::populate(&self.memory, range.clone(), false));
         }
+    }
+
+    /// Has all pages there for this process, by a thread that takes no time from a vCPU. What the guest touches meanwhile is there
+    /// sooner.
+    pub fn in_background(self) {
+        let populate = move || {
+            // The thread's own. With the priority of all others it is of use too.
+            let _ = rustix::process::setpriority_process(None, LOWEST_PRIORITY);
+            self.make();
+            self.read.iter().for_each(|range| pages::populate(&self.memory, range.clone(), false));
+        };
+        // Without a thread, nothing is read ahead.
+        let _ = std::thread::Builder::new().name("read-ahead".into()).stack_size(64 << 10).spawn(populate);
     }
 }
 
@@ -139,6 +208,13 @@ fn joined(mut ranges: Vec<Range<u64>>) -> Vec<Range<u64>> {
     joined
 }
 
+fn ranges(extents: &[Extent]) -> Vec<Range<u64>> {
+    let range = |Extent(first, count): &Extent| {
+        first.saturating_mul(PAGE)..first.saturating_add(*count).saturating_mul(PAGE)
+    };
+    extents.iter().map(range).collect()
+}
+
 fn extents(ranges: &[Range<u64>]) -> Vec<Extent> {
     ranges.iter().map(|range| Extent(range.start / PAGE, (range.end - range.start) / PAGE)).collect()
 }
@@ -164,13 +240,18 @@ fn within(extents: &[Extent], mapped: &[Range<u64>], left: &mut u64) -> Vec<Rang
 
 #[cfg(test)]
 mod tests {
+    use std::os::fd::AsFd;
+
     use vm_memory::{Bytes, GuestAddress};
 
     use super::*;
+    use crate::snapshot::apart::Apart;
     use crate::{memory::reserve, snapshot::sections::MemoryState};
 
     fn set() -> WorkingSet {
-        WorkingSet { written: vec![Extent(3, 2), Extent(9, 1)], read: vec![Extent(20, 4)] }
+        let first = Pages { written: vec![Extent(3, 2)], read: vec![Extent(20, 4)] };
+        let rest = Pages { written: vec![Extent(9, 1)], read: vec![] };
+        WorkingSet { first, rest }
     }
 
     #[test]
@@ -179,7 +260,7 @@ mod tests {
         assert_eq!(WorkingSet::read(dir.path()), None);
         set().write(dir.path()).unwrap();
         assert_eq!(WorkingSet::read(dir.path()), Some(set()));
-        assert_eq!(set().pages(), 7);
+        assert_eq!((set().first.count(), set().rest.count()), (6, 1));
         assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 1);
     }
 
@@ -197,6 +278,17 @@ mod tests {
             fs::write(&path, &good[..index]).unwrap();
             assert_eq!(WorkingSet::read(dir.path()), None, "{index}");
         }
+    }
+
+    #[test]
+    fn the_rest_is_what_was_not_touched_or_not_written_before() {
+        let first = Pages { written: vec![Extent(3, 2)], read: vec![Extent(20, 4)] };
+        let all =
+            Pages { written: vec![Extent(2, 4), Extent(21, 1)], read: vec![Extent(20, 1), Extent(22, 9)] };
+        let set = WorkingSet::new(first.clone(), &all);
+        assert_eq!(set.first, first);
+        let written = vec![Extent(2, 1), Extent(5, 1), Extent(21, 1)];
+        assert_eq!(set.rest, Pages { written, read: vec![Extent(24, 7)] });
     }
 
     #[test]
@@ -222,38 +314,46 @@ mod tests {
             (memory, backing)
         };
         let (memory, backing) = restored();
-        assert_eq!(WorkingSet::of(&memory, &backing).unwrap(), WorkingSet::default());
+        assert_eq!(Pages::touched(&memory, &backing).unwrap(), Pages::default());
         memory.write_obj(1u8, GuestAddress(5 * PAGE)).unwrap();
         memory.write_obj(1u8, GuestAddress(6 * PAGE)).unwrap();
         memory.read_obj::<u8>(GuestAddress(700 * PAGE)).unwrap();
-        let touched = WorkingSet::of(&memory, &backing).unwrap();
+        let touched = Pages::touched(&memory, &backing).unwrap();
         assert_eq!(touched.written, [Extent(5, 2)]);
         assert!(touched.read.iter().any(|Extent(first, count)| (*first..first + count).contains(&700)));
 
         let (memory, backing) = restored();
-        touched.prepare(&memory, backing.mapped(), None, &Trace::off());
-        let again = WorkingSet::of(&memory, &backing).unwrap();
+        let (first, rest) = WorkingSet::new(Pages::default(), &touched).ahead(&memory, backing.mapped());
+        assert!(first.written.is_empty() && first.read.is_empty());
+        rest.make();
+        // What is no vCPU gives nothing to a guest.
+        rest.give(File::open("/dev/null").unwrap().as_fd());
+        let again = Pages::touched(&memory, &backing).unwrap();
         assert_eq!(again.written, touched.written);
-        assert!(again.pages() >= touched.pages());
+        assert!(again.count() >= touched.count());
         assert_eq!(memory.read_obj::<u8>(GuestAddress(5 * PAGE)).unwrap(), 7);
     }
 
     #[test]
     fn pages_that_are_mapped_apart_are_touched_without_their_neighbours() {
-        let dir = tempfile::tempdir().unwrap();
+        // In memory, where no file system keeps several pages as one.
+        let dir = tempfile::tempdir_in("/dev/shm").unwrap();
         let mut file = File::create(dir.path().join(super::super::MEMORY)).unwrap();
         file.write_all(&vec![7; 4 << 20]).unwrap();
         let memory = reserve(4).unwrap();
         // The rest of the second 2 MiB is of no file.
         let state = MemoryState { extents: None, data: Some(vec![Extent(0, 800)]) };
         let backing = Backing::restore(dir.path(), &memory, &state).unwrap();
-        pages::map_apart(&memory, backing.mapped());
+        let Ok(_apart) = Apart::new(&memory, backing.mapped()) else {
+            eprintln!("skipped: this host cannot map pages apart");
+            return;
+        };
         for page in [3, 100, 101, 700] {
             assert_eq!(memory.read_obj::<u8>(GuestAddress(page * PAGE)).unwrap(), 7);
         }
         memory.write_obj(1u8, GuestAddress(9 * PAGE)).unwrap();
         memory.write_obj(1u8, GuestAddress(900 * PAGE)).unwrap();
-        let touched = WorkingSet::of(&memory, &backing).unwrap();
+        let touched = Pages::touched(&memory, &backing).unwrap();
         assert_eq!(touched.read, [Extent(3, 1), Extent(100, 2), Extent(700, 1)]);
         assert_eq!(touched.written, [Extent(9, 1), Extent(900, 1)]);
     }
