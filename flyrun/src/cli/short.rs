@@ -9,20 +9,27 @@ use super::{Cli, Command, Places, run, start, suspend};
 
 #[derive(Debug, Parser)]
 #[command(name = "flyrun", disable_help_flag = true, disable_version_flag = true)]
-struct Short {
+struct Short<T: Subcommand> {
     #[command(flatten)]
     places: Places,
     #[command(subcommand)]
-    command: Known,
+    command: T,
 }
 
+/// Those that name machines.
 #[derive(Debug, Subcommand)]
 #[command(disable_help_subcommand = true)]
-enum Known {
+enum OfMachines {
     Resume(suspend::Resume),
-    Run(Box<run::Arguments>),
     Start(start::Arguments),
     Suspend(suspend::Suspend),
+}
+
+/// The one with as many options as all of those and some more.
+#[derive(Debug, Subcommand)]
+#[command(disable_help_subcommand = true)]
+enum OfAnImage {
+    Run(Box<run::Arguments>),
 }
 
 /// `None` for all other command lines, and for those with mistakes or questions, which the whole definition answers.
@@ -31,12 +38,22 @@ pub fn read() -> Option<Cli> {
 }
 
 fn read_from(words: impl IntoIterator<Item = OsString>) -> Option<Cli> {
+    let words: Vec<_> = words.into_iter().collect();
+    // Wherever it stands, as behind an option's value.
+    let command = words.iter().skip(1).find_map(|word| match word.to_str()? {
+        word @ ("resume" | "run" | "start" | "suspend") => Some(word),
+        _ => None,
+    })?;
+    if command == "run" {
+        let short = Short::try_parse_from(words).ok()?;
+        let OfAnImage::Run(arguments) = short.command;
+        return Some(Cli { places: short.places, command: Command::Run(arguments) });
+    }
     let short = Short::try_parse_from(words).ok()?;
     let command = match short.command {
-        Known::Resume(arguments) => Command::Resume(arguments),
-        Known::Run(arguments) => Command::Run(arguments),
-        Known::Start(arguments) => Command::Start(arguments),
-        Known::Suspend(arguments) => Command::Suspend(arguments),
+        OfMachines::Resume(arguments) => Command::Resume(arguments),
+        OfMachines::Start(arguments) => Command::Start(arguments),
+        OfMachines::Suspend(arguments) => Command::Suspend(arguments),
     };
     Some(Cli { places: short.places, command })
 }
@@ -77,6 +94,7 @@ mod tests {
             "flyrun run --rn alpine",
             "flyrun --version",
             "flyrun start -x a",
+            "flyrun --root run resume web",
         ] {
             assert!(read_from(words(line)).is_none(), "{line}");
         }

@@ -11,6 +11,7 @@ use crate::exit_code::ExitCode;
 use crate::machine::Owned;
 use crate::paths::{Library, Part, Paths};
 use crate::trace;
+use crate::vm::ONE_ARENA;
 
 /// What a new monitor says on its standard output, as one line of JSON.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -41,6 +42,7 @@ pub fn spawn(paths: &Paths, machine: Owned) -> Result<()> {
     let log = machine.directory().join("monitor.log");
     let log = File::create(&log).context(format!("cannot write {}", log.display()))?;
     let mut child = Command::new(&program)
+        .env(ONE_ARENA.0, ONE_ARENA.1)
         .arg("--root")
         .arg(&paths.root)
         .arg("--run-dir")
