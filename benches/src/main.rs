@@ -14,6 +14,7 @@ mod run;
 mod serve;
 mod suspend;
 mod trace;
+mod user_space;
 
 use std::{path::PathBuf, process::ExitCode};
 

@@ -22,6 +22,7 @@ use crate::{
     report::Report,
     run::milliseconds,
     trace::{self, Step},
+    user_space,
 };
 
 const NAME: &str = "bench";
@@ -31,8 +32,9 @@ const SIGN: u8 = b'T';
 /// A suspended machine's rest, of virtual time.
 const REST: Duration = Duration::from_millis(500);
 
-/// resume.spawn_to_user, until guest-init, the first that runs in the guest's user space, was heard of; resume.spawn_to_workload,
-/// until the workload wrote; the steps of both, exits and page faults, suspend.command, and the same with a network.
+/// resume.spawn_to_user, until the guest runs in user space; resume.spawn_to_hello, until guest-init, which is the first there, was
+/// heard of; resume.spawn_to_workload, until the workload wrote; the steps of all, exits and page faults, suspend.command, and the
+/// same with a network.
 pub fn measure(flyrun: &Path, image: &str, runs: u32, report: &mut Report) -> Result<()> {
     let pulled = Command::new(flyrun).args(["pull", image]).stdout(Stdio::null()).status()?;
     anyhow::ensure!(pulled.success(), "flyrun pull {image} ended with {pulled}");
@@ -83,6 +85,8 @@ struct Resume {
     began_us: u64,
     /// From then to the first sign of the workload.
     to_workload_ms: f64,
+    /// When KVM first entered the guest in user space.
+    user_us: Option<u64>,
     /// Where all processes that take part write down their steps.
     traces: TempDir,
 }
@@ -101,18 +105,26 @@ impl Resume {
         Ok(steps)
     }
 
-    /// From the command's start until its monitor has read guest-init's first word: a little more than until guest-init ran.
-    fn to_user_ms(&self) -> Result<f64> {
+    /// From the command's start until its monitor has read guest-init's first word.
+    fn to_hello_ms(&self) -> Result<f64> {
         let steps = self.steps()?;
         let heard = steps.iter().find(|step| step.name == "monitor: guest-init connected");
         let heard = heard.context("no monitor tells that guest-init has connected")?;
         Ok(heard.at_us.saturating_sub(self.began_us) as f64 / 1000.0)
     }
 
+    /// Until its first instruction in user space, or a little more: guest-init runs there before its first word.
+    fn to_user_ms(&self) -> Result<f64> {
+        let entered = self.user_us.map(|at_us| at_us.saturating_sub(self.began_us) as f64 / 1000.0);
+        Ok(self.to_hello_ms()?.min(entered.unwrap_or(f64::INFINITY)))
+    }
+
     fn tell(resumes: &[Resume], name: &str, report: &mut Report) -> Result<()> {
         let to_user = resumes.iter().map(Resume::to_user_ms).collect::<Result<Vec<_>>>()?;
         let to_workload: Vec<_> = resumes.iter().map(|resume| resume.to_workload_ms).collect();
+        let to_hello = resumes.iter().map(Resume::to_hello_ms).collect::<Result<Vec<_>>>()?;
         report.add(format!("{name}.spawn_to_user"), "ms_virtual", &to_user);
+        report.add(format!("{name}.spawn_to_hello"), "ms_virtual", &to_hello);
         report.add(format!("{name}.spawn_to_workload"), "ms_virtual", &to_workload);
         Ok(())
     }
@@ -162,17 +174,19 @@ impl<'a> Machine<'a> {
         let traces = tempfile::tempdir()?;
         let mut command = self.command(&["resume"]);
         command.env("FLYRUN_TRACE", traces.path());
+        let entries = user_space::Watch::begin()?;
         let (began, began_us) = (Instant::now(), trace::now_us());
         let mut child = command.spawn()?;
         self.wait_for_sign(&watch, length)?;
         let to_workload_ms = milliseconds(began.elapsed());
+        let user_us = entries.first_us()?;
         let status = child.wait()?;
         anyhow::ensure!(status.success(), "flyrun resume ended with {status}");
         let told = Command::new(self.flyrun).args(["inspect", NAME]).output()?;
         let told: serde_json::Value = serde_json::from_slice(&told.stdout)?;
         let kind = told.pointer("/0/last_start/kind").and_then(serde_json::Value::as_str);
         anyhow::ensure!(kind == Some("resumed"), "the machine was not resumed: {told}");
-        Ok(Resume { began_us, to_workload_ms, traces })
+        Ok(Resume { began_us, to_workload_ms, user_us, traces })
     }
 
     fn watch(&self) -> Result<OwnedFd> {
