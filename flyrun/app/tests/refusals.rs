@@ -199,7 +199,11 @@ fn a_certificate_is_ordered_only_where_that_can_succeed() {
     for email in ["a", "a@", "@a", "mailto:a@b?cc=c", "a@b,c@d", "a b@c"] {
         one(&format!("{HTTP}{named}{ACME}\nacme.email = '{email}'"), "7:14", &["admin@example.com"]);
     }
-    one(&format!("{PORT}port = 80\nhandlers = ['http']\n{named}{ACME}"), "10:1", &["no port has the handler"]);
+    one(
+        &format!("{PORT}port = 80\nhandlers = ['http']\n{named}{ACME}"),
+        "10:1",
+        &["no port has the handler"],
+    );
     one(
         &format!("{PORT}port = 8443\nhandlers = ['tls']\n{named}{ACME}"),
         "10:1",
@@ -208,8 +212,8 @@ fn a_certificate_is_ordered_only_where_that_can_succeed() {
     let wildcard = "[flyrun]\nhostnames = ['shop.example.com', '*.shop.example.com']\n";
     one(
         &format!("{HTTP}{wildcard}{ACME}"),
-        "5:33",
-        &["'*.shop.example.com' is no host name", "[[flyrun.tls]]"],
+        "5:34",
+        &["'*.shop.example.com' takes a wildcard", "[[flyrun.tls]]"],
     );
     let files = "tls = { certificate = 'c', key = 'k' }";
     assert_eq!(with(&format!("{HTTP}{wildcard}{files}\n{ACME}")), [""; 0]);

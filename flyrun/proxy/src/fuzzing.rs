@@ -111,7 +111,7 @@ pub fn requests(bytes: &[u8], piece: usize) {
 
 fn passed_on(head: RequestHead) {
     let text = |text: &'static str| HeaderValue::from_static(text);
-    let told = Told { address: text("192.0.2.1"), port: text("80"), is_tls: false };
+    let told = Told::of(std::net::Ipv4Addr::new(192, 0, 2, 1).into(), 80, false);
     let (size, target, method) = (head.size, head.target.clone(), head.method.clone());
     let authority = head.host.clone().unwrap_or(Bytes::from_static(b"app"));
     let mut outbound = Outbound {

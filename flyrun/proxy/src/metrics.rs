@@ -41,6 +41,8 @@ pub struct Metrics {
     pub(crate) accept_errors: AtomicU64,
     /// Handshakes that failed.
     pub(crate) tls_errors: AtomicU64,
+    /// Connections of trusted proxies that did not begin with the header that they were to begin with.
+    pub(crate) proxy_protocol_errors: AtomicU64,
     /// Requests that were refused before an app was known.
     pub(crate) refused: AtomicU64,
 }
@@ -158,6 +160,11 @@ impl Metrics {
                 &self.accept_errors,
             ),
             ("fly_edge_tls_handshake_errors", "Handshakes that failed.", &self.tls_errors),
+            (
+                "flyrun_edge_proxy_protocol_errors_count",
+                "Connections of trusted proxies without the header of the PROXY protocol.",
+                &self.proxy_protocol_errors,
+            ),
             (
                 "flyrun_edge_requests_refused_count",
                 "Requests refused before an app was known.",

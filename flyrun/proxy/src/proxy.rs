@@ -26,7 +26,7 @@ use crate::routes::{Route, Routes};
 use crate::shared::{Connection, Door, Peer, Shared};
 use crate::socket::{self, Read, Socket, Write};
 use crate::tls::Certificates;
-use crate::{h2, tcp};
+use crate::{h2, proxy_protocol, tcp};
 
 /// An app, and where the files that it names are.
 #[derive(Clone, Debug)]
@@ -247,8 +247,8 @@ impl PerClient {
 async fn serve<M: Machines>(
     shared: &Arc<Shared<M>>,
     port: u16,
-    socket: Socket,
-    client: SocketAddr,
+    mut socket: Socket,
+    mut client: SocketAddr,
     connection: Arc<Connection>,
 ) {
     let routes = shared.routes.load_full();
@@ -256,7 +256,18 @@ async fn serve<M: Machines>(
     let Some(of_port) = routes.port(port) else { return };
     let Some(first) = of_port.first().cloned() else { return };
     let server = socket.local_addr().unwrap_or(SocketAddr::from(([0, 0, 0, 0], port)));
-    let server = SocketAddr::new(server.ip(), port);
+    let mut server = SocketAddr::new(server.ip(), port);
+    if of_port.begins_with_a_header(client.ip()) {
+        let header = proxy_protocol::read(&mut socket);
+        match tokio::time::timeout(shared.options.tls_handshake_timeout, header).await {
+            Ok(Ok(Some(ends))) => (client, server) = ends,
+            Ok(Ok(None)) => {}
+            Ok(Err(_)) | Err(_) => {
+                shared.metrics.proxy_protocol_errors.fetch_add(1, Relaxed);
+                return;
+            }
+        }
+    }
     if !first.is_tls {
         let (read, write) = socket::plain(&socket);
         let route = of_port.without_name().cloned().unwrap_or(first);

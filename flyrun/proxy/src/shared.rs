@@ -6,7 +6,6 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Context, Poll, Waker};
 
 use arc_swap::ArcSwap;
-use http::HeaderValue;
 use tokio::sync::Notify;
 
 use crate::access::Log;
@@ -148,9 +147,7 @@ impl Peer {
         connection: Arc<Connection>,
     ) -> Peer {
         let address = address.to_canonical();
-        let value =
-            |text: String| HeaderValue::from_str(&text).unwrap_or(HeaderValue::from_static("unknown"));
-        let told = Told { address: value(address.to_string()), port: port.into(), is_tls };
+        let told = Told::of(address, port, is_tls);
         Peer { address, port, told, named, leases: None, connection }
     }
 }

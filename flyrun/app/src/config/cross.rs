@@ -126,7 +126,7 @@ fn acme_can_do_its_work(draft: &Draft, log: &Log<'_>) {
             log.advise(
                 *at,
                 format!(
-                    "'{name}' is no host name that a certificate can be ordered for by what this server does"
+                    "'{name}' takes a wildcard certificate, which is ordered by records in the DNS: flyrun does not"
                 ),
                 "Name each host, or a certificate for these under [[flyrun.tls]].",
             );
