@@ -94,7 +94,7 @@ pub(crate) async fn handle<M: Machines, I: Incoming, R: Respond>(
     story.client = believed.as_ref().map_or(peer.address, |believed| believed.address);
     let end = match &route {
         Err(own) => Err(End::Own(Own::new(own.status, own.why.clone()))),
-        Ok(route) => match redirect(route, told, &ask) {
+        Ok(route) => match proof(shared, peer, &ask).or_else(|| redirect(route, told, &ask)) {
             Some(own) => Err(End::Own(own)),
             None => {
                 let deadlines = Deadlines::new(story.start.into(), route.body_timeout, route.total_timeout);
@@ -109,8 +109,7 @@ pub(crate) async fn handle<M: Machines, I: Incoming, R: Respond>(
         Ok(()) => {}
         Err(End::Own(own)) => {
             story.status = own.status.as_u16();
-            let detail = own.detail.clone().map(|detail| format!(": {detail}")).unwrap_or_default();
-            story.error = Some(format!("{}{detail}", own.why));
+            story.error = own.error();
             let limit =
                 route.as_ref().and_then(|route| route.http()).map_or(OWN_LIMIT, |http| http.idle_timeout);
             match own.send(respond, &story.method, &id, watch, limit).await {
@@ -239,6 +238,16 @@ fn find<M>(shared: &Shared<M>, peer: &Peer, authority: &[u8]) -> Result<Arc<Rout
 /// What a proxy in front says, if the app trusts this one.
 fn believe(route: &Route, peer: &Peer, fields: &HeaderMap) -> Option<Believed> {
     believed::read(peer.address, &peer.told, &route.trusted_proxies, fields)
+}
+
+/// What a certificate authority asks for: over plain HTTP, whatever an app forces.
+fn proof<M>(shared: &Shared<M>, peer: &Peer, ask: &Ask) -> Option<Own> {
+    match &ask.target {
+        Target::Path(path) if ask.method.is_safe() && !peer.told.is_tls => {
+            shared.challenges.document(path.path()).map(Own::document)
+        }
+        _ => None,
+    }
 }
 
 /// `force_https`.

@@ -3,7 +3,7 @@
 //!
 //! A request goes one way, in one task, and each step is a module:
 //!
-//! 1. `proxy`: a connection is accepted and counted; TLS (`tls`) is agreed on by SNI;
+//! 1. `proxy`: a connection is accepted and counted; TLS (`tls`) is agreed on by SNI. An authority that looks is shown its proof (`challenges`);
 //! 2. `h1::server` or `h2::server`: the head is read, strictly. HTTP/1.1 is our own ([RFC 9112]): what two recipients could
 //!    read as two different messages is refused, and no byte of it goes on. HTTP/2 is the h2 crate's;
 //! 3. `routes`: the host name finds the app. What is served is replaced as a whole; requests under way keep their route;
@@ -48,7 +48,9 @@
 mod access;
 mod backend;
 mod believed;
+mod challenges;
 mod date;
+mod facts;
 mod fields;
 mod forward;
 #[doc(hidden)]
@@ -77,6 +79,8 @@ mod watch;
 mod wire;
 
 pub use access::{Log, Record};
+pub use challenges::{Challenges, Proof};
+pub use facts::Facts;
 pub use machines::{Failure, Lease, Machines, Refusal, Steer, Want};
 pub use metrics::Metrics;
 pub use options::Options;

@@ -4,6 +4,7 @@
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
+use std::path::PathBuf;
 use std::sync::atomic::{AtomicI64, AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -212,6 +213,18 @@ impl Histogram {
         }
         self.micros.fetch_add(micros, Relaxed);
     }
+}
+
+/// How long certificates hold, by their files. Those of an app that is served no more are none.
+pub(crate) fn render_certificates(text: &mut String, left: &[(PathBuf, f64)]) {
+    let mut page = Page { text: std::mem::take(text), apps: Vec::new() };
+    let name = "flyrun_certificate_expiry_seconds";
+    page.family(name, "gauge", "Seconds until a certificate holds no more, below zero afterwards.");
+    for (file, left) in left {
+        let file = file.to_string_lossy();
+        let _ = writeln!(page.text, "{name}{{file=\"{}\"}} {left:.0}", Escaped(&file));
+    }
+    *text = page.text;
 }
 
 struct Page {

@@ -10,6 +10,7 @@ use tokio::sync::Notify;
 
 use crate::access::Log;
 use crate::backend::Lives;
+use crate::challenges::Challenges;
 use crate::fields::Told;
 use crate::held::Leases;
 use crate::metrics::Metrics;
@@ -27,6 +28,7 @@ pub(crate) struct Shared<M> {
     pub metrics: Metrics,
     pub routes: ArcSwap<Routes>,
     pub certificates: Certificates,
+    pub challenges: Arc<Challenges>,
     pub lives: Arc<Lives>,
     pub door: Arc<Door>,
     /// Bytes of request bodies that are kept for fly-replay.
