@@ -238,4 +238,16 @@ mod tests {
             assert_eq!(read_all(bytes).0, Err(NoHeader), "{:?}", String::from_utf8_lossy(bytes));
         }
     }
+
+    proptest::proptest! {
+        #[test]
+        fn any_bytes_are_a_header_or_none(bytes in proptest::collection::vec(proptest::num::u8::ANY, 0..200), version in 0..3) {
+            let start: &[u8] = match version {
+                0 => b"",
+                1 => b"PROXY TCP4 1.2.3.4 ",
+                _ => b"\r\n\r\n\0\r\nQUIT\n\x21\x21\0\x24",
+            };
+            crate::fuzzing::proxy_header(&[start, &bytes].concat());
+        }
+    }
 }
