@@ -18,6 +18,7 @@ mod run_images;
 mod run_streams;
 mod secrets;
 mod serve;
+mod serve_edge;
 mod signals;
 mod snapshots;
 mod store;

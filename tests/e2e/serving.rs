@@ -18,13 +18,20 @@ pub struct Serving {
     directory: TempDir,
     process: Option<Background>,
     apps: Vec<String>,
+    flags: Vec<String>,
 }
 
 impl Serving {
     /// Serves these files, each a name and a text.
     pub fn start(files: &[(&str, &str)]) -> Serving {
-        let mut serving =
-            Serving { lab: Lab::new(""), directory: scratch(), process: None, apps: Vec::new() };
+        Serving::start_with(&[], files)
+    }
+
+    /// The same, with flags.
+    pub fn start_with(flags: &[&str], files: &[(&str, &str)]) -> Serving {
+        let flags = flags.iter().map(|flag| flag.to_string()).collect();
+        let (lab, directory) = (Lab::new(""), scratch());
+        let mut serving = Serving { lab, directory, process: None, apps: Vec::new(), flags };
         std::fs::create_dir(serving.path()).unwrap();
         for (app, text) in files {
             serving.apps.push(app.to_string());
@@ -49,7 +56,8 @@ impl Serving {
     /// Starts it, where it has ended.
     pub fn again(&mut self) {
         let path = self.path().display().to_string();
-        let words = ["serve", "--json", "--metrics", "127.0.0.1:9464", &path];
+        let flags: Vec<_> = self.flags.iter().map(String::as_str).collect();
+        let words = [&["serve", "--json", "--metrics", "127.0.0.1:9464"], &*flags, &[&path]].concat();
         self.process = Some(self.lab.background(&words, &self.directory.path().join("log")));
         wait_until("it serves", || self.log().contains("\"serving\""));
     }

@@ -57,6 +57,11 @@ port = 1
 processes = ["p"]
 [deploy]
 [flyrun]
+trusted_proxies = ["192.0.2.1"]
+hostnames = ["h"]
+[flyrun.acme]
+terms_of_service_agreed = true
+directory = "https://a"
 [[flyrun.tls]]
 certificate = "c"
 key = "k"
@@ -243,12 +248,20 @@ const CHANGES: &[(&str, &str, &str, &str)] = &[
         "[[metrics]]\nport = 1\nprocesses = [\"p\"]",
         "[[metrics]]\nport = 1\nprocesses = [\"q\"]",
     ),
-    ("[flyrun]", "hostnames", "[flyrun]", "[flyrun]\nhostnames = [\"z\"]"),
+    ("[flyrun]", "hostnames", "\"h\"", "\"z\""),
     ("[flyrun]", "idle_timeout", "[flyrun]", "[flyrun]\nidle_timeout = 7"),
     ("[flyrun]", "start_timeout", "[flyrun]", "[flyrun]\nstart_timeout = 7"),
     ("[flyrun]", "queue_timeout", "[flyrun]", "[flyrun]\nqueue_timeout = 7"),
     ("[flyrun]", "queue_limit", "[flyrun]", "[flyrun]\nqueue_limit = 7"),
     ("[flyrun]", "max_machines", "[flyrun]", "[flyrun]\nmax_machines = 2"),
+    ("[flyrun]", "body_timeout", "[flyrun]", "[flyrun]\nbody_timeout = 7"),
+    ("[flyrun]", "total_timeout", "[flyrun]", "[flyrun]\ntotal_timeout = 7"),
+    ("[flyrun]", "trusted_proxies", "\"192.0.2.1\"", "\"192.0.2.0/24\""),
+    ("[flyrun]", "accept_proxy_protocol", "[flyrun]", "[flyrun]\naccept_proxy_protocol = true"),
+    ("[flyrun]", "acme", "directory = \"https://a\"", "directory = \"https://z\""),
+    ("[flyrun.acme]", "directory", "directory = \"https://a\"", "directory = \"https://z\""),
+    ("[flyrun.acme]", "email", "[flyrun.acme]", "[flyrun.acme]\nemail = \"a@b\""),
+    ("[flyrun.acme]", "ca", "[flyrun.acme]", "[flyrun.acme]\nca = \"c\""),
     ("[flyrun]", "tls", "certificate = \"c\"", "certificate = \"z\""),
     ("[[flyrun.tls]]", "certificate", "certificate = \"c\"", "certificate = \"z\""),
     ("[[flyrun.tls]]", "key", "key = \"k\"", "key = \"z\""),
@@ -260,6 +273,7 @@ const ONE_VALUE: &[(&str, &str)] = &[
     ("[[http_service.checks]]", "protocol"),
     ("[[services.http_checks]]", "protocol"),
     ("[checks.NAME]", "protocol"),
+    ("[flyrun.acme]", "terms_of_service_agreed"),
 ];
 
 fn app(text: &str, place: (&str, &str)) -> App {

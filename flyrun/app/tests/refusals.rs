@@ -184,6 +184,57 @@ fn contradictions_are_found() {
     one("[[metrics]]\nport = 1\n[[metrics]]\nport = 2", "5:1", &["another [[metrics]] for 'app'"]);
 }
 
+const ACME: &str = "acme.terms_of_service_agreed = true";
+
+#[test]
+fn a_certificate_is_ordered_only_where_that_can_succeed() {
+    let named = "[flyrun]\nhostnames = ['shop.example.com']\n";
+    assert_eq!(with(&format!("{HTTP}{named}{ACME}")), [""; 0]);
+    one(&format!("{HTTP}[flyrun]\n{ACME}"), "5:1", &["the app has none", "hostnames = ["]);
+    one(&format!("{HTTP}{named}acme = {{}}"), "6:8", &["'terms_of_service_agreed' is missing"]);
+    one(&format!("{HTTP}{named}acme.terms_of_service_agreed = false"), "6:32", &["is false", "agreed to"]);
+    for url in ["http://a/dir", "https://", "https:///a", "a"] {
+        one(&format!("{HTTP}{named}{ACME}\nacme.directory = '{url}'"), "7:18", &["begins with https://"]);
+    }
+    for email in ["a", "a@", "@a", "mailto:a@b?cc=c", "a@b,c@d", "a b@c"] {
+        one(&format!("{HTTP}{named}{ACME}\nacme.email = '{email}'"), "7:14", &["admin@example.com"]);
+    }
+    one(
+        &format!("{PORT}port = 80\nhandlers = ['http']\n{named}{ACME}"),
+        "10:1",
+        &["no port has the handler"],
+    );
+    one(
+        &format!("{PORT}port = 8443\nhandlers = ['tls']\n{named}{ACME}"),
+        "10:1",
+        &["looks at port 80", "Add one of these ports"],
+    );
+    let wildcard = "[flyrun]\nhostnames = ['shop.example.com', '*.shop.example.com']\n";
+    one(
+        &format!("{HTTP}{wildcard}{ACME}"),
+        "5:34",
+        &["'*.shop.example.com' takes a wildcard", "[[flyrun.tls]]"],
+    );
+    let files = "tls = { certificate = 'c', key = 'k' }";
+    assert_eq!(with(&format!("{HTTP}{wildcard}{files}\n{ACME}")), [""; 0]);
+    let many: Vec<_> = (0..101).map(|number| format!("'a{number}.example.com'")).collect();
+    let many = format!("[flyrun]\nhostnames = [{}]\n", many.join(", "));
+    one(&format!("{HTTP}{many}{ACME}"), "6:1", &["101 host names", "100 at most"]);
+}
+
+#[test]
+fn proxies_in_front_are_named() {
+    let proxies = |list: &str| with(&format!("[flyrun]\ntrusted_proxies = [{list}]"));
+    assert_eq!(proxies("'10.0.0.0/8', '192.0.2.1', '2001:db8::/32', '::1', '::ffff:192.0.2.0/120'"), [""; 0]);
+    for bad in ["10.0.0.0/33", "example.com", "10.0.0", "10.0.0.1:80", "", "::ffff:1.2.3.4/90"] {
+        one(&format!("[flyrun]\ntrusted_proxies = ['{bad}']"), "4:20", &["an address or a range"]);
+    }
+    for everybody in ["0.0.0.0/0", "::/0", "::ffff:0.0.0.0/96"] {
+        one(&format!("[flyrun]\ntrusted_proxies = ['{everybody}']"), "4:20", &["is everybody"]);
+    }
+    one("[flyrun]\naccept_proxy_protocol = true", "4:25", &["there are none", "trusted_proxies = ["]);
+}
+
 #[test]
 fn everything_that_is_wrong_is_told_in_the_order_of_the_file() {
     let told =

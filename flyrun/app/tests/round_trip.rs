@@ -7,12 +7,13 @@ use std::collections::BTreeSet;
 use std::time::Duration;
 
 use app::config::model::{
-    self, App, Asks, AutoStop, Carries, Certificate, Check, Concurrency, Content, CpuKind, Deploy, Group,
-    GuestFile, HeaderRule, Http, Load, Method, Metrics, Mount, NamedCheck, Port, ProxyProtocol, Restart,
-    Service, Signal, Tls, TlsVersion, Vm,
+    self, Acme, App, Asks, AutoStop, Carries, Certificate, Check, Concurrency, Content, CpuKind, Deploy,
+    Group, GuestFile, HeaderRule, Http, Load, Method, Metrics, Mount, NamedCheck, Port, ProxyProtocol,
+    Restart, Service, Signal, Tls, TlsVersion, Vm,
 };
 use app::config::{Bytes, Hostname, Named, to_toml};
 use common::read_again;
+use ipnet::IpNet;
 use proptest::collection::{btree_map, btree_set, vec};
 use proptest::option;
 use proptest::prelude::*;
@@ -173,6 +174,9 @@ prop_compose! {
         (kill_signal, kill_timeout, deploy) in (one_of::<Signal>(), millis(0..=300_000), deploy()),
         env in btree_map("[A-EG-Z_a-z ]{1,8}", text(), 0..3),
         (hostnames, certificates) in (hostnames(), vec(("[ -~]{1,8}", text()), 0..3)),
+        (body_timeout, total_timeout) in (option::of(upto_a_day()), option::of(upto_a_day())),
+        (trusted_proxies, accept_proxy_protocol) in (vec(range(), 0..3), any::<bool>()),
+        acme in option::of(acme()),
         (idle_timeout, start_timeout, queue_timeout, queue_limit) in (upto_a_day(), upto_a_day(), upto_a_day(), 1u32..=1_000_000),
         (max_machines, auto_start, auto_stop, min_machines_running) in (1u32..=1000, any::<bool>(), one_of::<AutoStop>(), 0u32..=1000),
         groups in Just(groups),
@@ -184,18 +188,39 @@ prop_compose! {
             services: Vec::new(),
             checks: checks.into_iter().map(|(name, (groups, port, check))| (name, NamedCheck { groups, port, check })).collect(),
             hostnames: hostnames.into_iter().collect(),
-            certificates, idle_timeout, start_timeout, queue_timeout, queue_limit, max_machines,
+            certificates, acme: None,
+            accept_proxy_protocol: accept_proxy_protocol && !trusted_proxies.is_empty(),
+            trusted_proxies, body_timeout, total_timeout,
+            idle_timeout, start_timeout, queue_timeout, queue_limit, max_machines,
         };
         let auto_stop = if auto_start { auto_stop } else { AutoStop::Off };
         let scaling = (auto_stop, auto_start, min_machines_running.min(max_machines));
         app.services = number(services, scaling, !app.certificates.is_empty());
+        app.acme = acme.filter(|_| {
+            let has_tls = app.services.iter().flat_map(|service| &service.ports).any(|port| port.tls.is_some());
+            has_tls && !app.acme_ways().is_empty() && !app.acme_names().is_empty() && !app.certificates.is_empty()
+        });
         without_contradictions(app)
     }
 }
 
+/// What an app lists comes without bits beyond the prefix.
+fn range() -> impl Strategy<Value = IpNet> {
+    let four = (any::<std::net::Ipv4Addr>(), 1u8..=32).prop_map(|(address, bits)| (address.into(), bits));
+    let six = (0x2000u16..0x4000, any::<u64>(), 1u8..=128).prop_map(|(first, rest, bits)| {
+        (std::net::Ipv6Addr::from(u128::from(first) << 112 | u128::from(rest)).into(), bits)
+    });
+    prop_oneof![four, six].prop_map(|(address, bits)| IpNet::new(address, bits).expect("a range").trunc())
+}
+
+fn acme() -> impl Strategy<Value = Acme> {
+    ("https://[a-z]{1,5}(/[!-~]{0,5})?", option::of("[a-z]{1,5}@[a-z]{1,5}"), option::of("[a-z./]{1,8}"))
+        .prop_map(|(directory, email, ca)| Acme { directory, email, ca })
+}
+
 /// Gives each port numbers of its own, and takes away what contradicts the rest.
 fn number(drafts: Vec<Draft>, scaling: (AutoStop, bool, u32), has_certificate: bool) -> Vec<Service> {
-    let mut next = 1;
+    let mut next = 40;
     let mut services = Vec::new();
     for (groups, internal_port, ports, concurrency, tcp, http) in drafts {
         let mut numbered = Vec::new();

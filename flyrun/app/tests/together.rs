@@ -45,6 +45,24 @@ fn two_apps_cannot_have_one_host_name() {
 }
 
 #[test]
+fn what_counts_before_a_host_is_named_is_the_same_for_all_apps_of_a_port() {
+    let app = |name: &str, proxies: &str| {
+        let host = format!("{name}.example.com");
+        file(&format!("{name}.toml"), name, &format!("{HTTP}[flyrun]\nhostnames = ['{host}']\n{proxies}"))
+    };
+    let with = "trusted_proxies = ['192.0.2.1', '192.0.2.2']\naccept_proxy_protocol = true";
+    let other = "trusted_proxies = ['192.0.2.3']\naccept_proxy_protocol = true";
+    let order = "trusted_proxies = ['192.0.2.2', '192.0.2.1']\naccept_proxy_protocol = true";
+    assert_eq!(told(&[app("a", with), app("b", order)]), Vec::<String>::new());
+    assert_eq!(told(&[app("a", ""), app("b", "trusted_proxies = ['192.0.2.1']")]), Vec::<String>::new());
+    for proxies in ["", other] {
+        let told = told(&[app("a", with), app("b", proxies)]);
+        assert!(told.len() == 1 && told[0].starts_with("b.toml:3:1: port 80 is a.toml:3's too"), "{told:#?}");
+        assert!(told[0].contains("differ in accept_proxy_protocol"), "{told:#?}");
+    }
+}
+
+#[test]
 fn two_apps_cannot_have_one_name() {
     let told = told(&[file("a.toml", "same", RAW), file("b.toml", "same", "")]);
     assert_eq!(told, ["b.toml:1:7: the app 'same' is in a.toml:1 too | Give one of them another name."]);

@@ -1,6 +1,7 @@
 //! What happens to fields on their way. Pure.
 
 use std::collections::BTreeMap;
+use std::net::IpAddr;
 use std::time::SystemTime;
 
 use app::config::model::HeaderRule;
@@ -11,11 +12,12 @@ use crate::machines::Steer;
 
 const KEEP_ALIVE: HeaderName = HeaderName::from_static("keep-alive");
 const PROXY_CONNECTION: HeaderName = HeaderName::from_static("proxy-connection");
-const X_FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
-const X_FORWARDED_PROTO: HeaderName = HeaderName::from_static("x-forwarded-proto");
-const X_FORWARDED_PORT: HeaderName = HeaderName::from_static("x-forwarded-port");
+pub(crate) const X_FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
+pub(crate) const X_FORWARDED_PROTO: HeaderName = HeaderName::from_static("x-forwarded-proto");
+pub(crate) const X_FORWARDED_PORT: HeaderName = HeaderName::from_static("x-forwarded-port");
 const X_FORWARDED_SSL: HeaderName = HeaderName::from_static("x-forwarded-ssl");
-const FLY_CLIENT_IP: HeaderName = HeaderName::from_static("fly-client-ip");
+pub(crate) const FORWARDED: HeaderName = header::FORWARDED;
+pub(crate) const FLY_CLIENT_IP: HeaderName = HeaderName::from_static("fly-client-ip");
 const FLY_FORWARDED_PORT: HeaderName = HeaderName::from_static("fly-forwarded-port");
 const FLY_REGION: HeaderName = HeaderName::from_static("fly-region");
 const FLY_REQUEST_ID: HeaderName = HeaderName::from_static("fly-request-id");
@@ -98,6 +100,15 @@ pub(crate) fn wanted_upgrade(fields: &HeaderMap) -> Option<HeaderValue> {
     (asks && !is_http).then(|| protocol.clone())
 }
 
+/// Whether an answer tells what happens as it happens, without an end of its own.
+pub(crate) fn is_event_stream(fields: &HeaderMap) -> bool {
+    let is_it = |value: &HeaderValue| {
+        let kind = value.as_bytes().split(|byte| *byte == b';').next().unwrap_or_default();
+        kind.trim_ascii().eq_ignore_ascii_case(b"text/event-stream")
+    };
+    fields.get(header::CONTENT_TYPE).is_some_and(is_it)
+}
+
 /// Which machine the client asks for.
 pub(crate) fn steer(fields: &HeaderMap) -> Option<Steer> {
     let id = |name: HeaderName| {
@@ -110,8 +121,21 @@ pub(crate) fn steer(fields: &HeaderMap) -> Option<Steer> {
 #[derive(Clone, Debug)]
 pub(crate) struct Told {
     pub address: HeaderValue,
+    /// The client, and the proxies between it and this one.
+    pub forwarded_for: HeaderValue,
+    /// The same as RFC 7239 has it, where proxies before this one do.
+    pub forwarded: Option<HeaderValue>,
     pub port: HeaderValue,
     pub is_tls: bool,
+}
+
+impl Told {
+    /// Of a client that is connected itself.
+    pub fn of(address: IpAddr, port: u16, is_tls: bool) -> Told {
+        let address =
+            HeaderValue::from_str(&address.to_string()).unwrap_or(HeaderValue::from_static("unknown"));
+        Told { forwarded_for: address.clone(), address, forwarded: None, port: port.into(), is_tls }
+    }
 }
 
 /// Fields that the proxy adds to a request. They are in no map: nothing else has their names, and nothing looks for them.
@@ -129,9 +153,9 @@ pub(crate) fn to_machine(
     strip_hop_by_hop(fields);
     remove_told_by_proxies(fields);
     let (proto, ssl) = if told.is_tls { ("https", "on") } else { ("http", "off") };
-    let mut added = Vec::with_capacity(12);
+    let mut added = Vec::with_capacity(13);
     added.extend([
-        (X_FORWARDED_FOR, told.address.clone()),
+        (X_FORWARDED_FOR, told.forwarded_for.clone()),
         (X_FORWARDED_PROTO, HeaderValue::from_static(proto)),
         (X_FORWARDED_PORT, told.port.clone()),
         (X_FORWARDED_SSL, HeaderValue::from_static(ssl)),
@@ -142,6 +166,9 @@ pub(crate) fn to_machine(
         // After those of proxies before this one, which are in the map.
         (VIA, HeaderValue::from_static(via)),
     ]);
+    if let Some(forwarded) = &told.forwarded {
+        added.push((FORWARDED, forwarded.clone()));
+    }
     if trailers {
         added.push((TE, HeaderValue::from_static("trailers")));
     }

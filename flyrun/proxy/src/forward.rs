@@ -1,5 +1,6 @@
 //! A request, whatever protocol it came in: to its app, and what becomes of it to the client, the log and the counters.
 
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 use std::time::{Duration, Instant, SystemTime};
@@ -8,13 +9,15 @@ use bytes::Bytes;
 use http::{HeaderMap, HeaderValue, Method, StatusCode};
 
 use crate::access::Record;
+use crate::believed::{self, Believed};
+use crate::fields::Told;
 use crate::h1::head::{self, Target};
 use crate::journey::Journey;
 use crate::machines::Machines;
 use crate::own::Own;
 use crate::routes::Route;
 use crate::shared::{Peer, Shared};
-use crate::watch::Watch;
+use crate::watch::{Deadlines, Watch};
 use crate::wire::{Incoming, Respond, Size};
 
 /// nginx's: the client did not wait for an answer.
@@ -49,6 +52,7 @@ pub(crate) enum Upgrade {
 
 /// What the log is told at the end.
 pub(crate) struct Story {
+    client: IpAddr,
     protocol: &'static str,
     method: Method,
     authority: Bytes,
@@ -81,16 +85,21 @@ pub(crate) async fn handle<M: Machines, I: Incoming, R: Respond>(
     respond: &mut R,
     watch: &mut Watch,
 ) {
-    let mut story = Story::new(&ask);
+    let mut story = Story::new(&ask, peer.address);
     let route = find(shared, peer, &story.authority);
     let region = route.as_ref().ok().and_then(|route| route.region.to_str().ok()).unwrap_or("local");
     let id = crate::id::next(story.time, region);
+    let believed = route.as_ref().ok().and_then(|route| believe(route, peer, &ask.fields));
+    let told = believed.as_ref().map_or(&peer.told, |believed| &believed.told);
+    story.client = believed.as_ref().map_or(peer.address, |believed| believed.address);
     let end = match &route {
         Err(own) => Err(End::Own(Own::new(own.status, own.why.clone()))),
-        Ok(route) => match redirect(route, peer, &ask) {
+        Ok(route) => match proof(shared, peer, &ask).or_else(|| redirect(route, told, &ask)) {
             Some(own) => Err(End::Own(own)),
             None => {
-                let journey = Journey { shared, peer, id: &id, story: &mut story, watch, respond };
+                let deadlines = Deadlines::new(story.start.into(), route.body_timeout, route.total_timeout);
+                let journey =
+                    Journey { shared, peer, told, id: &id, story: &mut story, watch, deadlines, respond };
                 journey.go(route.clone(), ask, incoming).await
             }
         },
@@ -100,8 +109,7 @@ pub(crate) async fn handle<M: Machines, I: Incoming, R: Respond>(
         Ok(()) => {}
         Err(End::Own(own)) => {
             story.status = own.status.as_u16();
-            let detail = own.detail.clone().map(|detail| format!(": {detail}")).unwrap_or_default();
-            story.error = Some(format!("{}{detail}", own.why));
+            story.error = own.error();
             let limit =
                 route.as_ref().and_then(|route| route.http()).map_or(OWN_LIMIT, |http| http.idle_timeout);
             match own.send(respond, &story.method, &id, watch, limit).await {
@@ -123,8 +131,9 @@ pub(crate) async fn handle<M: Machines, I: Incoming, R: Respond>(
 }
 
 impl Story {
-    fn new(ask: &Ask) -> Story {
+    fn new(ask: &Ask, client: IpAddr) -> Story {
         Story {
+            client,
             protocol: ask.protocol,
             method: ask.method.clone(),
             authority: ask.authority.clone().unwrap_or_default(),
@@ -158,7 +167,7 @@ impl Story {
             time: self.time,
             id: id.to_str().unwrap_or_default(),
             app: route.map(|route| &*route.name),
-            client: peer.address,
+            client: self.client,
             port: peer.port,
             protocol: self.protocol,
             method: self.method.as_str(),
@@ -226,10 +235,25 @@ fn find<M>(shared: &Shared<M>, peer: &Peer, authority: &[u8]) -> Result<Arc<Rout
     }
 }
 
+/// What a proxy in front says, if the app trusts this one.
+fn believe(route: &Route, peer: &Peer, fields: &HeaderMap) -> Option<Believed> {
+    believed::read(peer.address, &peer.told, &route.trusted_proxies, fields)
+}
+
+/// What a certificate authority asks for: over plain HTTP, whatever an app forces.
+fn proof<M>(shared: &Shared<M>, peer: &Peer, ask: &Ask) -> Option<Own> {
+    match &ask.target {
+        Target::Path(path) if ask.method.is_safe() && !peer.told.is_tls => {
+            shared.challenges.document(path.path()).map(Own::document)
+        }
+        _ => None,
+    }
+}
+
 /// `force_https`.
-fn redirect(route: &Route, peer: &Peer, ask: &Ask) -> Option<Own> {
+fn redirect(route: &Route, told: &Told, ask: &Ask) -> Option<Own> {
     let http = route.http()?;
-    if !http.force_https || peer.told.is_tls {
+    if !http.force_https || told.is_tls {
         return None;
     }
     let path = match &ask.target {

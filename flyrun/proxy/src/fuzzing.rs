@@ -1,13 +1,21 @@
 //! What the fuzz target and the property tests hold true of any bytes that a client can send.
 
+use std::future::Future as _;
+use std::net::{IpAddr, Ipv4Addr};
+use std::pin::pin;
+use std::task::{Context, Poll, Waker};
+
+use app::config::model::ProxyProtocol;
 use bytes::{Bytes, BytesMut};
 use http::HeaderValue;
+use ipnet::IpNet;
 
 use crate::backend::{Outbound, h1};
 use crate::fields::{self, Told};
 use crate::h1::chunk::{Chunks, Step};
 use crate::h1::head::{self, RequestHead, Scan};
 use crate::wire::{Frame, Size};
+use crate::{believed, proxy_protocol};
 
 const MAX_HEAD_BYTES: usize = 4096;
 
@@ -109,9 +117,42 @@ pub fn requests(bytes: &[u8], piece: usize) {
     }
 }
 
+/// A header of the PROXY protocol that is understood is understood as the same when it is written anew.
+///
+/// # Panics
+/// It is not so.
+pub fn proxy_header(mut bytes: &[u8]) {
+    let Some(Ok(Some((client, server)))) = header_of(&mut bytes) else { return };
+    if client.is_ipv4() != server.is_ipv4()
+        || [client, server].iter().any(|end| end.ip() != end.ip().to_canonical())
+    {
+        return;
+    }
+    for version in [ProxyProtocol::V1, ProxyProtocol::V2] {
+        let written = proxy_protocol::header(version, client, server);
+        let mut left = &written[..];
+        assert_eq!(header_of(&mut left), Some(Ok(Some((client, server)))), "{written:?}");
+        assert!(left.is_empty(), "{written:?}");
+    }
+}
+
+/// Bytes that are there are read without waiting.
+fn header_of(bytes: &mut &[u8]) -> Option<Result<proxy_protocol::Ends, proxy_protocol::NoHeader>> {
+    match pin!(proxy_protocol::read(bytes)).poll(&mut Context::from_waker(Waker::noop())) {
+        Poll::Ready(read) => Some(read),
+        Poll::Pending => None,
+    }
+}
+
 fn passed_on(head: RequestHead) {
     let text = |text: &'static str| HeaderValue::from_static(text);
-    let told = Told { address: text("192.0.2.1"), port: text("80"), is_tls: false };
+    let peer = Ipv4Addr::new(192, 0, 2, 1).into();
+    let own = Told::of(peer, 80, false);
+    // As if whoever sends it were a proxy that is trusted: then its words go on.
+    let trusted = [IpNet::from(peer), IpNet::from(IpAddr::from(Ipv4Addr::LOCALHOST))];
+    let believed = believed::read(peer, &own, &trusted, &head.fields);
+    let told = believed.map_or(own, |believed| believed.told);
+    assert!(told.forwarded_for.as_bytes().ends_with(b"192.0.2.1"), "{told:?}");
     let (size, target, method) = (head.size, head.target.clone(), head.method.clone());
     let authority = head.host.clone().unwrap_or(Bytes::from_static(b"app"));
     let mut outbound = Outbound {

@@ -14,7 +14,7 @@ use http::header::{HOST, UPGRADE};
 use http::{HeaderName, HeaderValue, Method, StatusCode};
 
 use crate::backend::{Answer, Exchange, Outbound, Service, To};
-use crate::fields;
+use crate::fields::{self, Told};
 use crate::forward::{Ask, End, Story, Upgrade};
 use crate::held::Held;
 use crate::kept::Kept;
@@ -24,12 +24,13 @@ use crate::phases::{Phases, Stop};
 use crate::replay;
 use crate::routes::Route;
 use crate::shared::{Peer, Shared};
-use crate::watch::Watch;
+use crate::watch::{Deadlines, Watch};
 use crate::wire::{Broken, Incoming, Respond, Size};
 
 const FLY_REPLAY: HeaderName = HeaderName::from_static("fly-replay");
 /// So many machines are tried for one request.
 const MAX_MACHINES: usize = 3;
+const OVERDUE: &str = "The request took longer than this app has for one (total_timeout).";
 /// Whoever asks again right away asks too early.
 const RETRY_AFTER: Duration = Duration::from_secs(1);
 
@@ -37,9 +38,13 @@ const RETRY_AFTER: Duration = Duration::from_secs(1);
 pub(crate) struct Journey<'j, M, R> {
     pub shared: &'j Shared<M>,
     pub peer: &'j Peer,
+    /// What is told of the client, by a proxy in front if that is believed.
+    pub told: &'j Told,
     pub id: &'j HeaderValue,
     pub story: &'j mut Story,
     pub watch: &'j mut Watch,
+    /// Of the app that was asked, wherever a replay leads.
+    pub deadlines: Deadlines,
     pub respond: &'j mut R,
 }
 
@@ -68,8 +73,7 @@ impl<M: Machines, R: Respond> Journey<'_, M, R> {
             not: Vec::new(),
         };
         let mut outbound = outbound(ask, &route.name);
-        outbound.added =
-            fields::to_machine(&mut outbound.fields, &self.peer.told, &route.region, self.id, via);
+        outbound.added = fields::to_machine(&mut outbound.fields, self.told, &route.region, self.id, via);
         let mut body = Kept::new(incoming, &self.shared.kept);
         if asked.is_some() {
             body.withhold();
@@ -130,19 +134,26 @@ impl<M: Machines, R: Respond> Journey<'_, M, R> {
         }
         let start = Instant::now();
         let mut lease = pin!(self.shared.machines.lease(want.clone()));
-        let respond = &mut *self.respond;
+        let (respond, watch) = (&mut *self.respond, &mut *self.watch);
+        if let Some(end) = self.deadlines.total {
+            watch.set_until(end);
+        }
         let leased = poll_fn(|cx| {
             if let Poll::Ready(leased) = lease.as_mut().poll(cx) {
-                return Poll::Ready(Some(leased));
+                return Poll::Ready(Ok(leased));
             }
-            let is_gone = body.poll_gone(cx).is_ready() || respond.poll_gone(cx).is_ready();
-            if is_gone { Poll::Ready(None) } else { Poll::Pending }
+            if body.poll_gone(cx).is_ready() || respond.poll_gone(cx).is_ready() {
+                return Poll::Ready(Err(End::Gone));
+            }
+            if self.deadlines.total.is_some() && watch.poll(cx).is_ready() {
+                return Poll::Ready(Err(End::Own(overdue())));
+            }
+            Poll::Pending
         })
         .await;
         self.story.waited += start.elapsed();
-        match leased {
-            None => Err(End::Gone),
-            Some(Ok(lease)) => {
+        match leased? {
+            Ok(lease) => {
                 let life = self.shared.lives.of(&lease);
                 let held = Held::new(lease, life, &route.metrics);
                 if let Some(leases) = leases {
@@ -150,7 +161,7 @@ impl<M: Machines, R: Respond> Journey<'_, M, R> {
                 }
                 Ok(held)
             }
-            Some(Err(refusal)) => match self.story.error.take() {
+            Err(refusal) => match self.story.error.take() {
                 // Why the last one failed says more than that there is no other.
                 Some(why) => {
                     let own =
@@ -174,7 +185,7 @@ impl<M: Machines, R: Respond> Journey<'_, M, R> {
     ) -> Try {
         let address = SocketAddr::new(held.lease.address, route.internal_port);
         let service = Service { address, is_h2: http.h2_backend };
-        let limit = self.shared.options.connect_timeout;
+        let limit = self.deadlines.left_of(self.shared.options.connect_timeout);
         let to = To { life: &held.life, service, limit, metrics: &route.metrics };
         let mut may_reuse = true;
         loop {
@@ -186,9 +197,11 @@ impl<M: Machines, R: Respond> Journey<'_, M, R> {
                     may_reuse = false;
                     continue;
                 }
+                Err(_) if self.deadlines.is_over() => return Try::End(End::Own(overdue())),
                 Err(error) => return Try::Failed(Failure::Connect, error.to_string()),
             };
-            let mut phases = Phases::new(&mut exchange, body, self.respond, self.watch, http.idle_timeout);
+            let limits = (http.idle_timeout, self.deadlines);
+            let mut phases = Phases::new(&mut exchange, body, self.respond, self.watch, limits);
             let answer = phases.answer(may_inform).await;
             self.story.received = self.story.received.max(phases.up.bytes);
             return match answer {
@@ -205,6 +218,7 @@ impl<M: Machines, R: Respond> Journey<'_, M, R> {
                 }
                 Err(Stop::Machine(error)) => Try::Failed(Failure::Broken, error.to_string()),
                 Err(Stop::Late) => Try::Failed(Failure::TimedOut, "nothing moved for too long".into()),
+                Err(Stop::Overdue) => Try::End(End::Own(overdue())),
                 Err(Stop::Gone) => Try::End(End::Gone),
                 Err(Stop::Malformed(why)) => {
                     Try::End(End::Own(Own::new(StatusCode::BAD_REQUEST, why).closing()))
@@ -279,6 +293,7 @@ impl<M: Machines, R: Respond> Journey<'_, M, R> {
         self.story.error = None;
         self.story.status = answer.status.as_u16();
         let protocol = answer.fields.get(UPGRADE).cloned();
+        let is_events = fields::is_event_stream(&answer.fields);
         let own = (!http.pristine).then_some(self.id);
         fields::to_client(&mut answer.fields, &route.rules, own, SystemTime::now);
         let is_switch = answer.status == StatusCode::SWITCHING_PROTOCOLS;
@@ -295,6 +310,8 @@ impl<M: Machines, R: Respond> Journey<'_, M, R> {
         if is_switch && !is_tunnel {
             return Err(End::Own(broken(Failure::Broken, "101 to a request that asked for nothing".into())));
         }
+        // It has been answered in time; how long it goes on is for both ends to say.
+        let may_last = is_tunnel || is_events;
         let head = if is_tunnel {
             self.respond.switch(answer.status, answer.fields, protocol.filter(|_| is_switch))
         } else {
@@ -304,7 +321,8 @@ impl<M: Machines, R: Respond> Journey<'_, M, R> {
             Broken::Malformed(why) => End::Own(Own::new(StatusCode::BAD_GATEWAY, why)),
             _ => End::Gone,
         })?;
-        let mut phases = Phases::resume(&mut exchange, body, self.respond, self.watch, http.idle_timeout);
+        let limits = (http.idle_timeout, if may_last { Deadlines::default() } else { self.deadlines });
+        let mut phases = Phases::resume(&mut exchange, body, self.respond, self.watch, limits);
         let done = if is_tunnel { phases.tunnel().await } else { phases.body().await };
         self.story.sent = phases.down.bytes;
         self.story.received = self.story.received.max(phases.up.bytes);
@@ -319,6 +337,7 @@ impl<M: Machines, R: Respond> Journey<'_, M, R> {
             Err(Stop::Gone) => Err(End::Gone),
             Err(Stop::Malformed(why)) => Err(End::Cut(why.into())),
             Err(Stop::Slow) => Err(End::Cut("The client neither read nor sent for too long.".into())),
+            Err(Stop::Overdue) => Err(End::Cut(OVERDUE.into())),
             Err(Stop::Late) => {
                 if !is_tunnel {
                     self.shared.machines.failed(&held.lease, Failure::TimedOut);
@@ -348,6 +367,11 @@ fn outbound(ask: Ask, app: &str) -> Outbound {
     // HTTP/1.1 demands a Host of the proxy that HTTP/1.0 does not of the client.
     let authority = ask.authority.unwrap_or_else(|| Bytes::copy_from_slice(app.as_bytes()));
     Outbound { method, target: ask.target, authority, fields, added: Vec::new(), size: ask.size, upgrade }
+}
+
+/// The machine did nothing that is wrong with all that it is asked.
+fn overdue() -> Own {
+    Own::new(StatusCode::GATEWAY_TIMEOUT, OVERDUE).closing()
 }
 
 fn what(failure: Failure) -> &'static str {

@@ -3,7 +3,7 @@
 //!
 //! A request goes one way, in one task, and each step is a module:
 //!
-//! 1. `proxy`: a connection is accepted and counted; TLS (`tls`) is agreed on by SNI;
+//! 1. `proxy`: a connection is accepted and counted; TLS (`tls`) is agreed on by SNI. An authority that looks is shown its proof (`challenges`);
 //! 2. `h1::server` or `h2::server`: the head is read, strictly. HTTP/1.1 is our own ([RFC 9112]): what two recipients could
 //!    read as two different messages is refused, and no byte of it goes on. HTTP/2 is the h2 crate's;
 //! 3. `routes`: the host name finds the app. What is served is replaced as a whole; requests under way keep their route;
@@ -21,7 +21,9 @@
 //!
 //! Heads have at most 64 KiB ([`Options::max_head_bytes`]) and 128 fields; a client has `headers_read_timeout` for one. Nothing may stand
 //! still longer than `idle_timeout`: a client that does not send its body gets 408, a machine that does not answer 504, and
-//! whoever does not read is cut off. Connections are limited in number. Waiting for a machine is limited by whoever has them.
+//! whoever does not read is cut off. However much moves, an app's `body_timeout` ends a request whose body is not there by then (408), and
+//! `total_timeout` one that is not answered whole (504, or an answer that breaks off): waiting for a machine counts. An answer that is a
+//! stream of events, and a tunnel, only have to begin in time; raw connections are no requests. Connections are limited in number. Waiting for a machine is limited by whoever has them.
 //! A client that ends its side of an HTTP connection while it waits is taken to be gone (499 in the log), as nginx has it, and waits for
 //! no machine any more; on a raw connection only if it has said nothing.
 //!
@@ -33,7 +35,10 @@
 //!
 //! # Who is believed
 //!
-//! No client: `Fly-*`, `X-Forwarded-*` and `Forwarded` that it sends are taken away, in any spelling that CGI would take for them.
+//! No client: `Fly-*`, `X-Forwarded-*` and `Forwarded` that it sends are taken away, in any spelling that CGI would take for them. Of an
+//! app's `trusted_proxies` (`believed`) the client, its protocol and its port are taken from `X-Forwarded-For`, `-Proto` and `-Port`, else
+//! from `Forwarded`, else from `Fly-Client-IP`; the lists go on from the client, with the proxy added, and without what stood before it.
+//! With `accept_proxy_protocol` their connections begin with that header (`proxy_protocol`), and are then connections of whom it names.
 //! It may name a machine with `fly-force-instance-id` and `fly-prefer-instance-id`.
 //!
 //! [RFC 9112]: https://www.rfc-editor.org/rfc/rfc9112
@@ -42,7 +47,10 @@
 
 mod access;
 mod backend;
+mod believed;
+mod challenges;
 mod date;
+mod facts;
 mod fields;
 mod forward;
 #[doc(hidden)]
@@ -71,6 +79,8 @@ mod watch;
 mod wire;
 
 pub use access::{Log, Record};
+pub use challenges::{Challenges, Proof};
+pub use facts::Facts;
 pub use machines::{Failure, Lease, Machines, Refusal, Steer, Want};
 pub use metrics::Metrics;
 pub use options::Options;

@@ -4,6 +4,7 @@
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
+use std::path::PathBuf;
 use std::sync::atomic::{AtomicI64, AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -41,6 +42,8 @@ pub struct Metrics {
     pub(crate) accept_errors: AtomicU64,
     /// Handshakes that failed.
     pub(crate) tls_errors: AtomicU64,
+    /// Connections of trusted proxies that did not begin with the header that they were to begin with.
+    pub(crate) proxy_protocol_errors: AtomicU64,
     /// Requests that were refused before an app was known.
     pub(crate) refused: AtomicU64,
 }
@@ -159,6 +162,11 @@ impl Metrics {
             ),
             ("fly_edge_tls_handshake_errors", "Handshakes that failed.", &self.tls_errors),
             (
+                "flyrun_edge_proxy_protocol_errors_count",
+                "Connections of trusted proxies without the header of the PROXY protocol.",
+                &self.proxy_protocol_errors,
+            ),
+            (
                 "flyrun_edge_requests_refused_count",
                 "Requests refused before an app was known.",
                 &self.refused,
@@ -205,6 +213,18 @@ impl Histogram {
         }
         self.micros.fetch_add(micros, Relaxed);
     }
+}
+
+/// How long certificates hold, by their files. Those of an app that is served no more are none.
+pub(crate) fn render_certificates(text: &mut String, left: &[(PathBuf, f64)]) {
+    let mut page = Page { text: std::mem::take(text), apps: Vec::new() };
+    let name = "flyrun_certificate_expiry_seconds";
+    page.family(name, "gauge", "Seconds until a certificate holds no more, below zero afterwards.");
+    for (file, left) in left {
+        let file = file.to_string_lossy();
+        let _ = writeln!(page.text, "{name}{{file=\"{}\"}} {left:.0}", Escaped(&file));
+    }
+    *text = page.text;
 }
 
 struct Page {

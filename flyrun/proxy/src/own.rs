@@ -23,9 +23,18 @@ pub(crate) struct Own {
     /// What the log has besides.
     pub detail: Option<String>,
     retry_after: Duration,
-    location: Option<HeaderValue>,
+    gives: Gives,
     /// Nothing more is read from this client.
     closes: bool,
+}
+
+#[derive(Debug)]
+enum Gives {
+    Reason,
+    /// The reason, and where to go.
+    Location(HeaderValue),
+    /// What was asked for.
+    Document(Bytes),
 }
 
 impl Own {
@@ -35,7 +44,7 @@ impl Own {
             why: why.into(),
             detail: None,
             retry_after: Duration::ZERO,
-            location: None,
+            gives: Gives::Reason,
             closes: false,
         }
     }
@@ -50,8 +59,21 @@ impl Own {
 
     pub fn redirect(to: &str) -> Own {
         let mut own = Own::new(StatusCode::MOVED_PERMANENTLY, "This is served over https.");
-        own.location = HeaderValue::from_str(to).ok();
+        if let Ok(location) = HeaderValue::from_str(to) {
+            own.gives = Gives::Location(location);
+        }
         own
+    }
+
+    /// What an authority has asked for.
+    pub fn document(document: Bytes) -> Own {
+        Own { gives: Gives::Document(document), ..Own::new(StatusCode::OK, "") }
+    }
+
+    /// Why a machine did not answer, if one was to.
+    pub fn error(&self) -> Option<String> {
+        let detail = self.detail.as_deref().map(|detail| format!(": {detail}")).unwrap_or_default();
+        (!matches!(self.gives, Gives::Document(_))).then(|| format!("{}{detail}", self.why))
     }
 
     pub fn after(mut self, retry_after: Duration) -> Own {
@@ -79,7 +101,10 @@ impl Own {
         limit: Duration,
     ) -> Result<u64, Broken> {
         let id_text = id.to_str().unwrap_or_default();
-        let body = Bytes::from(format!("{} (id {id_text})\n", self.why));
+        let body = match &self.gives {
+            Gives::Document(document) => document.clone(),
+            Gives::Reason | Gives::Location(_) => Bytes::from(format!("{} (id {id_text})\n", self.why)),
+        };
         let mut fields = HeaderMap::with_capacity(8);
         fields.insert(CONTENT_TYPE, HeaderValue::from_static("text/plain; charset=utf-8"));
         fields.insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
@@ -91,7 +116,7 @@ impl Own {
             let seconds = self.retry_after.as_secs() + u64::from(self.retry_after.subsec_nanos() > 0);
             fields.insert(RETRY_AFTER, seconds.into());
         }
-        if let Some(location) = &self.location {
+        if let Gives::Location(location) = &self.gives {
             fields.insert(LOCATION, location.clone());
             fields.remove(CACHE_CONTROL);
         }

@@ -8,7 +8,7 @@ use http::StatusCode;
 
 use crate::backend::{Answer, Exchange};
 use crate::kept::Kept;
-use crate::watch::Watch;
+use crate::watch::{Deadlines, Watch};
 use crate::wire::{Broken, Copy, Incoming, Outgoing as _, Respond, Side};
 
 /// A machine that says more before its answer is out of its mind.
@@ -27,6 +27,8 @@ pub(crate) enum Stop {
     Machine(Broken),
     /// The machine neither answers nor reads.
     Late,
+    /// The request as a whole has had its time.
+    Overdue,
 }
 
 /// What is under way between a client and a machine.
@@ -36,6 +38,7 @@ pub(crate) struct Phases<'p, 'k, I, R> {
     pub respond: &'p mut R,
     pub watch: &'p mut Watch,
     pub limit: Duration,
+    pub deadlines: Deadlines,
     pub up: Copy,
     pub down: Copy,
     /// The machine takes no more of the request, which it may have answered all the same.
@@ -48,10 +51,10 @@ impl<'p, 'k, I: Incoming, R: Respond> Phases<'p, 'k, I, R> {
         body: &'p mut Kept<'k, I>,
         respond: &'p mut R,
         watch: &'p mut Watch,
-        limit: Duration,
+        (limit, deadlines): (Duration, Deadlines),
     ) -> Self {
         let (up, down) = (Copy::default(), Copy::default());
-        Phases { exchange, body, respond, watch, limit, up, down, is_deaf: false }
+        Phases { exchange, body, respond, watch, limit, deadlines, up, down, is_deaf: false }
     }
 
     /// Goes on with what [`Phases::leave`] left.
@@ -60,10 +63,10 @@ impl<'p, 'k, I: Incoming, R: Respond> Phases<'p, 'k, I, R> {
         body: &'p mut Kept<'k, I>,
         respond: &'p mut R,
         watch: &'p mut Watch,
-        limit: Duration,
+        limits: (Duration, Deadlines),
     ) -> Self {
         let (up, is_deaf) = std::mem::take(&mut exchange.upload);
-        Phases { up, is_deaf, ..Phases::new(exchange, body, respond, watch, limit) }
+        Phases { up, is_deaf, ..Phases::new(exchange, body, respond, watch, limits) }
     }
 
     /// How far the request's body has come is kept with the exchange.
@@ -73,7 +76,7 @@ impl<'p, 'k, I: Incoming, R: Respond> Phases<'p, 'k, I, R> {
 
     /// Sends the request, and waits for the answer's head. Heads before it are passed on.
     pub async fn answer(&mut self, may_inform: bool) -> Result<Answer, Stop> {
-        self.watch.set(self.limit);
+        self.begin_anew();
         let mut early = 0;
         poll_fn(|cx| {
             self.poll_up(cx)?;
@@ -94,7 +97,7 @@ impl<'p, 'k, I: Incoming, R: Respond> Phases<'p, 'k, I, R> {
                     let why = "There are too many answers before the answer.";
                     return Poll::Ready(Err(Stop::Machine(Broken::Malformed(why))));
                 }
-                self.watch.set(self.limit);
+                self.begin_anew();
                 if may_inform {
                     self.respond.inform(answer.status, answer.fields).map_err(|_| Stop::Gone)?;
                     let _ = self.respond.poll_flush(cx).map_err(|_| Stop::Gone)?;
@@ -110,7 +113,7 @@ impl<'p, 'k, I: Incoming, R: Respond> Phases<'p, 'k, I, R> {
 
     /// Passes the answer's body on, and what is left of the request's.
     pub async fn body(&mut self) -> Result<(), Stop> {
-        self.watch.set(self.limit);
+        self.begin_anew();
         poll_fn(|cx| {
             self.poll_up(cx)?;
             if self.poll_down(cx)?.is_ready() {
@@ -129,7 +132,7 @@ impl<'p, 'k, I: Incoming, R: Respond> Phases<'p, 'k, I, R> {
         self.exchange.raw();
         self.body.forget();
         self.body.raw();
-        self.watch.set(self.limit);
+        self.begin_anew();
         // Whatever came of the request's body is over; the other direction may begin.
         self.up = Copy::default();
         poll_fn(|cx| {
@@ -175,13 +178,25 @@ impl<'p, 'k, I: Incoming, R: Respond> Phases<'p, 'k, I, R> {
         self.respond.poll_gone(cx).is_ready() || self.up.has_read_all() && self.body.poll_gone(cx).is_ready()
     }
 
+    /// What stands still has the whole limit again, as far as the request has.
+    fn begin_anew(&mut self) {
+        self.watch.set(self.limit);
+        let body = self.deadlines.body.filter(|_| !self.up.has_read_all());
+        for end in [body, self.deadlines.total].into_iter().flatten() {
+            self.watch.no_later_than(end);
+        }
+    }
+
     /// Whoever holds things up when the limit is reached.
     fn poll_limit<T>(&mut self, cx: &mut Context<'_>) -> Poll<Result<T, Stop>> {
         if std::mem::take(&mut self.up.moved) | std::mem::take(&mut self.down.moved) {
-            self.watch.set(self.limit);
+            self.begin_anew();
         }
         if self.watch.poll(cx).is_pending() {
             return Poll::Pending;
+        }
+        if self.deadlines.is_over() {
+            return Poll::Ready(Err(Stop::Overdue));
         }
         let client_reads = matches!(self.respond.poll_ready(cx), Poll::Ready(Ok(())));
         let machine_reads = matches!(self.exchange.output.poll_ready(cx), Poll::Ready(Ok(())));

@@ -6,27 +6,30 @@ use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 use std::sync::atomic::Ordering::Relaxed;
 use std::sync::{Arc, Mutex, PoisonError, Weak};
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use app::config::model::{App, Carries};
 use arc_swap::ArcSwap;
 use rustls::server::Acceptor;
+use tokio::io::AsyncWriteExt as _;
 use tokio::net::TcpListener;
 use tokio::sync::watch;
 use tokio_rustls::LazyConfigAcceptor;
+use tokio_rustls::server::TlsStream;
 
 use crate::access::Log;
 use crate::backend::Lives;
+use crate::challenges::{self, Challenges};
 use crate::h1::{self, Limits};
 use crate::held::Leases;
 use crate::machines::Machines;
-use crate::metrics::Metrics;
+use crate::metrics::{self, Metrics};
 use crate::options::Options;
-use crate::routes::{Route, Routes};
+use crate::routes::{PortRoutes, Route, Routes};
 use crate::shared::{Connection, Door, Peer, Shared};
 use crate::socket::{self, Read, Socket, Write};
 use crate::tls::Certificates;
-use crate::{h2, tcp};
+use crate::{h2, proxy_protocol, tcp};
 
 /// An app, and where the files that it names are.
 #[derive(Clone, Debug)]
@@ -60,6 +63,7 @@ impl<M: Machines> Proxy<M> {
             metrics: Metrics::default(),
             routes: ArcSwap::from_pointee(Routes::default()),
             certificates: Certificates::default(),
+            challenges: Arc::default(),
             lives: Arc::new(Lives::default()),
             door: Arc::new(Door::default()),
             kept: 0.into(),
@@ -119,6 +123,11 @@ impl<M: Machines> Proxy<M> {
         self.shared.certificates.refresh()
     }
 
+    /// What is shown to certificate authorities.
+    pub fn challenges(&self) -> Arc<Challenges> {
+        self.shared.challenges.clone()
+    }
+
     /// Closes the listeners, and waits for connections to end: those without a request at once, those with one when it is
     /// answered, of which clients are told. What is left when `limit` is over is cut.
     pub async fn drain(&self, limit: Duration) -> Drained {
@@ -142,6 +151,14 @@ impl<M: Machines> Proxy<M> {
     /// All that is counted.
     pub fn metrics(&self) -> &Metrics {
         &self.shared.metrics
+    }
+
+    /// All figures there are, in Prometheus' text format, version 0.0.4.
+    pub fn figures(&self) -> String {
+        let mut page = self.shared.metrics.render();
+        let left = self.shared.certificates.left(SystemTime::now());
+        metrics::render_certificates(&mut page, &left);
+        page
     }
 }
 
@@ -247,8 +264,8 @@ impl PerClient {
 async fn serve<M: Machines>(
     shared: &Arc<Shared<M>>,
     port: u16,
-    socket: Socket,
-    client: SocketAddr,
+    mut socket: Socket,
+    mut client: SocketAddr,
     connection: Arc<Connection>,
 ) {
     let routes = shared.routes.load_full();
@@ -256,7 +273,18 @@ async fn serve<M: Machines>(
     let Some(of_port) = routes.port(port) else { return };
     let Some(first) = of_port.first().cloned() else { return };
     let server = socket.local_addr().unwrap_or(SocketAddr::from(([0, 0, 0, 0], port)));
-    let server = SocketAddr::new(server.ip(), port);
+    let mut server = SocketAddr::new(server.ip(), port);
+    if of_port.begins_with_a_header(client.ip()) {
+        let header = proxy_protocol::read(&mut socket);
+        match tokio::time::timeout(shared.options.tls_handshake_timeout, header).await {
+            Ok(Ok(Some(ends))) => (client, server) = ends,
+            Ok(Ok(None)) => {}
+            Ok(Err(_)) | Err(_) => {
+                shared.metrics.proxy_protocol_errors.fetch_add(1, Relaxed);
+                return;
+            }
+        }
+    }
     if !first.is_tls {
         let (read, write) = socket::plain(&socket);
         let route = of_port.without_name().cloned().unwrap_or(first);
@@ -265,29 +293,47 @@ async fn serve<M: Machines>(
         return carry(shared, peer, &route, (client, server), read, write, false).await;
     }
     let start = Instant::now();
-    let handshake = async {
-        let hello = LazyConfigAcceptor::new(Acceptor::default(), socket).await.ok()?;
-        let name = hello.client_hello().server_name().map(str::to_string);
-        let route = match &name {
-            Some(name) => of_port.find(name.as_bytes()),
-            None => of_port.without_name(),
-        }?;
-        let offer = route.tls.clone()?;
-        let stream = hello.into_stream(offer.config.clone()).await.ok()?;
-        Some((stream, route.clone(), name.is_some()))
-    };
-    let done = tokio::time::timeout(shared.options.tls_handshake_timeout, handshake).await;
-    let Ok(Some((stream, route, is_named))) = done else {
-        shared.metrics.tls_errors.fetch_add(1, Relaxed);
-        return;
+    let shaken = tokio::time::timeout(shared.options.tls_handshake_timeout, shake(shared, of_port, socket));
+    let (stream, route, is_named) = match shaken.await {
+        Ok(Some(Shaken::Client(stream, route, is_named))) => (stream, route, is_named),
+        Ok(Some(Shaken::Authority)) => return,
+        Ok(None) | Err(_) => {
+            shared.metrics.tls_errors.fetch_add(1, Relaxed);
+            return;
+        }
     };
     drop(routes);
     route.metrics.handshake_seconds.add(start.elapsed());
     let is_h2 = stream.get_ref().1.alpn_protocol() == Some(b"h2");
-    let (read, write) = socket::tls(stream);
+    let (read, write) = socket::tls(*stream);
     let named = is_named.then(|| route.name.clone());
     let peer = Peer::new(client.ip(), port, true, named, connection);
     carry(shared, peer, &route, (client, server), read, write, is_h2).await;
+}
+
+/// Who it was that TLS was agreed on with.
+enum Shaken {
+    /// For this app, and whether its name was told.
+    Client(Box<TlsStream<Socket>>, Arc<Route>, bool),
+    /// It has seen what it wanted.
+    Authority,
+}
+
+async fn shake<M: Machines>(shared: &Shared<M>, of_port: &PortRoutes, socket: Socket) -> Option<Shaken> {
+    let hello = LazyConfigAcceptor::new(Acceptor::default(), socket).await.ok()?;
+    let name = hello.client_hello().server_name().map(str::to_string);
+    if hello.client_hello().alpn().is_some_and(challenges::is_authority) {
+        let proof = shared.challenges.certificate(name.as_deref()?)?;
+        hello.into_stream(proof).await.ok()?.shutdown().await.ok()?;
+        return Some(Shaken::Authority);
+    }
+    let route = match &name {
+        Some(name) => of_port.find(name.as_bytes()),
+        None => of_port.without_name(),
+    }?;
+    let offer = route.tls.clone()?;
+    let stream = hello.into_stream(offer.config.clone()).await.ok()?;
+    Some(Shaken::Client(Box::new(stream), route.clone(), name.is_some()))
 }
 
 async fn carry<M: Machines>(

@@ -1,11 +1,14 @@
 //! Which app a client means. What is served is replaced as a whole; whoever has a route keeps it to the end.
 
 use std::collections::HashMap;
+use std::net::IpAddr;
 use std::sync::Arc;
+use std::time::Duration;
 
 use app::config::Hostname;
 use app::config::model::{App, Carries, Http, Load, Port, ProxyProtocol};
 use http::{HeaderName, HeaderValue};
+use ipnet::IpNet;
 
 use crate::fields;
 use crate::metrics::{AppMetrics, Metrics};
@@ -25,6 +28,8 @@ pub(crate) struct PortRoutes {
     /// Longest first.
     below: Vec<(Hostname, Arc<Route>)>,
     any: Option<Arc<Route>>,
+    /// Whose connections begin with the header of the PROXY protocol.
+    header_from: Vec<IpNet>,
     /// One of them, as all agree about TLS and what is carried.
     first: Option<Arc<Route>>,
 }
@@ -44,6 +49,9 @@ pub(crate) struct Route {
     pub rules: Vec<(HeaderName, Vec<HeaderValue>)>,
     /// Where `force_https` sends clients.
     pub https_port: Option<u16>,
+    pub trusted_proxies: Vec<IpNet>,
+    pub body_timeout: Option<Duration>,
+    pub total_timeout: Option<Duration>,
     pub metrics: Arc<AppMetrics>,
     first_number: u16,
     last_number: u16,
@@ -101,12 +109,19 @@ impl Routes {
                         Carries::Tcp { .. } => Vec::new(),
                     },
                     https_port,
+                    trusted_proxies: app.trusted_proxies.clone(),
+                    body_timeout: app.body_timeout,
+                    total_timeout: app.total_timeout,
                     metrics: app_metrics.clone(),
                     first_number: *port.numbers.start(),
                     last_number: *port.numbers.end(),
                 });
                 for number in port.numbers.clone() {
-                    routes.ports.entry(number).or_default().add(&app.hostnames, &route);
+                    let of_port = routes.ports.entry(number).or_default();
+                    of_port.add(&app.hostnames, &route);
+                    if app.accept_proxy_protocol {
+                        of_port.header_from.clone_from(&app.trusted_proxies);
+                    }
                 }
                 routes.apps.entry(app.name.clone()).or_default().push(route);
             }
@@ -147,6 +162,12 @@ impl PortRoutes {
                 Hostname::Any => self.any = Some(route.clone()),
             }
         }
+    }
+
+    /// Whether the PROXY protocol's header comes first, from whoever connects from this address.
+    pub fn begins_with_a_header(&self, peer: IpAddr) -> bool {
+        let peer = peer.to_canonical();
+        self.header_from.iter().any(|range| range.contains(&peer))
     }
 
     /// Any of the routes: all agree about TLS and what is carried.

@@ -6,11 +6,11 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Context, Poll, Waker};
 
 use arc_swap::ArcSwap;
-use http::HeaderValue;
 use tokio::sync::Notify;
 
 use crate::access::Log;
 use crate::backend::Lives;
+use crate::challenges::Challenges;
 use crate::fields::Told;
 use crate::held::Leases;
 use crate::metrics::Metrics;
@@ -28,6 +28,7 @@ pub(crate) struct Shared<M> {
     pub metrics: Metrics,
     pub routes: ArcSwap<Routes>,
     pub certificates: Certificates,
+    pub challenges: Arc<Challenges>,
     pub lives: Arc<Lives>,
     pub door: Arc<Door>,
     /// Bytes of request bodies that are kept for fly-replay.
@@ -148,9 +149,7 @@ impl Peer {
         connection: Arc<Connection>,
     ) -> Peer {
         let address = address.to_canonical();
-        let value =
-            |text: String| HeaderValue::from_str(&text).unwrap_or(HeaderValue::from_static("unknown"));
-        let told = Told { address: value(address.to_string()), port: port.into(), is_tls };
+        let told = Told::of(address, port, is_tls);
         Peer { address, port, told, named, leases: None, connection }
     }
 }

@@ -7,6 +7,7 @@ use std::fs;
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::SystemTime;
 
 use app::config::model::{App, Tls, TlsVersion};
 use arc_swap::ArcSwapOption;
@@ -17,6 +18,8 @@ use rustls::pki_types::pem::PemObject as _;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
 use rustls::server::{ClientHello, ParsedCertificate, ResolvesServerCert};
 use rustls::sign::CertifiedKey;
+
+use crate::facts::Facts;
 
 /// What a port of an app shows.
 #[derive(Debug)]
@@ -37,6 +40,8 @@ struct Pair {
     key: PathBuf,
     /// `None` until the files could be read once.
     current: ArcSwapOption<CertifiedKey>,
+    /// What the current one says of itself.
+    facts: ArcSwapOption<Facts>,
     /// The files that were last looked at.
     seen: Mutex<Option<[Stamp; 2]>>,
 }
@@ -74,12 +79,25 @@ impl Certificates {
                 certificate: certificate.clone(),
                 key: key.clone(),
                 current: ArcSwapOption::empty(),
+                facts: ArcSwapOption::empty(),
                 seen: Mutex::new(None),
             };
             problems.extend(pair.refresh());
             Arc::new(pair)
         };
         pairs.entry((certificate.clone(), key.clone())).or_insert_with(fresh).clone()
+    }
+
+    /// How many seconds each of those that are shown holds, by its file.
+    pub fn left(&self, now: SystemTime) -> Vec<(PathBuf, f64)> {
+        let pairs = self.pairs.lock().unwrap_or_else(PoisonError::into_inner);
+        let left = |pair: &Arc<Pair>| {
+            let facts = pair.facts.load_full().filter(|_| Arc::strong_count(pair) > 1)?;
+            Some((pair.certificate.clone(), facts.seconds_left(now)))
+        };
+        let mut all: Vec<_> = pairs.values().filter_map(left).collect();
+        all.sort_by(|a, b| a.0.cmp(&b.0));
+        all
     }
 
     /// Reads what has changed, and forgets what no app uses. Blocks on the filesystem.
@@ -104,6 +122,7 @@ impl Pair {
         let is_first = seen.replace(stamps).is_none();
         match self.read() {
             Ok(pair) => {
+                self.facts.store(pair.cert.first().and_then(|first| Facts::of_der(first)).map(Arc::new));
                 self.current.store(Some(Arc::new(pair)));
                 None
             }

@@ -22,10 +22,20 @@ impl Watch {
 
     /// The limit begins anew.
     pub fn set(&mut self, limit: Duration) {
-        self.until = after(limit);
+        self.set_until(after(limit));
+    }
+
+    /// The limit ends then.
+    pub fn set_until(&mut self, end: Instant) {
+        self.until = end;
         if self.until < self.sleep.deadline() {
             self.sleep.as_mut().reset(self.until);
         }
+    }
+
+    /// The limit ends then if it would end later.
+    pub fn no_later_than(&mut self, end: Instant) {
+        self.set_until(self.until.min(end));
     }
 
     /// Ready when it is reached.
@@ -37,6 +47,32 @@ impl Watch {
             }
             self.sleep.as_mut().reset(self.until);
         }
+    }
+}
+
+/// When a request is to be over, however much moves.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Deadlines {
+    /// `body_timeout`: the request's body has arrived.
+    pub body: Option<Instant>,
+    /// `total_timeout`: the answer is out.
+    pub total: Option<Instant>,
+}
+
+impl Deadlines {
+    pub fn new(start: Instant, body: Option<Duration>, total: Option<Duration>) -> Deadlines {
+        let end = |limit: Option<Duration>| start.checked_add(limit?);
+        Deadlines { body: end(body), total: end(total) }
+    }
+
+    /// Whether the request as a whole has had its time.
+    pub fn is_over(&self) -> bool {
+        self.total.is_some_and(|end| end <= Instant::now())
+    }
+
+    /// So much of a limit as is left of the whole.
+    pub fn left_of(&self, limit: Duration) -> Duration {
+        self.total.map_or(limit, |end| limit.min(end.saturating_duration_since(Instant::now())))
     }
 }
 

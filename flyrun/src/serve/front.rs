@@ -7,11 +7,13 @@ use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
+use app::config::model::App;
 use listenfd::ListenFd;
 use proxy::{Options, Proxy, Record, Site};
 use tokio::net::{TcpListener, TcpSocket};
 use tokio::task::spawn_blocking;
 
+use super::acme::Keepers;
 use super::engine::Engine;
 use super::latencies::Latencies;
 use super::log::Log;
@@ -29,6 +31,7 @@ pub struct Front {
     /// Where apps are listened for; everywhere if nobody says.
     bind: Option<IpAddr>,
     ports: Arc<Mutex<Ports>>,
+    certificates: Arc<Keepers>,
 }
 
 #[derive(Default)]
@@ -55,10 +58,14 @@ impl Front {
         latencies: Option<Arc<Latencies>>,
     ) -> Front {
         let told = Told { log: log.clone(), access, latencies };
+        let root = engine.shared().host.context.paths.root.clone();
         let proxy = Arc::new(Proxy::new(engine, Options::default(), Arc::new(told)));
+        let of_proxy = proxy.clone();
+        let refresh = Box::new(move || of_proxy.refresh_certificates());
+        let certificates = Arc::new(Keepers::new(root, proxy.challenges(), refresh, log.clone()));
         let inherited = inherited();
         let ports = Arc::new(Mutex::new(Ports { open: BTreeMap::new(), inherited }));
-        Front { proxy, log, bind, ports }
+        Front { proxy, log, bind, ports, certificates }
     }
 
     /// Listens on all ports of these apps, and serves nothing there yet. The kernel lets clients wait meanwhile.
@@ -79,10 +86,17 @@ impl Front {
             }
         }
         let sites = files.iter().map(|file| Site {
-            app: Arc::new(file.app.clone()),
+            app: Arc::new(self.with_ordered(&file.app)),
             directory: Path::new(&file.name).parent().unwrap_or(Path::new("")).to_path_buf(),
         });
         Ok(Changed { sites: sites.collect(), new: new.into_iter().collect() })
+    }
+
+    /// An app with the certificate that is ordered for it among those that it names.
+    fn with_ordered(&self, app: &App) -> App {
+        let mut app = app.clone();
+        app.certificates.extend(self.certificates.certificate(&app));
+        app
     }
 
     fn lock(&self) -> std::sync::MutexGuard<'_, Ports> {
@@ -114,7 +128,7 @@ impl Front {
     /// # Errors
     /// A listener has no address.
     pub async fn follow(&self, changed: Changed) -> Result<()> {
-        let (proxy, sites) = (self.proxy.clone(), changed.sites);
+        let (proxy, sites) = (self.proxy.clone(), changed.sites.clone());
         // Certificates are files.
         let problems =
             spawn_blocking(move || proxy.serve(&sites)).await.context("the apps are not served")?;
@@ -135,13 +149,15 @@ impl Front {
             }
             is_wanted
         });
+        // Authorities come to these ports.
+        self.certificates.follow(&changed.sites);
         Ok(())
     }
 
     /// What Prometheus is told of requests.
     pub fn figures(&self) -> impl Fn() -> String + Send + Sync + use<> {
-        let proxy = self.proxy.clone();
-        move || proxy.metrics().render()
+        let (proxy, certificates) = (self.proxy.clone(), self.certificates.clone());
+        move || proxy.figures() + &certificates.figures()
     }
 
     /// Takes no more connections, and waits for those that there are.

@@ -10,6 +10,7 @@
 //! Machines are ordinary machines, told apart by labels. Nothing is kept anywhere else: whoever serves an app next finds its
 //! machines by them and takes each over as it is, so that the end of this process at any point loses nothing.
 
+mod acme;
 mod check;
 mod engine;
 mod events;

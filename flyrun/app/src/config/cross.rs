@@ -1,15 +1,17 @@
 //! What one table cannot know alone: contradictions between the parts of a file.
 
-use super::Place;
 use super::model::*;
 use super::problem::Log;
 use super::read::{Draft, ServiceAt};
+use super::{Hostname, Place};
 
 /// Writes every contradiction to the log.
 pub(crate) fn check(draft: &Draft, log: &Log<'_>) {
     ports_overlap(draft, log);
     ports_are_bounded(draft, log);
     tls_has_a_certificate(draft, log);
+    acme_can_do_its_work(draft, log);
+    proxy_protocol_has_proxies(draft, log);
     force_https_has_a_target(draft, log);
     machines_suffice(draft, log);
     services_of_a_group_agree(draft, log);
@@ -65,7 +67,7 @@ fn ports_are_bounded(draft: &Draft, log: &Log<'_>) {
 }
 
 fn tls_has_a_certificate(draft: &Draft, log: &Log<'_>) {
-    if !draft.app.certificates.is_empty() {
+    if draft.app.has_certificate() {
         return;
     }
     for (service, at) in draft.services() {
@@ -76,9 +78,69 @@ fn tls_has_a_certificate(draft: &Draft, log: &Log<'_>) {
                     "port {} has the handler \"tls\", and there is no certificate to show",
                     port.numbers.start()
                 ),
-                "Name one: [[flyrun.tls]] with certificate and key, both PEM files.",
+                "Name one: [[flyrun.tls]] with certificate and key, both PEM files; or have one ordered: [flyrun.acme].",
             );
         }
+    }
+}
+
+/// RFC 8555, section 8.3, and RFC 8737 fix the ports on which an authority looks.
+fn acme_can_do_its_work(draft: &Draft, log: &Log<'_>) {
+    /// What Let's Encrypt takes.
+    const MAX_NAMES: usize = 100;
+    let app = &draft.app;
+    if app.acme.is_none() {
+        return;
+    }
+    if !app.services.iter().flat_map(|service| &service.ports).any(|port| port.tls.is_some()) {
+        log.advise(
+            draft.acme,
+            "[flyrun.acme] orders a certificate, and no port has the handler \"tls\" to show it",
+            "Write [http_service], or a port with handlers = [\"tls\", …].",
+        );
+    } else if app.acme_ways().is_empty() {
+        log.advise(
+            draft.acme,
+            "an ACME authority looks at port 80 (with the handler \"http\" alone) or 443 (with \"tls\"), and the app has neither",
+            "Add one of these ports, or name a certificate under [[flyrun.tls]].",
+        );
+    }
+    let names = app.acme_names();
+    if names.is_empty() {
+        log.advise(
+            draft.acme,
+            "[flyrun.acme] orders a certificate for host names, and the app has none",
+            "Write them: [flyrun] hostnames = [\"shop.example.com\"].",
+        );
+    }
+    if names.len() > MAX_NAMES {
+        log.add(
+            draft.acme,
+            format!("there are {} host names, and a certificate has {MAX_NAMES} at most", names.len()),
+        );
+    }
+    // Without a file, whoever asks for them would be shown a certificate of another name.
+    for name in app.hostnames.iter().filter(|name| !matches!(name, Hostname::Exact(_))) {
+        let at = draft.places.iter().find(|(place, _)| *place == Place::Hostname(name.clone()));
+        if let Some((_, at)) = at.filter(|_| app.certificates.is_empty() && !names.is_empty()) {
+            log.advise(
+                *at,
+                format!(
+                    "'{name}' takes a wildcard certificate, which is ordered by records in the DNS: flyrun does not"
+                ),
+                "Name each host, or a certificate for these under [[flyrun.tls]].",
+            );
+        }
+    }
+}
+
+fn proxy_protocol_has_proxies(draft: &Draft, log: &Log<'_>) {
+    if draft.app.accept_proxy_protocol && draft.app.trusted_proxies.is_empty() {
+        log.advise(
+            draft.accept_proxy_protocol,
+            "accept_proxy_protocol is about trusted_proxies, and there are none",
+            "Name the addresses that the proxies have: trusted_proxies = [\"192.0.2.7\"].",
+        );
     }
 }
 
@@ -91,7 +153,7 @@ fn force_https_has_a_target(draft: &Draft, log: &Log<'_>) {
         log.advise(
             at,
             "force_https sends clients to https, and no port of this app speaks it",
-            "Name a certificate ([[flyrun.tls]] with certificate and key), or write force_https = false.",
+            "Name a certificate ([[flyrun.tls]] with certificate and key, or [flyrun.acme]), or write force_https = false.",
         );
     }
 }

@@ -308,7 +308,23 @@ pub(crate) static FLYRUN: Section = Section {
         key("queue_timeout", r#""1m""#),
         key("queue_limit", "1024"),
         key("max_machines", "1"),
+        key("body_timeout", NONE),
+        key("total_timeout", NONE),
+        key("trusted_proxies", NONE),
+        key("accept_proxy_protocol", "false"),
         key("tls", NONE),
+        key("acme", NONE),
+    ],
+    foreign: &[],
+};
+
+pub(crate) static FLYRUN_ACME: Section = Section {
+    header: "[flyrun.acme]",
+    keys: &[
+        key("terms_of_service_agreed", REQUIRED),
+        key("directory", "Let's Encrypt's"),
+        key("email", NONE),
+        key("ca", NONE),
     ],
     foreign: &[],
 };
@@ -343,6 +359,7 @@ pub static SECTIONS: &[&Section] = &[
     &METRICS,
     &FLYRUN,
     &FLYRUN_TLS,
+    &FLYRUN_ACME,
 ];
 
 impl Section {

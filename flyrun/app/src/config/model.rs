@@ -6,6 +6,8 @@ use std::collections::BTreeMap;
 use std::ops::RangeInclusive;
 use std::time::Duration;
 
+use ipnet::IpNet;
+
 use super::{Bytes, Hostname};
 
 /// One app: groups of equal machines behind services.
@@ -35,6 +37,16 @@ pub struct App {
     pub hostnames: Vec<Hostname>,
     /// `[[flyrun.tls]]`: what the handler `tls` shows; the client's SNI selects.
     pub certificates: Vec<Certificate>,
+    /// `[flyrun.acme]`: a certificate for the host names, which is ordered and renewed.
+    pub acme: Option<Acme>,
+    /// `[flyrun] trusted_proxies`: whoever connects from there is believed to be a proxy.
+    pub trusted_proxies: Vec<IpNet>,
+    /// `[flyrun] accept_proxy_protocol`: connections from there begin with the header of the PROXY protocol.
+    pub accept_proxy_protocol: bool,
+    /// `[flyrun] body_timeout`: a client has so long to send a request's body.
+    pub body_timeout: Option<Duration>,
+    /// `[flyrun] total_timeout`: a request, from its head to the end of its answer, has so long.
+    pub total_timeout: Option<Duration>,
     /// `[flyrun] idle_timeout`: a machine without requests is stopped or suspended after so long.
     pub idle_timeout: Duration,
     /// `[flyrun] start_timeout`: a machine that is not ready so long after its start has failed.
@@ -372,6 +384,60 @@ pub struct Certificate {
     pub certificate: String,
     /// `key`.
     pub key: String,
+}
+
+/// `[flyrun.acme]`: who gives certificates (RFC 8555).
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Acme {
+    /// `directory`: the URL by which the authority is known.
+    pub directory: String,
+    /// `email`: what the authority may write to.
+    pub email: Option<String>,
+    /// `ca`: a PEM file of the host with the root that the directory's own certificate has, where the host knows none. Below
+    /// the directory of fly.toml unless absolute.
+    pub ca: Option<String>,
+}
+
+impl Acme {
+    /// Let's Encrypt.
+    pub const DEFAULT_DIRECTORY: &str = "https://acme-v02.api.letsencrypt.org/directory";
+}
+
+/// How it is proved that a host name leads here.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum AcmeWay {
+    /// By a document on port 80 (RFC 8555, section 8.3).
+    Http01,
+    /// By a certificate on port 443 (RFC 8737).
+    TlsAlpn01,
+}
+
+impl App {
+    /// Whether there is something to show to clients that speak TLS.
+    pub fn has_certificate(&self) -> bool {
+        !self.certificates.is_empty() || self.acme.is_some()
+    }
+
+    /// The host names that a certificate can be ordered for: proof for a wildcard takes a record in the DNS.
+    pub fn acme_names(&self) -> Vec<&str> {
+        let names = self.hostnames.iter().filter_map(|name| match name {
+            Hostname::Exact(name) => Some(name.as_str()),
+            Hostname::Below(_) | Hostname::Any => None,
+        });
+        names.collect()
+    }
+
+    /// How an authority can be shown that the host names lead here.
+    pub fn acme_ways(&self) -> Vec<AcmeWay> {
+        let ports = || self.services.iter().flat_map(|service| &service.ports);
+        let is_http = |port: &Port| port.tls.is_none() && matches!(port.carries, Carries::Http(_));
+        let http = ports().any(|port| port.numbers.contains(&80) && is_http(port));
+        let tls = ports().any(|port| port.numbers.contains(&443) && port.tls.is_some());
+        [(http, AcmeWay::Http01), (tls, AcmeWay::TlsAlpn01)]
+            .into_iter()
+            .filter_map(|(has, way)| has.then_some(way))
+            .collect()
+    }
 }
 
 impl Service {

@@ -236,6 +236,15 @@ fn metrics(metrics: &Metrics) -> Build {
     Build::default().put("port", number(metrics.port.into())).put("path", &*metrics.path)
 }
 
+fn acme(acme: &Acme) -> Table {
+    Build::default()
+        .put("terms_of_service_agreed", true)
+        .put("directory", &*acme.directory)
+        .some("email", acme.email.as_deref())
+        .some("ca", acme.ca.as_deref())
+        .table
+}
+
 fn flyrun(app: &App) -> Table {
     let hostnames: Vec<String> = app.hostnames.iter().map(ToString::to_string).collect();
     let tls = |one: &Certificate| {
@@ -248,6 +257,11 @@ fn flyrun(app: &App) -> Table {
         .put("queue_timeout", time(app.queue_timeout))
         .put("queue_limit", number(app.queue_limit))
         .put("max_machines", number(app.max_machines))
+        .some("body_timeout", app.body_timeout.map(time))
+        .some("total_timeout", app.total_timeout.map(time))
+        .put("trusted_proxies", app.trusted_proxies.iter().map(ToString::to_string).collect::<Vec<_>>())
+        .put("accept_proxy_protocol", app.accept_proxy_protocol)
         .tables("tls", app.certificates.iter().map(tls).collect())
+        .some("acme", app.acme.as_ref().map(acme))
         .table
 }

@@ -70,6 +70,21 @@ fn ports_differ(files: &[File], problems: &mut Vec<Problem>) {
                 }
                 continue;
             }
+            let before_a_name = |app: &App| {
+                app.accept_proxy_protocol
+                    .then(|| app.trusted_proxies.iter().copied().collect::<BTreeSet<_>>())
+            };
+            let of_later = before_a_name(&later.file.app);
+            if let Some(first) = earlier().find(|one| before_a_name(&one.file.app) != of_later)
+                && told.insert((&later.file.name, &first.file.name, None))
+            {
+                let message = format!(
+                    "port {number} is {}'s too, and they differ in accept_proxy_protocol or its trusted_proxies, \
+                     which count before a client has named its host",
+                    at(first.file, &first.place())
+                );
+                problems.push(later.file.problem(&later.place(), message, "Write the same in both files."));
+            }
             for name in &later.file.app.hostnames {
                 let whose = earlier().find(|one| one.file.app.hostnames.contains(name));
                 if let Some(first) =

@@ -6,6 +6,8 @@ mod fake;
 mod forwarding;
 mod http1;
 mod http2;
+mod proxies;
 mod refusals;
 mod tcp;
+mod timeouts;
 mod tls;

@@ -223,3 +223,81 @@ async fn http_is_sent_to_https_where_that_is_forced() {
     let metrics = stage.proxy.metrics();
     eventually(|| metrics.render().contains("fly_edge_tls_handshake_errors 1\n").then_some(())).await;
 }
+
+#[tokio::test]
+async fn a_document_for_an_authority_is_shown_over_plain_http_as_long_as_it_is_held() {
+    let (seen, backend) = canned(OK);
+    let stage = Stage::new(&http_app(""), backend).await;
+    let trusted = [certificate(stage.directory.path(), "a", &["a.example.com"])];
+    let forced = app("shop", "*", &["a"], "").replace("internal_port", "force_https = true\ninternal_port");
+    stage.serve(&[&forced]);
+    let proof = stage.proxy.challenges().show_document("token", "token.key");
+    let mut client = stage.connect(80).await;
+    let asks = "GET /.well-known/acme-challenge/token HTTP/1.1\r\nHost: a.example.com\r\n\r\n";
+    client.send(asks).await;
+    let (head, body) = client.answer().await;
+    assert!(head.starts_with("HTTP/1.1 200 OK\r\n"), "{head}");
+    assert_eq!(body, "token.key");
+    assert_eq!(stage.line().await["error"], serde_json::Value::Null);
+    // Only this, only by a safe method, and only there.
+    for other in [asks.replace("token HTTP", "tokens HTTP"), asks.replace("GET", "POST")] {
+        client.send(other).await;
+        assert!(client.answer().await.0.starts_with("HTTP/1.1 301 "));
+    }
+    let mut tls = connect(&stage, &trusted, "a.example.com", &[], rustls::ALL_VERSIONS).await.unwrap();
+    tls.write_all(asks.replace("\r\n\r\n", "\r\nConnection: close\r\n\r\n").as_bytes()).await.unwrap();
+    let mut all = String::new();
+    tls.read_to_string(&mut all).await.unwrap();
+    assert!(all.ends_with("ok"), "the app has documents of its own: {all}");
+    drop(proof);
+    client.send(asks).await;
+    assert!(client.answer().await.0.starts_with("HTTP/1.1 301 "));
+    assert_eq!(String::from_utf8_lossy(&seen.lock().unwrap()).matches("GET").count(), 1);
+}
+
+#[tokio::test]
+async fn a_certificate_for_an_authority_is_shown_to_no_one_else() {
+    let (_, backend) = canned(OK);
+    let stage = Stage::new(&http_app(""), backend).await;
+    let shown = certificate(stage.directory.path(), "a", &["a.example.com"]);
+    stage.serve(&[&app("shop", "*", &["a"], "")]);
+    let made = rcgen::generate_simple_self_signed(vec!["a.example.com".to_string()]).unwrap();
+    let proven = made.cert.der().clone();
+    let key = made.signing_key.serialize_der();
+    let challenges = stage.proxy.challenges();
+    assert!(challenges.show_certificate("a.example.com", proven.to_vec(), b"no key".to_vec()).is_err());
+    let proof = challenges.show_certificate("A.example.com", proven.to_vec(), key).unwrap();
+    let both = [shown.clone(), proven.clone()];
+    let ask = async |protocols: &[&str]| {
+        connect(&stage, &both, "a.example.com", protocols, rustls::ALL_VERSIONS).await
+    };
+    let mut seen = ask(&["acme-tls/1"]).await.unwrap();
+    assert_eq!(seen.get_ref().1.peer_certificates().unwrap()[0], proven);
+    assert_eq!(seen.get_ref().1.alpn_protocol(), Some(&b"acme-tls/1"[..]));
+    assert_eq!(seen.read(&mut [0]).await.unwrap(), 0, "nobody serves there");
+    for protocols in [&[][..], &["http/1.1"], &["http/1.1", "acme-tls/1"]] {
+        let client = ask(protocols).await.unwrap();
+        assert_eq!(client.get_ref().1.peer_certificates().unwrap()[0], shown);
+        assert!(get(client, "a.example.com").await.ends_with("ok"));
+    }
+    drop(proof);
+    assert!(ask(&["acme-tls/1"]).await.is_err());
+}
+
+#[tokio::test]
+async fn figures_tell_how_long_certificates_hold() {
+    let (_, backend) = canned(OK);
+    let stage = Stage::new(&http_app(""), backend).await;
+    certificate(stage.directory.path(), "a", &["a.example.com"]);
+    stage.serve(&[&app("shop", "*", &["a"], "")]);
+    let line = |figures: &str| {
+        let name = format!(
+            "flyrun_certificate_expiry_seconds{{file=\"{}\"}} ",
+            stage.directory.path().join("a.pem").display()
+        );
+        figures.lines().find_map(|line| line.strip_prefix(&name)?.parse::<i64>().ok())
+    };
+    assert!(line(&stage.proxy.figures()).is_some_and(|left| left > 0));
+    stage.serve(&[&http_app("")]);
+    assert_eq!(line(&stage.proxy.figures()), None);
+}

@@ -32,6 +32,8 @@ pub(crate) struct Draft {
     /// The first `[[mounts]]` of each group that has any.
     pub mounts: BTreeMap<String, usize>,
     pub max_machines: usize,
+    pub accept_proxy_protocol: usize,
+    pub acme: usize,
     pub strategy: usize,
     pub places: Vec<(Place, usize)>,
 }
@@ -55,7 +57,7 @@ pub(crate) fn app<'t>(tree: &'t Spanned<DeTable<'t>>, log: &'t Log<'t>) -> Draft
     let (deploy, strategy) = deploy(&top);
     let groups::Read { groups, names, mounts } = groups::read(&top, log, &mut places);
     let extra = flyrun::read(&top, log, &mut places);
-    let has_certificate = !extra.certificates.is_empty();
+    let has_certificate = !extra.certificates.is_empty() || extra.acme.is_some();
     let services = services::read(&top, &names, has_certificate, log);
     let (services, services_at) = services.into_iter().unzip();
     let app = App {
@@ -71,13 +73,27 @@ pub(crate) fn app<'t>(tree: &'t Spanned<DeTable<'t>>, log: &'t Log<'t>) -> Draft
         checks: checks::named(&top, &names),
         hostnames: extra.hostnames,
         certificates: extra.certificates,
+        acme: extra.acme,
+        trusted_proxies: extra.trusted_proxies,
+        accept_proxy_protocol: extra.accept_proxy_protocol,
+        body_timeout: extra.body_timeout,
+        total_timeout: extra.total_timeout,
         idle_timeout: extra.idle_timeout,
         start_timeout: extra.start_timeout,
         queue_timeout: extra.queue_timeout,
         queue_limit: extra.queue_limit,
         max_machines: extra.max_machines,
     };
-    Draft { app, services: services_at, mounts, max_machines: extra.max_machines_at, strategy, places }
+    Draft {
+        app,
+        services: services_at,
+        mounts,
+        max_machines: extra.max_machines_at,
+        accept_proxy_protocol: extra.accept_proxy_protocol_at,
+        acme: extra.acme_at,
+        strategy,
+        places,
+    }
 }
 
 /// `[build] image`, the one key there without which nothing can be run.

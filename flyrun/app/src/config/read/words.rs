@@ -60,3 +60,21 @@ pub(super) fn command(node: &Node<'_>) -> Option<Vec<String>> {
     }
     words
 }
+
+/// What the contact of an ACME account can be (RFC 8555, section 7.3).
+pub(super) fn is_email(text: &str) -> bool {
+    let good = |part: &str| {
+        !part.is_empty() && part.bytes().all(|byte| byte.is_ascii_graphic() && !b"?,<>".contains(&byte))
+    };
+    text.split_once('@').is_some_and(|(who, host)| good(who) && good(host) && !host.contains('@'))
+}
+pub(super) const EMAIL: &str = "one address such as admin@example.com";
+
+/// Directories are asked over https alone (RFC 8555, section 6.1).
+pub(super) fn is_https_url(text: &str) -> bool {
+    let rest = text.strip_prefix("https://");
+    rest.is_some_and(|rest| {
+        !rest.starts_with('/') && !rest.is_empty() && rest.bytes().all(|byte| byte.is_ascii_graphic())
+    })
+}
+pub(super) const HTTPS_URL: &str = "a URL that begins with https://";
