@@ -11,8 +11,12 @@
 //! machines by them and takes each over as it is, so that the end of this process at any point loses nothing.
 
 mod check;
+mod choices;
+mod control;
+mod deploy;
 mod engine;
 mod events;
+mod follow;
 mod front;
 mod group;
 mod host;
@@ -31,6 +35,7 @@ mod systemd;
 mod template;
 mod worker;
 
+pub use control::{Ask, Deploy, Scale, Step, Strategy, ask};
 pub use group::{MachineView, View};
 pub use limits::default_memory_mib;
 pub use run::{Settings, run};

@@ -43,6 +43,8 @@ pub struct Start {
     pub over: watch::Receiver<bool>,
     /// The machine was found to run.
     pub runs: bool,
+    /// `[checks]` are to pass too before it is ready: it is of a new version.
+    pub is_trial: bool,
     pub template: Arc<Template>,
     pub probes: Arc<Probes>,
 }
@@ -130,7 +132,10 @@ impl Worker {
                 .with("why", reason.as_str())
                 .end();
         }
-        let gates = gates(&start.probes.gates, started.kind);
+        let mut gates = gates(&start.probes.gates, started.kind);
+        if start.is_trial {
+            gates.extend(start.probes.named.iter().map(|(_, probe)| probe.clone()));
+        }
         let tell = |why| self.group.troubles(life, why);
         let passes = async {
             for probe in &gates {
@@ -307,7 +312,8 @@ impl Worker {
             self.group.line_of("stopped", life).with("machine", &*id).end();
             self.shows(&id, What::Stopped, Some(begun.elapsed()));
             let is_old = |start: &Start| start.template.version != self.group.template().version;
-            if self.begun.as_deref().is_some_and(is_old) && !self.group.is_leaving() {
+            let is_old = self.begun.as_deref().is_some_and(is_old);
+            if (is_old && !self.group.is_leaving()) || self.group.is_retired() {
                 self.discard().await;
             }
         }

@@ -132,6 +132,11 @@ impl Slot {
         matches!(self.state, State::Booting { .. } | State::Ready { failing: None, .. })
     }
 
+    /// Whether there is a process that is its machine, or will be in a moment.
+    pub fn is_alive(&self) -> bool {
+        !matches!(self.state, State::Cold | State::Suspended)
+    }
+
     /// When its state has lasted too long.
     pub fn deadline(&self, limits: &Limits) -> Option<Moment> {
         match self.state {

@@ -5,7 +5,7 @@ use std::time::SystemTime;
 use app::pool::State;
 use serde::{Deserialize, Serialize};
 
-use super::{Group, Slot};
+use super::{Ending, Group, Slot};
 
 /// A group, as it is now.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -16,6 +16,9 @@ pub struct View {
     /// Requests that wait for a machine.
     pub waiting: usize,
     pub max_machines: u32,
+    pub min_machines_running: u32,
+    pub cpus: u8,
+    pub memory_mib: u64,
     /// It is not served any more.
     pub is_leaving: bool,
     pub machines: Vec<MachineView>,
@@ -63,8 +66,10 @@ impl Group {
         let machines = inner.pool.slots().filter_map(|(life, state)| {
             let slot = inner.slots.get(life.slot)?;
             let is_beyond = life.slot >= inner.wishes.limits.max_machines as usize && state == State::Cold;
-            (!is_beyond)
-                .then(|| MachineView { limit, ..machine(slot, life.slot, state, template.name(life.slot)) })
+            (!is_beyond).then(|| MachineView {
+                limit,
+                ..machine(slot, template.first + life.slot, state, template.name(life.slot))
+            })
         });
         View {
             app: self.app.to_string(),
@@ -72,7 +77,10 @@ impl Group {
             version: template.version.clone(),
             waiting: inner.pool.waiting(),
             max_machines: inner.wishes.limits.max_machines,
-            is_leaving: inner.is_leaving,
+            min_machines_running: inner.wishes.limits.min_running,
+            cpus: inner.wishes.cpus,
+            memory_mib: template.memory_mib(),
+            is_leaving: inner.ending != Ending::No,
             machines: machines.collect(),
         }
     }
@@ -138,6 +146,9 @@ impl View {
             version: "0".into(),
             waiting: 2,
             max_machines: 1,
+            min_machines_running: 0,
+            cpus: 1,
+            memory_mib: 256,
             is_leaving: false,
             machines,
         }
