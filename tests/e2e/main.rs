@@ -3,6 +3,7 @@
 
 mod base;
 mod cp;
+mod deploy;
 mod doctor;
 mod exec;
 mod figures;

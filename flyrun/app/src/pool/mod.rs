@@ -228,6 +228,7 @@ impl Pool {
         let slots = self.slots.iter().filter_map(|slot| slot.deadline(&self.limits));
         let idle = self.quiet.map(|quiet| quiet.since.saturating_add(self.limits.idle_timeout));
         let boot = self.wants_boot().then(|| self.boots.due());
-        slots.chain(self.queue.deadline()).chain(idle).chain(boot).min()
+        let busy = self.slots.iter().filter(|slot| slot.is_alive()).filter_map(|slot| slot.busy_until);
+        slots.chain(self.queue.deadline()).chain(idle).chain(boot).chain(busy).min()
     }
 }

@@ -107,6 +107,7 @@ impl Group {
             epoch: 0,
             machine: None,
             last_start: None,
+            busy_until: None,
             trouble: None,
             failure: None,
             recheck: Arc::new(Notify::new()),
@@ -141,6 +142,7 @@ impl Slot {
         self.is_ending = false;
         self.machine = None;
         self.trouble = None;
+        self.busy_until = None;
         self.named.clear();
         self.renew();
     }

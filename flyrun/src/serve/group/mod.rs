@@ -183,6 +183,8 @@ pub struct Slot {
     epoch: u64,
     machine: Option<Arc<Started>>,
     last_start: Option<LastStart>,
+    /// Until then its workload works, as it says, whether it has requests or not.
+    busy_until: Option<Instant>,
     /// What the last check that failed said.
     trouble: Option<String>,
     /// Why the last life failed, by the id of the line in the log.

@@ -1,7 +1,7 @@
 //! What workers tell of a slot's machine. Whatever is told of a life that is over changes nothing.
 
 use std::sync::Arc;
-use std::time::{Duration, SystemTime};
+use std::time::{Duration, Instant, SystemTime};
 
 use app::pool::{Action, Life, Limits, Moment, Pool};
 use page::What;
@@ -153,6 +153,20 @@ impl Group {
     /// A check is to come soon.
     pub fn recheck(&self, life: Life) {
         self.with_slot(life, |slot| slot.recheck.notify_one());
+    }
+
+    /// A machine's workload works for so long, as it says, whether it has requests or not; or not any more.
+    pub fn busy(self: &Arc<Self>, life: Life, time: Duration) {
+        let now = Instant::now();
+        let changed = self.with_slot(life, |slot| {
+            let was_busy = slot.busy_until.is_some_and(|until| until > now);
+            slot.busy_until = (!time.is_zero()).then(|| now + time);
+            was_busy == time.is_zero()
+        });
+        if changed == Some(true) {
+            self.line_of(if time.is_zero() { "busy no more" } else { "busy" }, life).end();
+        }
+        self.happens(|pool, now| pool.busy(now, life, time));
     }
 
     /// A machine is on disk, or stopped, as it was asked to.

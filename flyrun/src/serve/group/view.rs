@@ -1,6 +1,6 @@
 //! What can be seen of a group: for `flyrun status` and for figures.
 
-use std::time::SystemTime;
+use std::time::{Instant, SystemTime};
 
 use app::pool::State;
 use serde::{Deserialize, Serialize};
@@ -36,6 +36,8 @@ pub struct MachineView {
     pub state: String,
     /// Its requests, or connections.
     pub load: u32,
+    /// How many seconds its workload still works, as it says, whether it has requests or not.
+    pub busy_seconds: Option<u64>,
     /// How many these are at most, if there is a limit.
     pub limit: Option<u32>,
     /// resumed, base or cold.
@@ -127,6 +129,10 @@ fn machine(slot: &Slot, number: usize, state: State, name: String) -> MachineVie
             .map(|machine| machine.address),
         state: word.to_string(),
         load,
+        busy_seconds: slot
+            .busy_until
+            .map(|until| until.saturating_duration_since(Instant::now()).as_secs())
+            .filter(|left| *left > 0 && !matches!(word, "cold" | "suspended")),
         limit: None,
         last_start: start.map(|start| start.kind.name().to_string()),
         last_start_at: start.map(|start| seconds(start.at)),
@@ -166,6 +172,7 @@ impl MachineView {
             address: None,
             state: "cold".into(),
             load: 0,
+            busy_seconds: None,
             limit: Some(25),
             last_start: None,
             last_start_at: None,
