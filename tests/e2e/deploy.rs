@@ -198,3 +198,35 @@ fn a_count_is_kept_and_machines_beyond_it_go() {
     };
     assert_eq!((of("work"), of("more")), (1.into(), 0.into()));
 }
+
+#[test]
+fn a_volume_is_in_one_machine_and_what_it_holds_outlives_both_versions() {
+    let app = "d-volume";
+    let text = |version: &str, up: &str| {
+        let up = format!("echo $VERSION >> /data/seen; cp /data/seen index.html; {up}");
+        file(
+            app,
+            version,
+            &up,
+            "min_machines_running = 1\n[mounts]\nsource = 'd-data'\ndestination = '/data'",
+        )
+    };
+    let serving = Serving::start(&[(app, &text("one", IS_UP))]);
+    serving.wait_for_state(app, "ready");
+    let own = scratch();
+    let path = own.path().join("fly.toml");
+    let config = path.display().to_string();
+    let deploy = |text: &str| {
+        std::fs::write(&path, text).unwrap();
+        serving.lab.command(&["deploy", "-c", &config, "--wait-timeout", "20s"])
+    };
+    deploy(&text("two", IS_UP)).code(0);
+    assert_eq!(serving.get("x", 80), "one\ntwo");
+    deploy(&text("three", IS_DOWN)).code(125).complains_about("status 404");
+    serving.wait_for_state(app, "ready");
+    assert_eq!(serving.get("x", 80), "one\ntwo\nthree\ntwo", "the old one has it again");
+    let green = serving.lab.command(&["deploy", "-a", app, "--strategy", "bluegreen"]);
+    green.fails_clearly().complains_about("a volume can be in one machine");
+    drop(serving);
+    command(&["volume", "rm", "d-data"]).end().code(0);
+}

@@ -27,6 +27,7 @@ enum Event {
     RestFails(usize),
     Dies(usize),
     Deploy,
+    GiveWay,
     Passes(u64),
     NextTick,
     /// Something is told of a life that is over.
@@ -48,6 +49,7 @@ fn event() -> impl Strategy<Value = Event> {
         1 => any::<usize>().prop_map(Event::RestFails),
         1 => any::<usize>().prop_map(Event::Dies),
         1 => Just(Event::Deploy),
+        1 => Just(Event::GiveWay),
         2 => (0u64..20_000).prop_map(Event::Passes),
         4 => Just(Event::NextTick),
         1 => any::<(usize, u8)>().prop_map(|(index, kind)| Event::Late(index, kind)),
@@ -265,6 +267,7 @@ impl Host {
                 self.pool.died(self.now, life)
             }
             Event::Deploy => self.pool.deploy(self.now),
+            Event::GiveWay => self.pool.give_way(self.now),
             Event::Passes(millis) => {
                 self.now += Duration::from_millis(*millis);
                 self.pool.tick(self.now)

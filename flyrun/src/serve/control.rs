@@ -226,3 +226,57 @@ pub fn ask(paths: &Paths, app: &str, ask: &Ask, mut each: impl FnMut(&Step) -> R
     Err(Error::new(format!("flyrun serve (process {pid}) has ended before this was done"))
         .advice("Start it again, and repeat this."))
 }
+
+#[cfg(test)]
+mod tests {
+    use std::io::Read as _;
+
+    use super::*;
+
+    /// What is told to whoever sends this, where nobody does any job.
+    async fn told(lines: &[&str], desk: Desk) -> Vec<Step> {
+        let mut steps = Vec::new();
+        for line in lines {
+            let (mut ours, theirs) = StdUnixStream::pair().unwrap();
+            theirs.set_nonblocking(true).unwrap();
+            ours.write_all(line.as_bytes()).unwrap();
+            ours.shutdown(std::net::Shutdown::Write).unwrap();
+            let served = tokio::spawn(converse(UnixStream::from_std(theirs).unwrap(), desk.clone()));
+            // Jobs that wait are told of nothing more.
+            let _ = tokio::time::timeout(Duration::from_millis(200), served).await;
+            ours.set_read_timeout(Some(Duration::from_millis(10))).unwrap();
+            let mut text = Vec::new();
+            let _ = ours.read_to_end(&mut text);
+            steps.extend(
+                text.split(|byte| *byte == b'\n').filter_map(|line| serde_json::from_slice(line).ok()),
+            );
+        }
+        steps
+    }
+
+    fn desk(jobs: usize, is_busy: bool) -> (Desk, mpsc::Receiver<Job>) {
+        let (jobs, receiver) = mpsc::channel(jobs);
+        let log = Log::on_stderr(false).unwrap();
+        (Desk { jobs, is_busy: Arc::new(AtomicBool::new(is_busy)), log }, receiver)
+    }
+
+    #[tokio::test]
+    async fn what_is_not_understood_is_told_so_and_reaches_nobody() {
+        let (desk, mut jobs) = desk(1, false);
+        let lines = ["nonsense\n", "{\"ask\":\"explode\"}\n", "\n", "[[[[\n"];
+        let steps = told(&lines, desk).await;
+        assert_eq!(steps.len(), lines.len());
+        assert!(steps.iter().all(|step| matches!(step, Step::Failed { .. })), "{steps:?}");
+        assert!(jobs.try_recv().is_err());
+    }
+
+    #[tokio::test]
+    async fn who_has_to_wait_is_told_so_and_who_waits_in_vain_too() {
+        let (desk, mut jobs) = desk(1, true);
+        let ask = Ask::Scale(Scale { app: "web".into(), counts: [(String::new(), 3)].into() });
+        let line = format!("{}\n", serde_json::to_string(&ask).unwrap());
+        let steps = told(&[&line, &line], desk).await;
+        assert!(matches!(steps[..], [Step::Waiting, Step::Waiting, Step::Failed { .. }]), "{steps:?}");
+        assert_eq!(jobs.try_recv().unwrap().ask, ask);
+    }
+}

@@ -473,3 +473,45 @@ async fn tell_changes(changed: mpsc::Sender<()>, path: PathBuf, log: Log) {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::PermissionsExt as _;
+
+    use super::*;
+
+    fn wish(groups: &str) -> Wish {
+        let text = format!("app = 'web'\nbuild.image = 'x'\n{groups}");
+        let file = app::config::read("fly.toml", text.as_bytes()).unwrap();
+        Wish { file, counts: BTreeMap::new() }
+    }
+
+    #[test]
+    fn a_group_is_named_where_there_are_several() {
+        let one = wish("");
+        assert_eq!(group_of(&one, "").unwrap(), "app");
+        assert_eq!(group_of(&one, "app").unwrap(), "app");
+        let two = wish("processes = { web = '', worker = '' }");
+        assert_eq!(group_of(&two, "worker").unwrap(), "worker");
+        for (name, told) in [("", "several groups"), ("job", "no group 'job'")] {
+            let error = group_of(&two, name).unwrap_err().to_string();
+            assert!(error.contains(told) && error.contains("web=N worker=N"), "{error}");
+        }
+    }
+
+    #[test]
+    fn a_file_that_is_deployed_stays_whose_it_is() {
+        let directory = tempfile::tempdir().unwrap();
+        let (real, link) = (directory.path().join("real.toml"), directory.path().join("fly.toml"));
+        fs::write(&real, "old").unwrap();
+        fs::set_permissions(&real, fs::Permissions::from_mode(0o640)).unwrap();
+        std::os::unix::fs::symlink(&real, &link).unwrap();
+        install(&link, b"new").unwrap();
+        assert_eq!(fs::read(&real).unwrap(), b"new");
+        assert_eq!(fs::metadata(&real).unwrap().permissions().mode() & 0o777, 0o640);
+        assert!(fs::symlink_metadata(&link).unwrap().is_symlink());
+        assert_eq!(fs::read_dir(directory.path()).unwrap().count(), 2, "no draft is left");
+        let error = install(&directory.path().join("none"), b"new").unwrap_err().to_string();
+        assert!(error.starts_with("deployed, but "), "{error}");
+    }
+}

@@ -280,7 +280,8 @@ impl Worker {
     async fn keep_golden(&self, id: &Arc<str>) {
         let template = self.group.template();
         let is_current = self.begun.as_ref().is_none_or(|begun| begun.template.version == template.version);
-        if !is_current || !self.group.scales_out() {
+        // One that is replaced would take the place of what the next version has left.
+        if !is_current || !self.group.scales_out() || self.group.is_retired() {
             return;
         }
         let (host, id) = (self.host(), id.clone());
