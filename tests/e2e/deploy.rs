@@ -230,3 +230,49 @@ fn a_volume_is_in_one_machine_and_what_it_holds_outlives_both_versions() {
     drop(serving);
     command(&["volume", "rm", "d-data"]).end().code(0);
 }
+
+#[test]
+fn a_serve_that_is_killed_in_a_deploy_goes_on_with_what_it_served() {
+    let app = "d-killed";
+    let more = "min_machines_running = 1";
+    let mut serving = Serving::start(&[(app, &file(app, "one", IS_UP, more))]);
+    serving.wait_for_state(app, "ready");
+    let own = scratch();
+    let path = own.path().join("fly.toml");
+    std::fs::write(&path, file(app, "two", IS_DOWN, more)).unwrap();
+    let config = path.display().to_string();
+    let errors = own.path().join("errors");
+    let _deploy = serving.lab.background(&["deploy", "-c", &config], &errors);
+    let told = || std::fs::read_to_string(&errors).unwrap();
+    wait_until("the new one is tried", || told().contains("status 404"));
+    assert_eq!(names(app), [format!("{app}-app-0"), format!("{app}-app-1")]);
+    serving.end(Signal::KILL);
+    wait_until("who asked is told", || told().contains("has ended before this was done"));
+    serving.again();
+    assert_eq!(serving.get("x", 80), "one");
+    wait_until("the new one is gone", || names(app) == [format!("{app}-app-0")]);
+    assert_eq!(serving.get("x", 80), "one");
+}
+
+#[test]
+fn a_process_that_nothing_is_asked_of_must_last_a_while() {
+    let app = "d-worker";
+    let image = layout("busybox");
+    let text = |command: &str| {
+        let head = format!("app = '{app}'\nbuild.image = '{image}'\nkill_signal = 'SIGKILL'\n");
+        format!("{head}[processes]\nwork = \"{command}\"\n")
+    };
+    let serving = Serving::start(&[(app, &text("sleep 100000"))]);
+    serving.wait_for_state(app, "ready");
+    let own = scratch();
+    let path = own.path().join("fly.toml");
+    let config = path.display().to_string();
+    std::fs::write(&path, text("sh -c 'sleep 1; echo no work; exit 9'")).unwrap();
+    let told = serving.lab.command(&["deploy", "-c", &config]).code(125);
+    told.complains_about("exit code 9").complains_about("last line was: no work");
+    wait_until("the old one is left", || names(app) == [format!("{app}-work-0")]);
+    assert_eq!(serving.state(app), "ready");
+    // One that has done its work has not failed.
+    std::fs::write(&path, text("true")).unwrap();
+    serving.lab.command(&["deploy", "-c", &config]).code(0);
+}

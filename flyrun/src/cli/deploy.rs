@@ -101,6 +101,8 @@ fn tell(app: &str, step: &Step, json: bool) -> Result<()> {
         return print_line(&serde_json::to_string(step).context("cannot write JSON")?);
     }
     match step {
+        // That is the error.
+        Step::Failed { .. } => {}
         Step::Done { .. } => print_line(&line(app, step))?,
         step => anstream::eprintln!("{}", line(app, step)),
     }

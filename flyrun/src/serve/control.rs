@@ -196,7 +196,7 @@ async fn converse(mut stream: UnixStream, desk: Desk) {
     }
 }
 
-/// Asks the `flyrun serve` that serves an app, and hands on each step but the failure.
+/// Asks the `flyrun serve` that serves an app, and hands on each step.
 ///
 /// # Errors
 /// None serves it, or it has failed.
@@ -215,10 +215,10 @@ pub fn ask(paths: &Paths, app: &str, ask: &Ask, mut each: impl FnMut(&Step) -> R
     stream.write_all(&line).context(told())?;
     for line in BufReader::new(stream).lines() {
         let step: Step = serde_json::from_str(&line.context(told())?).context(told())?;
+        each(&step)?;
         if let Step::Failed { why } = step {
             return Err(Error::new(why));
         }
-        each(&step)?;
         if matches!(step, Step::Done { .. }) {
             return Ok(());
         }

@@ -17,6 +17,8 @@ use crate::machine::State;
 
 /// How often it is looked what checks say that fail.
 const LOOK: Duration = Duration::from_millis(500);
+/// So long a machine that nothing is asked of must run, to be taken for one that does.
+const STEADY: Duration = Duration::from_secs(5);
 /// How long it may take until a machine that has ended has given back its volumes.
 const SETTLE: Duration = Duration::from_secs(60);
 
@@ -77,7 +79,9 @@ impl Engine {
     pub async fn deploy(&self, prepared: &Prepared, how: How, tell: &Tell) -> Result<Old> {
         let changes = self.begin(prepared)?;
         let mut result = Ok(());
-        if how.strategy == Strategy::Bluegreen {
+        // Requests cannot go to both where the versions listen on different ports.
+        let at_once = changes.iter().all(|change| !change.in_place) && self.has_other_ports(&prepared.app);
+        if how.strategy == Strategy::Bluegreen || at_once {
             result = self.bluegreen(&changes, how, tell).await;
         } else {
             for change in &changes {
@@ -241,11 +245,19 @@ async fn ready(change: &Change, count: usize, how: How, tell: &Tell) -> Tried {
     let mut changes = new.changes();
     tell.step(Step::Starting { group: new.name.to_string(), machines: count });
     let mut told = Vec::new();
+    let mut steady_at = None;
     loop {
         let (ready, trouble) = match new.standing() {
             Standing::Failed(failure) => return Err(failure),
             Standing::Goes { ready, trouble } => (ready, trouble),
         };
+        if ready.len() >= count && !new.has_checks() {
+            let steady_at = *steady_at.get_or_insert_with(|| Instant::now() + STEADY);
+            if Instant::now() < steady_at {
+                let _ = timeout(LOOK, changes.changed()).await;
+                continue;
+            }
+        }
         for machine in &ready {
             if !tell.knows(machine) {
                 tell.step(Step::Healthy { machine: machine.clone() });

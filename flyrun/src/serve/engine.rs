@@ -132,6 +132,12 @@ impl Engine {
         self.lock().current.get(key).filter(|group| !group.is_leaving()).cloned()
     }
 
+    /// Whether machines of an app that is served listen on other ports than these.
+    pub(super) fn has_other_ports(&self, app: &App) -> bool {
+        let ports = |app: &App| app.services.iter().map(|service| service.internal_port).collect::<Vec<_>>();
+        self.lock().served.get(app.name.as_str()).is_some_and(|served| ports(served) != ports(app))
+    }
+
     /// Shows a group that is none of the current ones, as long as it has machines.
     pub(super) fn shows(&self, group: Arc<Group>) {
         self.lock().others.push(group);

@@ -131,7 +131,7 @@ impl Group {
 
     /// About a slot of it.
     pub fn line_of(&self, event: &'static str, life: Life) -> Line {
-        self.line(event).with("slot", life.slot)
+        self.line(event).with("slot", self.first + life.slot)
     }
 }
 

@@ -135,6 +135,8 @@ pub struct Group {
     pub app: Arc<str>,
     pub name: Arc<str>,
     pub shared: Arc<Shared>,
+    /// The number of its first slot's machine, which stays.
+    first: usize,
     inner: Mutex<Inner>,
     /// Something is due sooner than the timer knows.
     sooner: Notify,
@@ -285,6 +287,7 @@ impl Group {
             app: wishes.template.app.clone(),
             name: wishes.template.group.clone(),
             shared,
+            first: wishes.template.first,
             inner: Mutex::new(Inner {
                 pool,
                 wishes,

@@ -95,6 +95,12 @@ impl Group {
         Standing::Goes { ready, trouble }
     }
 
+    /// Whether something is asked of its machines before they are ready.
+    pub fn has_checks(&self) -> bool {
+        let probes = &self.lock().wishes.probes;
+        !(probes.gates.is_empty() && probes.named.is_empty())
+    }
+
     /// Tells whenever something has happened from now on.
     pub fn changes(&self) -> watch::Receiver<()> {
         self.changed.subscribe()
