@@ -192,6 +192,7 @@ fn a_count_is_kept_and_machines_beyond_it_go() {
     ready(&serving, 4);
     scale(&serving, &["work=1", "more=0"]).code(0);
     ready(&serving, 1);
+    wait_until("the others are gone", || names(app) == [format!("{app}-work-0")]);
     let shown = serving.lab.command(&["scale", "show", "-a", app, "--json"]).code(0).json();
     let of = |group: &str| {
         shown.as_array().unwrap().iter().find(|row| row["group"] == group).unwrap()["count"].clone()

@@ -314,7 +314,8 @@ impl Worker {
             self.shows(&id, What::Stopped, Some(begun.elapsed()));
             let is_old = |start: &Start| start.template.version != self.group.template().version;
             let is_old = self.begun.as_deref().is_some_and(is_old);
-            if (is_old && !self.group.is_leaving()) || self.group.is_retired() {
+            let is_beyond = self.slot >= self.group.max_machines() as usize;
+            if ((is_old || is_beyond) && !self.group.is_leaving()) || self.group.is_retired() {
                 self.discard().await;
             }
         }

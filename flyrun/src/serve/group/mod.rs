@@ -324,8 +324,8 @@ impl Group {
         }
         for beyond in found.iter().filter(|before| before.slot >= inner.wishes.limits.max_machines as usize) {
             let (host, id) = (self.shared.host.clone(), beyond.id.clone());
-            self.line("machine beyond max_machines is stopped").with("machine", &*id).end();
-            self.shared.runtime.spawn_blocking(move || host.stop(&id, None));
+            self.line("machine beyond max_machines is removed").with("machine", &*id).end();
+            self.shared.runtime.spawn_blocking(move || host.stop(&id, None).and_then(|()| host.remove(&id)));
         }
         for succeeded in found.iter().filter_map(|before| before.succeeded) {
             if !inner.starts_again(succeeded, Duration::ZERO) {
@@ -352,6 +352,7 @@ impl Group {
         let limits = inner.limits();
         let actions = inner.pool.limit(now, limits);
         self.follow(&mut inner, actions);
+        inner.discard_resting(limits.max_machines as usize);
         if is_new {
             inner.restarts = Restarts::default();
             self.line("deploy").with("version", &*inner.wishes.template.version).end();

@@ -37,6 +37,14 @@ pub enum Standing {
 }
 
 impl Inner {
+    /// Machines that are stopped go too, from this slot on.
+    pub(super) fn discard_resting(&mut self, from: usize) {
+        let slots = self.pool.slots().skip(from).filter(|(_, state)| *state == State::Cold);
+        for slot in slots.filter_map(|(life, _)| self.slots.get(life.slot)) {
+            let _ = slot.orders.send(Order::Discard);
+        }
+    }
+
     /// A machine has failed; in a trial that counts.
     pub(super) fn fails_trial(&mut self, life: Life, why: String) {
         let machine = self.wishes.template.name(life.slot);
@@ -161,18 +169,7 @@ impl Group {
         let now = self.shared.now();
         let actions = inner.pool.retire(now);
         self.follow(&mut inner, actions);
-        let resting: Vec<_> = inner
-            .pool
-            .slots()
-            .filter(|(_, state)| *state == State::Cold)
-            .map(|(life, _)| life.slot)
-            .collect();
-        for slot in resting {
-            // One that is stopped is of no use either.
-            if let Some(slot) = inner.slots.get(slot) {
-                let _ = slot.orders.send(Order::Discard);
-            }
-        }
+        inner.discard_resting(0);
         self.sooner.notify_one();
     }
 }
