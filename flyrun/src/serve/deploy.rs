@@ -77,7 +77,11 @@ impl Engine {
     /// # Errors
     /// A machine of it fails. The old version goes on.
     pub async fn deploy(&self, prepared: &Prepared, how: How, tell: &Tell) -> Result<Old> {
-        let changes = self.begin(prepared)?;
+        let mut changes = Vec::new();
+        if let Err(error) = self.begin(prepared, &mut changes) {
+            changes.iter().for_each(|change| change.new.retire());
+            return Err(error);
+        }
         let mut result = Ok(());
         // Requests cannot go to both where the versions listen on different ports.
         let at_once = changes.iter().all(|change| !change.in_place) && self.has_other_ports(&prepared.app);
@@ -123,8 +127,7 @@ impl Engine {
         }
     }
 
-    fn begin(&self, prepared: &Prepared) -> Result<Vec<Change>> {
-        let mut changes = Vec::new();
+    fn begin(&self, prepared: &Prepared, changes: &mut Vec<Change>) -> Result<()> {
         for (name, template) in &prepared.templates {
             let key: Key = (template.app.clone(), name.clone());
             let old = self.current(&key);
@@ -142,7 +145,7 @@ impl Engine {
             self.shows(new.clone());
             changes.push(Change { key, old, new, had, in_place });
         }
-        Ok(changes)
+        Ok(())
     }
 
     /// All new machines are there before the first request goes to one.
