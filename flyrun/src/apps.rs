@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 
 use app::config::{self, MAX_FILE_BYTES, Place, Problem, Refused, together};
 
+use crate::error::Error;
 use crate::guest_files;
 
 /// A fly.toml that was read, and found to fit this host.
@@ -46,12 +47,29 @@ pub fn load(path: &Path) -> Result<Vec<AppFile>, Refused> {
 /// # Errors
 /// All that is wrong with it.
 pub fn load_file(path: &Path) -> Result<AppFile, Refused> {
+    judge(path, &read(path)?)
+}
+
+/// The bytes of a file, as far as one may have.
+///
+/// # Errors
+/// It cannot be read.
+pub fn read(path: &Path) -> Result<Vec<u8>, Refused> {
     let mut bytes = Vec::new();
     let limit = MAX_FILE_BYTES as u64 + 1;
     let read = File::open(path).and_then(|file| file.take(limit).read_to_end(&mut bytes));
     read.map_err(|error| unreadable(path, &error))?;
-    let file = config::read(&path.to_string_lossy(), &bytes)?;
-    let mut problems: Vec<_> = image(&file).into_iter().chain(host_files(&file, path)).collect();
+    Ok(bytes)
+}
+
+/// Reads a file that has these bytes, or is to have them.
+///
+/// # Errors
+/// All that is wrong with it.
+pub fn judge(path: &Path, bytes: &[u8]) -> Result<AppFile, Refused> {
+    let file = config::read(&path.to_string_lossy(), bytes)?;
+    let mut problems: Vec<_> =
+        image(&file).into_iter().chain(metrics(&file)).chain(host_files(&file, path)).collect();
     if problems.is_empty() {
         problems.extend(guest_files(&file, path));
     }
@@ -78,6 +96,14 @@ fn image(file: &AppFile) -> Option<Problem> {
     Some(file.problem(&Place::Image, error.to_string(), "Name an image as `flyrun run` takes it."))
 }
 
+/// What Fly.io does and nobody does here.
+fn metrics(file: &AppFile) -> Option<Problem> {
+    let has_any = file.app.groups.values().any(|group| group.metrics.is_some());
+    let message = "[[metrics]]: flyrun does not collect what machines tell Prometheus".to_string();
+    let advice = "Leave it away; `flyrun serve --metrics` tells of the app's requests and machines.";
+    has_any.then(|| file.problem(&Place::Metrics, message, advice))
+}
+
 fn host_files<'f>(file: &'f AppFile, path: &'f Path) -> impl Iterator<Item = Problem> + 'f {
     let base = path.parent().unwrap_or(Path::new(""));
     file.host_files().filter_map(move |name| {
@@ -100,6 +126,15 @@ fn guest_files(file: &AppFile, path: &Path) -> Option<Problem> {
         file.app.groups.values().find_map(|group| guest_files::of_group(group, path).err())?.to_string();
     let (message, advice) = error.split_once("\n  ").unwrap_or((&error, ""));
     Some(file.problem(&Place::Name, format!("[[files]]: {message}"), advice))
+}
+
+/// All that is wrong with files, as one error.
+pub fn told(refused: &Refused) -> Error {
+    let mut lines: Vec<_> = refused.problems.iter().map(ToString::to_string).collect();
+    if refused.left_out > 0 {
+        lines.push(format!("and {} more", refused.left_out));
+    }
+    Error::new(lines.join("\nflyrun: "))
 }
 
 fn unreadable(path: &Path, error: &io::Error) -> Refused {
@@ -142,6 +177,16 @@ mod tests {
         write("b.toml", "app = 'web'\nbuild.image = 'Upper/x Y'\n");
         let told = told(directory.path());
         assert!(told.len() == 1 && told[0].contains("is not"), "{told:?}");
+    }
+
+    #[test]
+    fn what_nobody_does_here_is_refused_by_name_and_bluegreen_is_not() {
+        let told = |more: &str| match judge(Path::new("fly.toml"), format!("{WEB}{more}").as_bytes()) {
+            Ok(_) => String::new(),
+            Err(refused) => refused.problems[0].to_string(),
+        };
+        assert!(told("[[metrics]]\nport = 9000\n").starts_with("fly.toml:4:1: [[metrics]]: "));
+        assert_eq!(told("[[http_service.checks]]\n[deploy]\nstrategy = 'bluegreen'\n"), "");
     }
 
     #[test]

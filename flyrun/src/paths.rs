@@ -37,6 +37,11 @@ impl Paths {
         self.root.join("secrets")
     }
 
+    /// What was said of apps beside their files.
+    pub fn apps(&self) -> PathBuf {
+        self.root.join("apps")
+    }
+
     pub fn usage(&self) -> PathBuf {
         self.root.join("usage")
     }

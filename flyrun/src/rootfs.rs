@@ -200,6 +200,7 @@ fn wait(vm: &Vm, mailbox: &Mailbox, image: &Image, progress: impl Fn(u64)) -> Re
                 | FromGuest::NotFrozen { .. }
                 | FromGuest::Resumed
                 | FromGuest::Ready
+                | FromGuest::Busy { .. }
                 | FromGuest::AskTime,
             )
             | Event::OutputDone

@@ -5,6 +5,7 @@
 //! [`control`], and end the machine by a reset: nothing here ever returns from PID 1.
 #![deny(missing_docs)]
 
+pub mod busy;
 pub mod control;
 pub mod failure;
 pub mod pid1;

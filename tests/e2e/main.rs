@@ -3,11 +3,13 @@
 
 mod base;
 mod cp;
+mod deploy;
 mod doctor;
 mod exec;
 mod figures;
 mod host_directories;
 mod iperf3_and_fio;
+mod lease;
 mod network;
 mod one_liners;
 mod rates;

@@ -22,10 +22,12 @@ enum Event {
     Ready(usize),
     StartFails(usize),
     Check(usize, bool),
+    Busy(usize, u64),
     Rests(usize),
     RestFails(usize),
     Dies(usize),
     Deploy,
+    GiveWay,
     Passes(u64),
     NextTick,
     /// Something is told of a life that is over.
@@ -42,10 +44,12 @@ fn event() -> impl Strategy<Value = Event> {
         5 => any::<usize>().prop_map(Event::Ready),
         2 => any::<usize>().prop_map(Event::StartFails),
         2 => any::<(usize, bool)>().prop_map(|(index, passed)| Event::Check(index, passed)),
+        1 => (any::<usize>(), 0u64..20_000).prop_map(|(index, millis)| Event::Busy(index, millis)),
         4 => any::<usize>().prop_map(Event::Rests),
         1 => any::<usize>().prop_map(Event::RestFails),
         1 => any::<usize>().prop_map(Event::Dies),
         1 => Just(Event::Deploy),
+        1 => Just(Event::GiveWay),
         2 => (0u64..20_000).prop_map(Event::Passes),
         4 => Just(Event::NextTick),
         1 => any::<(usize, u8)>().prop_map(|(index, kind)| Event::Late(index, kind)),
@@ -89,6 +93,8 @@ struct Host {
     /// Requests that are for one slot alone.
     choosy: BTreeMap<u64, usize>,
     forwarded: Vec<Life>,
+    /// Until when machines say that they work.
+    busy: BTreeMap<Life, Moment>,
     requests: u64,
 }
 
@@ -103,6 +109,7 @@ impl Host {
             waiting: BTreeSet::new(),
             choosy: BTreeMap::new(),
             forwarded: Vec::new(),
+            busy: BTreeMap::new(),
             requests: 0,
         };
         let actions = host.pool.tick(host.now);
@@ -112,6 +119,10 @@ impl Host {
 
     fn is_in(&self, wanted: impl Fn(Machine) -> bool) -> Vec<Life> {
         self.machines.iter().filter(|(_, machine)| wanted(**machine)).map(|(life, _)| *life).collect()
+    }
+
+    fn is_busy(&self, life: Life) -> bool {
+        self.busy.get(&life).is_some_and(|until| *until > self.now)
     }
 
     fn over(&mut self, life: Life) -> Option<Machine> {
@@ -147,6 +158,7 @@ impl Host {
                     let before = self.machines.insert(life, Machine::Ends { suspends: true });
                     assert!(matches!(before, Some(Machine::Runs { .. })), "{action:?} of {before:?}");
                     assert_eq!(self.limits.auto_stop, AutoStop::Suspend);
+                    assert!(!self.is_busy(life), "{action:?}: it is busy");
                 }
                 Action::Stop(life) => {
                     let before = self.machines.insert(life, Machine::Ends { suspends: false });
@@ -222,6 +234,13 @@ impl Host {
                 self.machines.insert(life, Machine::Runs { passes: *passed });
                 self.pool.checked(self.now, life, *passed)
             }
+            Event::Busy(index, millis) => {
+                let runs = |machine| matches!(machine, Machine::Runs { .. } | Machine::Ends { .. });
+                let Some(life) = choose(index, self.is_in(runs)) else { return };
+                let time = Duration::from_millis(*millis);
+                self.busy.insert(life, self.now + time);
+                self.pool.busy(self.now, life, time)
+            }
             Event::Rests(index) => {
                 let ending = self.is_in(|machine| matches!(machine, Machine::Ends { .. }));
                 let Some(life) = choose(index, ending) else { return };
@@ -248,6 +267,7 @@ impl Host {
                 self.pool.died(self.now, life)
             }
             Event::Deploy => self.pool.deploy(self.now),
+            Event::GiveWay => self.pool.give_way(self.now),
             Event::Passes(millis) => {
                 self.now += Duration::from_millis(*millis);
                 self.pool.tick(self.now)
@@ -291,7 +311,7 @@ impl Host {
                     known == load && passes == failing.is_none()
                 }
                 (State::Draining { load: known, .. }, Some(Machine::Runs { .. })) => {
-                    known == load && load > 0
+                    known == load && (load > 0 || self.is_busy(life))
                 }
                 (State::Suspending { .. }, Some(Machine::Ends { .. })) => true,
                 (State::Suspended, Some(Machine::Suspended)) => true,
@@ -617,4 +637,93 @@ fn a_deploy_replaces_one_machine_after_another_and_stops_where_the_new_one_does_
     let later = pool.next_tick().expect("it is tried again");
     assert_eq!(pool.tick(later), [Action::Start { life: third, origin: Origin::Cold }]);
     assert_eq!(pool.ready(later, third), [Action::Stop(other)], "only now");
+}
+
+#[test]
+fn a_machine_that_is_busy_is_not_ended_until_it_is_no_more() {
+    let second = Duration::from_secs;
+    let mut pool = Pool::new(one_machine());
+    pool.request(ZERO, 1);
+    pool.ready(ZERO, FIRST);
+    pool.ended(ZERO, FIRST);
+    pool.busy(ZERO, FIRST, second(100));
+    assert_eq!(pool.tick(second(61)), []);
+    let over = pool.next_tick().expect("it runs out");
+    assert_eq!(over, second(100));
+    assert_eq!(pool.tick(over), []);
+    let idle = pool.next_tick().expect("it is idle from now on");
+    assert_eq!(idle, second(160));
+    assert_eq!(pool.tick(idle), [Action::Suspend(FIRST)]);
+    // One that says so in this moment goes on.
+    let goes_on = Action::Start { life: SECOND, origin: Origin::Suspending };
+    assert_eq!(pool.busy(idle, FIRST, second(10)), [goes_on]);
+    pool.ready(idle, SECOND);
+    // And one that takes it back is idle again.
+    pool.busy(idle, SECOND, second(1000));
+    assert_eq!(pool.tick(second(300)), []);
+    assert_eq!(pool.busy(second(300), SECOND, ZERO), []);
+    assert_eq!(pool.tick(second(360)), [Action::Suspend(SECOND)]);
+}
+
+#[test]
+fn a_machine_that_is_busy_is_replaced_when_its_time_to_drain_is_over() {
+    let mut pool = Pool::new(one_machine());
+    pool.request(ZERO, 1);
+    pool.ready(ZERO, FIRST);
+    pool.ended(ZERO, FIRST);
+    pool.busy(ZERO, FIRST, Duration::from_secs(3600));
+    assert_eq!(pool.retire(ZERO), [], "it has its time");
+    assert_eq!(pool.tick(Duration::from_secs(300)), [Action::Stop(FIRST)]);
+    assert_eq!(pool.at_rest(Duration::from_secs(300), FIRST), []);
+    assert_eq!(pool.alive(), 0);
+}
+
+#[test]
+fn a_pool_gives_way_one_by_one_and_comes_back_if_it_must() {
+    let limits = Limits { min_running: 2, max_machines: 2, ..one_machine() };
+    let mut pool = Pool::new(limits);
+    pool.tick(ZERO);
+    let other = Life { slot: 1, number: 1 };
+    pool.ready(ZERO, FIRST);
+    pool.ready(ZERO, other);
+    pool.request(ZERO, 1);
+    assert_eq!(pool.freeze(ZERO), [], "nothing ends by itself, and nothing starts");
+    assert_eq!(pool.give_way(ZERO), [Action::Stop(other)], "the one without a request");
+    assert_eq!(pool.at_rest(ZERO, other), []);
+    assert_eq!(pool.alive(), 1);
+    assert_eq!(pool.give_way(ZERO), [], "a request is on its way");
+    assert_eq!(pool.ended(ZERO, FIRST), [Action::Stop(FIRST)]);
+    assert_eq!(pool.at_rest(ZERO, FIRST), []);
+    let again = |slot| Action::Start { life: Life { slot, number: 2 }, origin: Origin::Cold };
+    assert_eq!(pool.bring_back(ZERO, limits, 2), [again(0), again(1)]);
+}
+
+#[test]
+fn a_pool_that_retires_refuses_who_waits_and_keeps_nothing() {
+    let mut pool = Pool::new(Limits { hard_limit: 1, soft_limit: 1, ..one_machine() });
+    pool.request(ZERO, 1);
+    pool.ready(ZERO, FIRST);
+    assert_eq!(pool.request(ZERO, 2), []);
+    let why = Refusal::NotStarted;
+    assert_eq!(pool.retire(ZERO), [Action::Refuse { request: 2, why, retry_after: ZERO }]);
+    assert_eq!(pool.alive(), 1, "a request is on its way");
+    assert_eq!(pool.ended(ZERO, FIRST), [Action::Stop(FIRST)]);
+    assert_eq!(pool.at_rest(ZERO, FIRST), []);
+    assert_eq!(pool.request(ZERO, 3), [Action::Refuse { request: 3, why, retry_after: ZERO }]);
+    // What is on disk goes too.
+    let mut pool = Pool::new(one_machine());
+    pool.found(ZERO, 0, Found::Suspended);
+    assert_eq!(pool.retire(ZERO), [Action::Discard(FIRST)]);
+}
+
+#[test]
+fn a_new_pool_has_as_many_as_are_wanted_and_then_as_many_as_are_needed() {
+    let mut pool = Pool::new(Limits { max_machines: 0, ..one_machine() });
+    let target = Limits { max_machines: 1, min_running: 1, auto_stop: AutoStop::Off, ..one_machine() };
+    assert_eq!(pool.limit(ZERO, target), [Action::Start { life: FIRST, origin: Origin::Cold }]);
+    assert_eq!(pool.ready(ZERO, FIRST), []);
+    let mut other = pool.clone();
+    assert_eq!(pool.settle_down(ZERO, one_machine(), true), [Action::Suspend(FIRST)]);
+    assert_eq!(other.settle_down(ZERO, one_machine(), false), []);
+    assert_eq!(other.tick(Duration::from_secs(60)), [Action::Suspend(FIRST)]);
 }

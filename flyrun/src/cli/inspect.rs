@@ -8,6 +8,7 @@ use crate::error::Result;
 use crate::exit_code::ExitCode;
 use crate::machine::Record;
 use crate::machine::health::Health;
+use crate::monitor::busy_seconds;
 use crate::network::Facts;
 
 /// Print all that is known of machines, as JSON
@@ -29,6 +30,8 @@ struct Inspected {
     directory: std::path::PathBuf,
     run_directory: Option<std::path::PathBuf>,
     network: Option<Facts>,
+    /// How long its workload is still to be left running, though nobody may ask it anything, as it says.
+    busy_seconds: Option<u64>,
     /// What its health checks have found out since its start.
     health: Option<Health>,
 }
@@ -42,6 +45,11 @@ pub fn execute(context: &Context, arguments: &Arguments) -> Result<ExitCode> {
             directory: context.paths.machines().join(&record.id),
             health: health(context, &record),
             network: facts(context, &record),
+            busy_seconds: record
+                .state
+                .needs_monitor()
+                .then(|| busy_seconds(&context.paths.run_dir(&record.id)))
+                .flatten(),
             run_directory: record.state.needs_monitor().then(|| context.paths.run_dir(&record.id)),
             record,
         })

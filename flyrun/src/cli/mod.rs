@@ -12,6 +12,7 @@ mod completions;
 mod config;
 mod cp;
 mod create;
+mod deploy;
 mod doctor;
 mod each;
 mod exec;
@@ -38,6 +39,7 @@ mod restart;
 mod rm;
 mod rmi;
 mod run;
+mod scale;
 mod secrets;
 mod serve;
 mod share;
@@ -149,6 +151,8 @@ enum Command {
     Prune(prune::Arguments),
     Serve(serve::Arguments),
     Status(status::Arguments),
+    Deploy(deploy::Arguments),
+    Scale(scale::Arguments),
     Config(config::Arguments),
     Secrets(secrets::Arguments),
     Doctor(doctor::Arguments),
@@ -203,6 +207,8 @@ impl Cli {
             Command::Prune(arguments) => prune::execute(&context, &arguments),
             Command::Serve(arguments) => serve::execute(context, &arguments),
             Command::Status(arguments) => status::execute(&context, &arguments),
+            Command::Deploy(arguments) => deploy::execute(&context, &arguments),
+            Command::Scale(arguments) => scale::execute(&context, &arguments),
             Command::Config(arguments) => config::execute(&arguments),
             Command::Secrets(arguments) => secrets::execute(&context, &arguments),
             Command::Doctor(arguments) => doctor::execute(&context, &arguments),

@@ -25,8 +25,8 @@ use crate::size::Size;
 A machine starts when a request comes, and is stopped or suspended when it was idle for [flyrun] idle_timeout. \
 With auto_stop_machines = \"suspend\" the first one is started and suspended at once, so that no request waits for a boot.
 
-SIGHUP, and a change of the files, is followed without an end of any request: machines are replaced, one after \
-another, if others would be made now. SIGTERM ends requests that are under way (--drain at most) and leaves all \
+SIGHUP, and a change of the files, is followed without an end of any request: if other machines would be made now, \
+they are, and replace those that there are when their checks pass; see `flyrun deploy`, which does the same and tells how it ended. SIGTERM ends requests that are under way (--drain at most) and leaves all \
 machines as they are; the next flyrun serve finds them. Machines are called APP-GROUP-NUMBER, and all commands of \
 flyrun work on them.")]
 pub struct Arguments {

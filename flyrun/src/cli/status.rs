@@ -23,7 +23,8 @@ const CLEAR: &str = "\x1b[H\x1b[J";
   flyrun status --json | jq '.[].machines[] | select(.state == \"ready\") | .id'
 
 States: cold (there is none, or it is stopped), starting, ready, failing (a check fails: it gets no requests), \
-draining, suspending, stopping, suspended. LOAD is requests or connections, as the app counts; LAST START tells from \
+draining, suspending, stopping, suspended; `busy 20 s` where the workload itself says that it works (PUT /.flyrun/busy \
+on /run/flyrun/api.sock in the machine), for so long. LOAD is requests or connections, as the app counts; LAST START tells from \
 what (resumed, base or cold), how long it took until the machine was ready, and when.")]
 pub struct Arguments {
     /// Go on, each second anew
@@ -111,7 +112,10 @@ fn row(group: &View, machine: Option<&MachineView>) -> Vec<String> {
     vec![
         group.app.clone(),
         machine.name.clone(),
-        machine.state.clone(),
+        match machine.busy_seconds {
+            Some(left) => format!("{}, busy {left} s", machine.state),
+            None => machine.state.clone(),
+        },
         machine.load.to_string(),
         group.waiting.to_string(),
         last_start(machine),

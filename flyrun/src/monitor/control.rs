@@ -36,6 +36,8 @@ pub enum Request {
     Signal { signal: i32 },
     /// Answered when this life of the machine ends.
     Wait,
+    /// The same, and before that at once and whenever the lease of the workload changes.
+    Follow,
     /// Join the workload's streams.
     Attach,
     /// Give the machine another name.
@@ -78,6 +80,10 @@ pub enum Reply {
     Ended {
         exit_code: u8,
     },
+    /// The workload is to be left running for so long, though nobody may ask it anything.
+    Busy {
+        seconds: u32,
+    },
     /// From now on the connection carries frames.
     Attached {
         terminal: bool,
@@ -103,6 +109,11 @@ impl Conversation {
     /// Answers. A client that has left need not be told.
     pub fn reply(&mut self, reply: &Reply) {
         let _ = write_line(&mut self.stream, reply);
+    }
+
+    /// Nobody waits from now on for this client to read what it is told.
+    pub fn impatient(&mut self) {
+        let _ = self.stream.set_nonblocking(true);
     }
 
     /// The connection, for a client that stays.

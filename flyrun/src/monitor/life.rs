@@ -4,7 +4,9 @@ use std::os::unix::process::ExitStatusExt;
 use std::time::{Duration, Instant};
 
 use protocol::session::FromSession;
-use protocol::{ExitStatus, FailureKind, FromGuest, PROTOCOL_VERSION, Renewal, Start, ToGuest, TtySize};
+use protocol::{
+    ExitStatus, FailureKind, FromGuest, MAX_BUSY_SECONDS, PROTOCOL_VERSION, Renewal, Start, ToGuest, TtySize,
+};
 use vmm::exit::VmExit;
 
 use super::End;
@@ -96,6 +98,8 @@ pub enum Step {
     StandsNot(String),
     /// It runs on.
     Resumed,
+    /// It says that it is busy for so many seconds.
+    Busy(u32),
     /// A snapshot is complete, or why there is none.
     Snapshotted(std::result::Result<(), String>),
     /// A health check was made.
@@ -374,6 +378,7 @@ impl Life {
                 self.catch_up();
                 Ok(Step::Resumed)
             }
+            FromGuest::Busy { seconds } => Ok(Step::Busy(seconds.min(MAX_BUSY_SECONDS))),
             FromGuest::AskTime => {
                 self.send(&ToGuest::Time { realtime_ns: realtime_ns() });
                 Ok(Step::Nothing)

@@ -8,6 +8,7 @@ mod control;
 mod front;
 pub mod health;
 mod learn;
+mod lease;
 mod life;
 pub mod log;
 pub mod outputs;
@@ -27,11 +28,13 @@ use vmm::spec::queue_pairs;
 
 pub use control::{Conversation, Reply, Request, ask, socket};
 pub use front::Front;
+pub use lease::busy_seconds;
 pub use spawn::{Report, spawn};
 
 use self::base::FromBase;
 use self::company::{Company, Place};
 use self::learn::Learning;
+use self::lease::Lease;
 use self::life::{Life, Step};
 use self::outputs::{Input, Outputs, Own, feed};
 use self::snapshot::Taking;
@@ -153,6 +156,7 @@ struct Monitor<'a> {
     /// What it has touched of its memory's file is to be written down.
     learning: Option<Learning>,
     cold_reason: Option<String>,
+    lease: Lease,
 }
 
 impl<'a> Monitor<'a> {
@@ -185,6 +189,7 @@ impl<'a> Monitor<'a> {
             no_base: None,
             learning: None,
             cold_reason: None,
+            lease: Lease::default(),
         })
     }
 
@@ -355,9 +360,13 @@ impl<'a> Monitor<'a> {
         started: &mut dyn FnMut(),
     ) -> Result<End> {
         loop {
-            let wake = company.due().into_iter().chain(self.learning.as_ref().map(Learning::due)).min();
+            let lease = self.lease.due(Instant::now());
+            let wake =
+                company.due().into_iter().chain(self.learning.as_ref().map(Learning::due)).chain(lease);
+            let wake = wake.min();
             let step = life.step(&self.mailbox, &mut self.view.front, wake)?;
             self.learn(life);
+            self.tell_lease();
             let paused = self.machine.record().state == State::Paused || life.is_still();
             if self.machine.record().state == State::Paused && life.has_exited() {
                 // Its last word was under way when it was paused.
@@ -366,6 +375,10 @@ impl<'a> Monitor<'a> {
             company.tend(life.has_exited(), paused);
             match step {
                 Step::Nothing => {}
+                Step::Busy(seconds) => {
+                    self.is_busy(seconds);
+                    self.tell_lease();
+                }
                 Step::Started => {
                     self.begin_company(company, place, life.vm.pid());
                     let reason = self.cold_reason.take();
@@ -455,6 +468,7 @@ impl<'a> Monitor<'a> {
     }
 
     fn tell_waiting(&mut self, exit_code: u8) {
+        self.end_lease();
         for mut conversation in self.waiting.drain(..) {
             conversation.reply(&Reply::Ended { exit_code });
         }

@@ -50,6 +50,11 @@ impl Monitor<'_> {
                 conversation.reply(&Reply::Done);
             }
             Request::Wait => self.waiting.push(conversation),
+            Request::Follow => {
+                conversation.impatient();
+                conversation.reply(&self.lease_now());
+                self.waiting.push(conversation);
+            }
             Request::Attach => {
                 conversation.reply(&Reply::Attached { terminal: config.tty });
                 self.attach(conversation);

@@ -118,6 +118,7 @@ impl Monitor<'_> {
             }
             Request::Stop { .. }
             | Request::Wait
+            | Request::Follow
             | Request::Attach
             | Request::Rename { .. }
             | Request::Update(_) => Some(conversation),

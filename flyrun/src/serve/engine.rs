@@ -1,7 +1,7 @@
 //! All apps of one `flyrun serve`, and the use of their machines that the proxy is lent.
 
 use std::collections::{BTreeMap, HashMap};
-use std::sync::{Arc, Mutex, PoisonError, RwLock};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 use std::time::Duration;
 
 use app::config::model::App;
@@ -9,9 +9,13 @@ use app::pool::{Found, Refusal as Why, Whom};
 use proxy::{Failure, Lease, Machines, Refusal, Steer, Want};
 
 use super::group::{Before, Denied, Grant, Group, InUse, Shared, View, Wishes};
+use super::host::Known;
 use super::template::Template;
 use crate::error;
-use crate::machine::State;
+use crate::machine::{Record, State};
+
+/// So many groups are asked for one request at most.
+const MAX_TRIED: usize = 3;
 
 /// The machines of all apps.
 #[derive(Debug)]
@@ -19,12 +23,23 @@ pub struct Engine {
     shared: Arc<Shared>,
     /// What requests look at: replaced whole when a file has changed.
     apps: RwLock<Arc<HashMap<Arc<str>, Served>>>,
-    /// Every group that there was, by app and name: those that are not served any more may come back.
-    groups: Mutex<BTreeMap<Key, Arc<Group>>>,
+    groups: Mutex<Groups>,
 }
 
 /// The names of an app and of its group.
-type Key = (Arc<str>, Arc<str>);
+pub(super) type Key = (Arc<str>, Arc<str>);
+
+#[derive(Debug, Default)]
+struct Groups {
+    /// Every group that there was, by app and name: those that are not served any more may come back.
+    current: BTreeMap<Key, Arc<Group>>,
+    /// Who answers where that is not the current group alone: in a deploy.
+    answering: BTreeMap<Key, Vec<Arc<Group>>>,
+    /// Those on trial, and those whose place another has taken.
+    others: Vec<Arc<Group>>,
+    /// The apps that are served.
+    served: BTreeMap<Arc<str>, App>,
+}
 
 /// An app that is served.
 #[derive(Debug)]
@@ -38,6 +53,8 @@ struct Served {
 pub struct Prepared {
     pub app: App,
     pub templates: BTreeMap<Arc<str>, Template>,
+    /// `flyrun scale count`, by group.
+    pub counts: BTreeMap<String, u32>,
 }
 
 impl Engine {
@@ -54,80 +71,164 @@ impl Engine {
     /// # Errors
     /// The store cannot be read. Nothing has changed then.
     pub fn serve(&self, apps: Vec<Prepared>) -> error::Result<()> {
-        let mut groups = self.groups.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut groups = self.lock();
         let mut found = HashMap::new();
-        for template in apps.iter().flat_map(|app| app.templates.values()) {
+        let mut apps = apps;
+        for template in apps.iter_mut().flat_map(|app| app.templates.values_mut()) {
             let key = (template.app.clone(), template.group.clone());
-            if !groups.contains_key(&key) {
-                found.insert(key, self.find(template)?);
+            match groups.current.get(&key) {
+                Some(group) => template.first = group.template().first,
+                None => _ = found.insert(key, self.find(template)?),
             }
         }
-        let (mut served, mut wanted) = (HashMap::new(), Vec::new());
-        for Prepared { app, templates } in apps {
+        let mut wanted = Vec::new();
+        groups.served.clear();
+        for Prepared { app, templates, counts } in apps {
             for (name, template) in templates {
                 let key = (template.app.clone(), name);
                 wanted.push(key.clone());
-                let wishes = Wishes::new(&app, template);
-                match groups.get(&key) {
+                let wishes = Wishes::new(&app, template, &counts);
+                match groups.current.get(&key) {
                     Some(group) => group.change(wishes),
                     None => {
                         let found = found.remove(&key).unwrap_or_default();
-                        groups.insert(key, Group::open(self.shared.clone(), wishes, &found));
+                        groups.current.insert(key, Group::open(self.shared.clone(), wishes, &found));
                     }
                 }
             }
-            let group = |name: &String| {
-                groups.get(&(Arc::from(app.name.as_str()), Arc::from(name.as_str()))).cloned()
-            };
-            let services = app
-                .services
-                .iter()
-                .map(|service| service.groups.iter().filter_map(group).collect())
-                .collect();
-            served.insert(Arc::from(app.name.as_str()), Served { services });
+            groups.served.insert(Arc::from(app.name.as_str()), app);
         }
-        *self.apps.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(served);
-        for (_, group) in groups.iter().filter(|(key, group)| !wanted.contains(key) && !group.is_leaving()) {
+        self.publish(&groups);
+        let is_left = |key: &Key, group: &Arc<Group>| !wanted.contains(key) && !group.is_leaving();
+        for (_, group) in groups.current.iter().filter(|(key, group)| is_left(key, group)) {
             group.line("served no more").end();
             group.leave();
         }
         Ok(())
     }
 
-    /// The machines that a group has already. Of a version that is gone, only those that run are of any use.
-    fn find(&self, template: &Template) -> error::Result<Vec<Before>> {
+    fn lock(&self) -> MutexGuard<'_, Groups> {
+        self.groups.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Requests go where they are to go now.
+    fn publish(&self, groups: &Groups) {
+        let of = |app: &App, name: &String| {
+            let key: Key = (Arc::from(app.name.as_str()), Arc::from(name.as_str()));
+            let current = groups.current.get(&key).cloned();
+            groups.answering.get(&key).cloned().unwrap_or_else(|| current.into_iter().collect())
+        };
+        let served = groups.served.iter().map(|(name, app)| {
+            let services = app.services.iter();
+            let services =
+                services.map(|service| service.groups.iter().flat_map(|group| of(app, group)).collect());
+            (name.clone(), Served { services: services.collect() })
+        });
+        *self.apps.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(served.collect());
+    }
+
+    /// The group that has this name now, if its app is served.
+    pub(super) fn current(&self, key: &Key) -> Option<Arc<Group>> {
+        self.lock().current.get(key).filter(|group| !group.is_leaving()).cloned()
+    }
+
+    /// Whether machines of an app that is served listen on other ports than these.
+    pub(super) fn has_other_ports(&self, app: &App) -> bool {
+        let ports = |app: &App| app.services.iter().map(|service| service.internal_port).collect::<Vec<_>>();
+        self.lock().served.get(app.name.as_str()).is_some_and(|served| ports(served) != ports(app))
+    }
+
+    /// Shows a group that is none of the current ones, as long as it has machines.
+    pub(super) fn shows(&self, group: Arc<Group>) {
+        self.lock().others.push(group);
+    }
+
+    /// Lets these groups answer for one, or the current one alone.
+    pub(super) fn answers(&self, key: &Key, by: Option<Vec<Arc<Group>>>) {
+        let mut groups = self.lock();
+        match by {
+            Some(by) => _ = groups.answering.insert(key.clone(), by),
+            None => _ = groups.answering.remove(key),
+        }
+        self.publish(&groups);
+    }
+
+    /// Groups take the places of those that had their names. From now on they alone answer.
+    pub(super) fn replace(&self, by: Vec<(Key, Arc<Group>)>) {
+        let mut groups = self.lock();
+        for (key, new) in by {
+            groups.others.retain(|other| !Arc::ptr_eq(other, &new));
+            groups.answering.remove(&key);
+            if let Some(old) = groups.current.insert(key, new) {
+                groups.others.push(old);
+            }
+        }
+        self.publish(&groups);
+    }
+
+    /// The machines that a group has already. Of a version that is gone, only those that run are of any use, and only where
+    /// none of the current version has their place: then they are what a deploy has left that was cut off.
+    fn find(&self, template: &mut Template) -> error::Result<Vec<Before>> {
+        let known = self.shared.host.machines_of(template)?;
+        let is_old = |known: &Known| known.version != template.version;
+        let current = known.iter().filter(|known| !is_old(known)).map(|known| known.number).min();
+        let first = current.or_else(|| known.iter().map(|known| known.number).min()).unwrap_or(0);
         let mut found = Vec::new();
-        for known in self.shared.host.machines_of(template)? {
-            let is_old = known.version != template.version;
-            let what = match known.record.state {
-                State::Suspended if is_old => {
-                    self.shared.host.remove(&known.record.id)?;
-                    continue;
-                }
+        for known in known {
+            let (is_old, state) = (is_old(&known), known.record.state);
+            let slot = known.number.checked_sub(first).filter(|_| !is_old || current.is_none());
+            let what = match state {
+                State::Suspended if is_old => None,
                 State::Suspended => Some(Found::Suspended),
                 state if state.needs_monitor() => Some(Found::Running { is_old }),
                 _ => None,
             };
+            let Some(slot) = slot.filter(|_| !is_old || what.is_some()) else {
+                self.remove(known.record);
+                continue;
+            };
             let outcome = known.record.outcome.as_ref().filter(|_| what.is_none() && !is_old);
             let succeeded = outcome.map(|outcome| outcome.exit_code == 0 && outcome.error.is_none());
-            found.push(Before {
-                succeeded,
-                slot: known.slot,
-                id: Arc::from(known.record.id.as_str()),
-                found: what,
-            });
+            found.push(Before { succeeded, slot, id: Arc::from(known.record.id.as_str()), found: what });
         }
+        template.first = first;
         Ok(found)
+    }
+
+    /// Ends a machine that nobody needs, in its own time, and takes it away.
+    fn remove(&self, record: Record) {
+        let shared = self.shared.clone();
+        self.shared.spawn_blocking(move || {
+            let _ = shared.host.stop(&record.id, None);
+            if let Err(error) = shared.host.remove(&record.id) {
+                shared
+                    .log
+                    .line("removal failed")
+                    .with("machine", record.id)
+                    .with("why", error.to_string())
+                    .end();
+            }
+        });
+    }
+
+    /// The first number from which on so many machines of a group have numbers that no other has.
+    pub(super) fn free_numbers(&self, template: &Template, count: usize) -> error::Result<usize> {
+        let key = (template.app.clone(), template.group.clone());
+        let mut taken: Vec<_> =
+            self.shared.host.machines_of(template)?.iter().map(|known| known.number).collect();
+        if let Some(group) = self.current(&key) {
+            let first = group.template().first;
+            taken.extend(first..first + group.max_machines() as usize);
+        }
+        Ok(free_from(taken, count))
     }
 
     /// All groups, as they are now.
     pub fn views(&self) -> Vec<View> {
-        let groups = self.groups.lock().unwrap_or_else(PoisonError::into_inner);
-        groups
-            .values()
-            .map(|group| group.view())
-            .filter(|view| !view.is_leaving || !view.is_at_rest())
-            .collect()
+        let mut groups = self.lock();
+        groups.others.retain(|group| !group.is_retired() || group.alive() > 0);
+        let groups = groups.current.values().chain(&groups.others);
+        groups.map(|group| group.view()).filter(|view| !view.is_leaving || !view.is_at_rest()).collect()
     }
 
     /// Whether requests go to this group of an app.
@@ -164,6 +265,19 @@ impl Engine {
     }
 }
 
+/// The first number from which on so many are free.
+fn free_from(mut taken: Vec<usize>, count: usize) -> usize {
+    taken.sort_unstable();
+    let mut free = 0;
+    for number in taken {
+        if number >= free + count {
+            break;
+        }
+        free = free.max(number + 1);
+    }
+    free
+}
+
 /// Which group is asked, and for which of its machines.
 fn choose(groups: &[Arc<Group>], steer: Option<&Steer>) -> Option<(Arc<Group>, Whom)> {
     let found = |id: &str| groups.iter().find_map(|group| Some((group.clone(), group.slot_of(id)?)));
@@ -187,14 +301,29 @@ fn choose(groups: &[Arc<Group>], steer: Option<&Steer>) -> Option<(Arc<Group>, W
 
 impl Machines for Engine {
     async fn lease(&self, want: Want) -> Result<Lease, Refusal> {
-        let Some(groups) = self.groups_of(&want) else {
-            return Err(self.not_found(&want, "there is no such app"));
+        let mut tried: Vec<Arc<Group>> = Vec::new();
+        let (group, grant) = loop {
+            let Some(mut groups) = self.groups_of(&want) else {
+                return Err(self.not_found(&want, "there is no such app"));
+            };
+            groups.retain(|group| !tried.iter().any(|other| Arc::ptr_eq(other, group)));
+            let Some((group, whom)) = choose(&groups, want.steer.as_ref()) else {
+                return Err(self.not_found(&want, "there is no such machine"));
+            };
+            let not: Vec<usize> = want.not.iter().filter_map(|id| group.slot_of(id)).collect();
+            match group.ask(whom, &not).await {
+                Ok(grant) => break (group, grant),
+                // Another may have taken its place meanwhile, or be about to.
+                Err(denied) if denied.why == Why::NotStarted && tried.len() < MAX_TRIED => {
+                    tried.push(group);
+                    let is_tried = |group: &Arc<Group>| tried.iter().any(|other| Arc::ptr_eq(other, group));
+                    if self.groups_of(&want).is_none_or(|groups| groups.iter().all(is_tried)) {
+                        return Err(self.refusal(&want, &denied));
+                    }
+                }
+                Err(denied) => return Err(self.refusal(&want, &denied)),
+            }
         };
-        let Some((group, whom)) = choose(&groups, want.steer.as_ref()) else {
-            return Err(self.not_found(&want, "there is no such machine"));
-        };
-        let not: Vec<usize> = want.not.iter().filter_map(|id| group.slot_of(id)).collect();
-        let grant = group.ask(whom, &not).await.map_err(|denied| self.refusal(&want, &denied))?;
         let Grant { life, epoch, id, address, over } = grant;
         let held = InUse { group, life };
         // Another may have taken its slot meanwhile.
@@ -211,6 +340,25 @@ impl Machines for Engine {
         match failure {
             Failure::Connect => held.group.suspect(held.life, "it does not accept connections"),
             Failure::Broken | Failure::TimedOut => held.group.recheck(held.life),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn machines_of_a_deploy_have_the_first_numbers_that_are_free() {
+        for (taken, count, first) in [
+            (vec![], 1, 0),
+            (vec![0], 1, 1),
+            (vec![1], 1, 0),
+            (vec![1], 2, 2),
+            (vec![5, 0, 1, 2, 2], 2, 3),
+            (vec![5, 0, 1, 2, 4], 2, 6),
+        ] {
+            assert_eq!(free_from(taken.clone(), count), first, "{taken:?} {count}");
         }
     }
 }

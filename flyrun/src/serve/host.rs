@@ -61,7 +61,8 @@ pub struct Started {
 /// A machine that an app has.
 #[derive(Clone, Debug)]
 pub struct Known {
-    pub slot: usize,
+    /// Its number in the group; those of one version follow each other.
+    pub number: usize,
     pub version: String,
     pub record: Record,
 }
@@ -75,12 +76,12 @@ impl Host {
         let records = self.context.machines().list()?;
         let known = records.into_iter().filter_map(|record| {
             let label = |key: &str| record.config.labels.get(key).map(String::as_str);
-            let slot = label(SLOT)?.parse().ok()?;
+            let number = label(SLOT)?.parse().ok()?;
             let is_ours = label(APP) == Some(&template.app)
                 && label(GROUP) == Some(&template.group)
-                && record.name == template.name(slot);
+                && record.name == template.name_of(number);
             let version = label(MACHINE_VERSION)?.to_string();
-            is_ours.then_some(Known { slot, version, record })
+            is_ours.then_some(Known { number, version, record })
         });
         Ok(known.collect())
     }
@@ -142,7 +143,8 @@ impl Host {
 
     /// The machine that a slot has.
     fn slot_of(&self, template: &Template, slot: usize) -> Result<Option<Known>> {
-        Ok(self.machines_of(template)?.into_iter().find(|known| known.slot == slot))
+        let number = template.first + slot;
+        Ok(self.machines_of(template)?.into_iter().find(|known| known.number == number))
     }
 
     fn make(&self, template: &Template, slot: usize, id: &str) -> Result<Owned> {

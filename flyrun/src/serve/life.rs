@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use app::pool::Life;
 use rustix::process::{Pid, WaitOptions, waitpid};
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
 use tokio::net::UnixStream;
 use tokio::sync::{Notify, watch};
 use tokio::task::spawn_blocking;
@@ -16,10 +16,12 @@ use tokio::time::{Instant, sleep, sleep_until};
 use super::check::Probe;
 use super::group::{Group, Probes};
 use super::worker::is_over;
-use crate::monitor::{Request, socket};
+use crate::monitor::{Reply, Request, socket};
 
 /// How often a machine is asked whose check has failed, unless its interval is shorter.
 const FAILING_INTERVAL: Duration = Duration::from_secs(1);
+/// No word of a monitor that is of use here is longer.
+const MAX_WORD: usize = 512;
 /// How often, and how many times, a process is looked for that is just ending.
 const REAP_POLL: Duration = Duration::from_millis(100);
 const REAP_TIMES: usize = 50;
@@ -28,7 +30,7 @@ const REAP_TIMES: usize = 50;
 pub async fn follow(group: Arc<Group>, life: Life, id: Arc<str>) {
     let born = Instant::now();
     let run_dir = group.shared.host.context.paths.run_dir(&id);
-    let monitor = until_it_leaves(&run_dir).await;
+    let monitor = until_it_leaves(&group, life, &run_dir).await;
     if group.loses(life) {
         let host = group.shared.host.clone();
         let record = spawn_blocking(move || host.aftermath(&id)).await.ok().flatten();
@@ -40,16 +42,45 @@ pub async fn follow(group: Arc<Group>, life: Life, id: Arc<str>) {
 }
 
 /// Gives the monitor's process id.
-async fn until_it_leaves(run_dir: &Path) -> Option<i32> {
+async fn until_it_leaves(group: &Arc<Group>, life: Life, run_dir: &Path) -> Option<i32> {
+    let (pid, is_understood) = hear(group, life, run_dir, &Request::Follow).await?;
+    if is_understood {
+        return pid;
+    }
+    // It is of a version that knows of no lease.
+    hear(group, life, run_dir, &Request::Wait).await?.0
+}
+
+/// Until the monitor leaves; gives its process id, and whether it understands what it is asked.
+async fn hear(
+    group: &Arc<Group>,
+    life: Life,
+    run_dir: &Path,
+    request: &Request,
+) -> Option<(Option<i32>, bool)> {
     let mut stream = UnixStream::connect(socket(run_dir)).await.ok()?;
     let pid = stream.peer_cred().ok().and_then(|peer| peer.pid());
-    let mut line = serde_json::to_vec(&Request::Wait).ok()?;
+    let mut line = serde_json::to_vec(request).ok()?;
     line.push(b'\n');
-    if stream.write_all(&line).await.is_ok() {
-        // What it says is in the machine's record too. It ends with its word, or with the connection.
-        let _ = stream.read(&mut [0; 512]).await;
+    if stream.write_all(&line).await.is_err() {
+        return Some((pid, true));
     }
-    pid
+    let mut words = BufReader::with_capacity(MAX_WORD, stream);
+    let mut has_heard = false;
+    loop {
+        line.clear();
+        // Its last word is in the machine's record too. It ends with that, or with the connection.
+        match (&mut words).take(MAX_WORD as u64).read_until(b'\n', &mut line).await {
+            Ok(count) if count > 0 => {}
+            Ok(_) | Err(_) => return Some((pid, true)),
+        }
+        match serde_json::from_slice(&line) {
+            Ok(Reply::Busy { seconds }) => group.busy(life, Duration::from_secs(seconds.into())),
+            Ok(Reply::Failed { .. }) if !has_heard => return Some((pid, *request == Request::Wait)),
+            Ok(_) | Err(_) => return Some((pid, true)),
+        }
+        has_heard = true;
+    }
 }
 
 /// A monitor that this process has started is its child, and stays until somebody asks for its status.

@@ -12,8 +12,12 @@
 
 mod acme;
 mod check;
+mod choices;
+mod control;
+mod deploy;
 mod engine;
 mod events;
+mod follow;
 mod front;
 mod group;
 mod host;
@@ -32,6 +36,7 @@ mod systemd;
 mod template;
 mod worker;
 
+pub use control::{Ask, Deploy, Scale, Step, Strategy, ask};
 pub use group::{MachineView, View};
 pub use limits::default_memory_mib;
 pub use run::{Settings, run};

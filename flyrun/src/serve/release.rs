@@ -1,5 +1,6 @@
 //! `[deploy] release_command`: runs once, in a machine of its own, before machines of a new version start.
 
+use std::collections::VecDeque;
 use std::time::{Duration, Instant};
 
 use super::host::Host;
@@ -40,7 +41,7 @@ pub fn run(host: &Host, template: &Template, limit: Duration) -> Result<()> {
     }
     let owned = host.context.machines().create(record.clone())?;
     let ended = monitor::spawn(&host.context.paths, owned).and_then(|()| wait(host, &record, limit));
-    let output = last_lines(host, &id);
+    let output: String = last_lines(host, &id, LINES).iter().map(|line| format!("\n  | {line}")).collect();
     host.remove(&id)?;
     let told = |why: String| Error::new(format!("app {}: release_command {why}{output}", template.app));
     match ended {
@@ -72,14 +73,15 @@ fn wait(host: &Host, record: &Record, limit: Duration) -> Result<Option<u8>> {
     }
 }
 
-fn last_lines(host: &Host, id: &str) -> String {
-    let Ok(mut reader) = Reader::open(&host.context.paths.machines().join(id)) else { return String::new() };
-    let mut lines = Vec::new();
+/// The last lines that a machine has written, as they can be shown.
+pub fn last_lines(host: &Host, id: &str, count: usize) -> Vec<String> {
+    let Ok(mut reader) = Reader::open(&host.context.paths.machines().join(id)) else { return Vec::new() };
+    let mut lines = VecDeque::new();
     while let Ok(Some(entry)) = reader.next() {
-        lines.push(entry.log);
+        lines.push_back(crate::session::printable(entry.log.trim_end()));
+        if lines.len() > count {
+            lines.pop_front();
+        }
     }
-    let from = lines.len().saturating_sub(LINES);
-    let lines =
-        lines.iter().skip(from).map(|line| format!("\n  | {}", crate::session::printable(line.trim_end())));
-    lines.collect()
+    lines.into()
 }

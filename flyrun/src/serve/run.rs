@@ -1,19 +1,18 @@
 //! One `flyrun serve` from its start to its end.
 
-use std::fs::File;
 use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use app::config::Refused;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use tokio::net::TcpListener;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::mpsc;
-use tokio::task::spawn_blocking;
 
-use super::engine::{Engine, Prepared};
+use super::control::{self, Desk, Job};
+use super::engine::Engine;
+use super::follow::{Serving, keep_following};
 use super::front::Front;
 use super::group::Shared;
 use super::host::Host;
@@ -22,14 +21,14 @@ use super::limits::HostLimits;
 use super::listener::{self, Content};
 use super::log::Log;
 use super::page::Shown;
-use super::reload::Changes;
-use super::template::Templates;
-use super::{release, status, systemd, template};
-use crate::apps::{AppFile, load};
-use crate::cli::{Context, MIN_MEMORY_MIB};
-use crate::error::{Context as _, Error, Result};
-use crate::files;
+use super::{status, systemd};
+use crate::apps::{AppFile, load, told};
+use crate::cli::Context;
+use crate::error::{Context as _, Result};
 use crate::paths::{Library, make_private_dir};
+
+/// So many deploys and the like wait for their turn at most.
+const MAX_JOBS: usize = 16;
 
 /// What the command line says.
 #[derive(Clone, Debug)]
@@ -89,17 +88,20 @@ async fn serve(host: Host, files: Vec<AppFile>, settings: Settings) -> Result<()
     let locks = Arc::new(Mutex::new(Vec::new()));
     let latencies = settings.page.map(|_| Arc::new(Latencies::default()));
     let front = Front::new(engine.clone(), log.clone(), settings.bind, settings.access, latencies.clone());
-    let mut serving =
-        Serving { engine: engine.clone(), front: front.clone(), locks: locks.clone(), log: log.clone() };
+    let path = settings.path.clone();
+    let mut serving = Serving::new(engine.clone(), front.clone(), locks.clone(), log.clone(), path);
     // Signals from now on are heard, also while images are fetched.
     let mut ends = [SignalKind::terminate(), SignalKind::interrupt()].map(signal);
     let listeners = listeners(settings.metrics, settings.page).await?;
     tokio::select! {
-        begun = serving.follow(files, true) => begun?,
+        begun = serving.begin(files) => begun?,
         () = any(&mut ends) => return Ok(()),
     }
     let socket = status::listen(&run_dir)?;
     tokio::spawn(status::answer(socket, engine.clone()));
+    let (desk, jobs) = desk(&log);
+    let (control, is_busy) = (status::listen_for_control(&run_dir)?, desk.is_busy.clone());
+    tokio::spawn(control::answer(control, desk));
     let content = content(&engine, &front, latencies);
     let mut page = None;
     for (listener, has) in listeners {
@@ -110,13 +112,13 @@ async fn serve(host: Host, files: Vec<AppFile>, settings: Settings) -> Result<()
         let page = content.page.clone().filter(|_| has.page);
         tokio::spawn(listener::serve(listener, Content { metrics, page }));
     }
-    let reloads = tokio::spawn(keep_reloading(serving, settings.path.clone()));
+    let follows = tokio::spawn(keep_following(serving, jobs, is_busy));
     log.line("serving").with("pid", std::process::id()).with_some("page", page).end();
     systemd::notify("READY=1");
     any(&mut ends).await;
     systemd::notify("STOPPING=1");
     log.line("ending").end();
-    reloads.abort();
+    follows.abort();
     tokio::select! {
         () = front.drain(settings.drain) => {}
         // Who asks twice does not want to wait.
@@ -126,6 +128,12 @@ async fn serve(host: Host, files: Vec<AppFile>, settings: Settings) -> Result<()
     log.line("ended").end();
     log.flush();
     Ok(())
+}
+
+/// Where deploys and the like are handed in, and where they come out.
+fn desk(log: &Log) -> (Desk, mpsc::Receiver<Job>) {
+    let (jobs, receiver) = mpsc::channel(MAX_JOBS);
+    (Desk { jobs, is_busy: Arc::default(), log: log.clone() }, receiver)
 }
 
 /// Returns when one of these signals has come.
@@ -180,132 +188,6 @@ fn content(engine: &Arc<Engine>, front: &Front, latencies: Option<Arc<Latencies>
     let metrics = move || asked.shared().counts.render(&asked.views(), &asked.shared().limits) + &requests();
     let shown = latencies.map(|latencies| Arc::new(Shown::new(engine.clone(), latencies)));
     Content { metrics: Some(Arc::new(metrics)), page: shown.map(|shown| shown as Arc<listener::Source>) }
-}
-
-/// What follows the files.
-struct Serving {
-    engine: Arc<Engine>,
-    front: Front,
-    /// One for each app, by name: an app has one who starts its machines.
-    locks: Arc<Mutex<Vec<(String, File)>>>,
-    log: Log,
-}
-
-impl Serving {
-    /// Serves what these files say. What fails changes nothing, but for images that are there now.
-    async fn follow(&mut self, files: Vec<AppFile>, is_first: bool) -> Result<()> {
-        let host = self.engine.shared().host.clone();
-        let mut locks = Vec::new();
-        for file in files.iter().filter(|file| !self.has_lock(&file.app.name)) {
-            locks.push((file.app.name.clone(), lock(&host, &file.app.name)?));
-        }
-        // Before anything that takes its time.
-        let changed = self.front.prepare(&files)?;
-        let prepared = spawn_blocking(move || prepare(&host, files));
-        let prepared = prepared.await.context("the files were not followed")??;
-        if !is_first {
-            self.log.line("files followed").end();
-        }
-        let engine = self.engine.clone();
-        let runtime = tokio::runtime::Handle::current();
-        spawn_blocking(move || {
-            let _runtime = runtime.enter();
-            engine.serve(prepared)
-        })
-        .await
-        .context("the files were not followed")??;
-        self.front.follow(changed).await?;
-        self.locks().extend(locks);
-        Ok(())
-    }
-
-    fn locks(&self) -> MutexGuard<'_, Vec<(String, File)>> {
-        self.locks.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    fn has_lock(&self, app: &str) -> bool {
-        self.locks().iter().any(|(name, _)| name == app)
-    }
-}
-
-fn prepare(host: &Host, files: Vec<AppFile>) -> Result<Vec<Prepared>> {
-    let mut prepared = Vec::new();
-    for file in files {
-        let Templates { groups, release } = template::of_app(host, &file)?;
-        if let Some(small) = groups.values().find(|template| template.memory_mib() < MIN_MEMORY_MIB) {
-            let told =
-                format!("app {}: {} MiB are too little for a machine", file.app.name, small.memory_mib());
-            return Err(Error::new(told).advice(format!("Give it {MIN_MEMORY_MIB} or more in [[vm]].")));
-        }
-        prepared.push((Prepared { app: file.app, templates: groups }, release));
-    }
-    // When nothing else can be wrong.
-    for (Prepared { app, .. }, release) in &prepared {
-        if let Some(release) = release {
-            release::run(host, release, app.deploy.release_command_timeout)?;
-        }
-    }
-    Ok(prepared.into_iter().map(|(prepared, _)| prepared).collect())
-}
-
-/// An app has one who starts its machines.
-fn lock(host: &Host, app: &str) -> Result<File> {
-    let path = host.context.paths.run.join(format!("app-{app}.lock"));
-    let lock = files::open_lock(&path).context(format!("cannot open the lock {}", path.display()))?;
-    match lock.try_lock() {
-        Ok(()) => Ok(lock),
-        Err(_) => Err(Error::new(format!("app {app} is served already, by another flyrun serve"))
-            .advice("`flyrun status` tells by which process.")),
-    }
-}
-
-/// Follows the files when they change, or when it is told to.
-async fn keep_reloading(mut serving: Serving, path: PathBuf) {
-    let (changed, mut changes) = mpsc::channel(1);
-    let log = serving.log.clone();
-    tokio::spawn(tell_hangups(changed.clone()));
-    tokio::spawn(tell_changes(changed, path.clone(), log.clone()));
-    while changes.recv().await.is_some() {
-        let files = match load(&path) {
-            Ok(files) => files,
-            Err(refused) => {
-                log.line("files refused").with("why", told(&refused).to_string()).end();
-                continue;
-            }
-        };
-        if let Err(error) = serving.follow(files, false).await {
-            log.line("files not followed").with("why", error.to_string()).end();
-        }
-    }
-}
-
-async fn tell_hangups(changed: mpsc::Sender<()>) {
-    let Ok(mut hangups) = signal(SignalKind::hangup()) else { return };
-    while hangups.recv().await.is_some() {
-        // If one is to be followed already, that will do.
-        let _ = changed.try_send(());
-    }
-}
-
-async fn tell_changes(changed: mpsc::Sender<()>, path: PathBuf, log: Log) {
-    match Changes::watch(&path) {
-        Ok(mut changes) => loop {
-            changes.next().await;
-            let _ = changed.try_send(());
-        },
-        Err(error) => {
-            log.line("changes of files are not noticed, only SIGHUP").with("why", error.to_string()).end();
-        }
-    }
-}
-
-/// All that is wrong with files, as one error.
-fn told(refused: &Refused) -> Error {
-    let mut lines: Vec<_> = refused.problems.iter().map(ToString::to_string).collect();
-    if refused.left_out > 0 {
-        lines.push(format!("and {} more", refused.left_out));
-    }
-    Error::new(lines.join("\nflyrun: "))
 }
 
 #[cfg(test)]

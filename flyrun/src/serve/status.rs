@@ -18,6 +18,7 @@ use crate::paths::{Paths, RunDir};
 /// What the directories of sockets of `flyrun serve` are called, with its process id behind it.
 const PREFIX: &str = "serve-";
 const SOCKET: &str = "status";
+const CONTROL: &str = "control";
 const PATIENCE: Duration = Duration::from_secs(10);
 /// More than any host's apps have to tell.
 const MAX_STATUS: u64 = 64 << 20;
@@ -45,6 +46,20 @@ pub fn make_run_dir(paths: &Paths) -> Result<RunDir> {
 pub fn listen(run_dir: &RunDir) -> Result<UnixListener> {
     let path = run_dir.path().join(SOCKET);
     UnixListener::bind(&path).context(format!("cannot listen on {}", path.display()))
+}
+
+/// Listens for those who want something done.
+///
+/// # Errors
+/// The socket cannot be made.
+pub fn listen_for_control(run_dir: &RunDir) -> Result<UnixListener> {
+    let path = run_dir.path().join(CONTROL);
+    UnixListener::bind(&path).context(format!("cannot listen on {}", path.display()))
+}
+
+/// Where the `flyrun serve` that has this process id listens for them.
+pub fn control_of(paths: &Paths, pid: u32) -> PathBuf {
+    paths.run.join(format!("{PREFIX}{pid}")).join(CONTROL)
 }
 
 /// Tells whoever connects.

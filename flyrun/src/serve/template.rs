@@ -4,8 +4,8 @@ use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::Arc;
 
-use app::config::model::{App, CpuKind, Group, Strategy, Vm};
-use images::{Image, PullOptions, Reference};
+use app::config::model::{App, CpuKind, Group, Vm};
+use images::{Image, PullOptions, PullPolicy, Reference};
 use sha2::{Digest, Sha256};
 
 use super::host::Host;
@@ -45,6 +45,8 @@ pub struct Template {
     pub group: Arc<str>,
     /// Tells whether two templates make the same machines: a digest of all that is in them.
     pub version: String,
+    /// The number of the first slot's machine: those of a deploy have other names than those that they replace.
+    pub first: usize,
     region: String,
     image: String,
     chain_id: String,
@@ -66,14 +68,14 @@ pub struct Templates {
 ///
 /// # Errors
 /// The image is not to be had, or makes no process together with the file, or the file wants what cannot be done.
-pub fn of_app(host: &Host, file: &AppFile) -> Result<Templates> {
+pub fn of_app(host: &Host, file: &AppFile, policy: PullPolicy) -> Result<Templates> {
     let app = &file.app;
-    refuse(app)?;
     let reference = Reference::parse(&app.image)
         .map_err(|error| Error::caused(format!("'{}' is not an image", app.image), &error))?;
     let bars = Bars::on_stderr();
-    let image = images::pull(&host.store, &reference, &PullOptions::default(), &bars)
-        .map_err(|error| from_images(&error))?;
+    let options = PullOptions { policy, ..PullOptions::default() };
+    let image =
+        images::pull(&host.store, &reference, &options, &bars).map_err(|error| from_images(&error))?;
     drop(rootfs::ensure(&host.store, &image, &host.library, &host.context.paths)?);
     let secrets = Secrets::new(&host.context.paths).list(&app.name)?;
     let template = |name: &str, group: &Group| Template::new(file, name, group, &image, &secrets);
@@ -89,22 +91,6 @@ pub fn of_app(host: &Host, file: &AppFile) -> Result<Templates> {
     Ok(Templates { groups: groups.collect::<Result<_>>()?, release })
 }
 
-/// What a file may say, and nobody does yet.
-fn refuse(app: &App) -> Result<()> {
-    let told = |what: &str| Error::new(format!("app {}: flyrun serve {what}", app.name));
-    if app.deploy.strategy == Strategy::Bluegreen {
-        return Err(
-            told("knows no strategy \"bluegreen\"").advice("Write strategy = \"rolling\" in [deploy].")
-        );
-    }
-    if app.groups.values().any(|group| group.metrics.is_some()) {
-        return Err(told("does not collect what machines tell Prometheus").advice(
-            "Leave [[metrics]] away; `flyrun serve --metrics` tells of the app's requests and machines.",
-        ));
-    }
-    Ok(())
-}
-
 impl Template {
     fn new(file: &AppFile, name: &str, group: &Group, image: &Image, secrets: &[Listed]) -> Result<Template> {
         let app = &file.app;
@@ -115,6 +101,7 @@ impl Template {
             app: Arc::from(app.name.as_str()),
             group: Arc::from(name),
             version: String::new(),
+            first: 0,
             region: app.primary_region.clone(),
             image: image.name.clone(),
             chain_id: image.chain_id.to_string(),
@@ -145,9 +132,23 @@ impl Template {
         self.config.memory.to_mib()
     }
 
+    pub fn cpus(&self) -> u8 {
+        self.config.cpus
+    }
+
     /// What a slot's machine is called.
     pub fn name(&self, slot: usize) -> String {
-        machine_name(&self.app, &self.group, slot)
+        self.name_of(self.first + slot)
+    }
+
+    /// What a machine of this number is called.
+    pub fn name_of(&self, number: usize) -> String {
+        machine_name(&self.app, &self.group, number)
+    }
+
+    /// Whether its machines have volumes, which one machine can have at a time.
+    pub fn has_volumes(&self) -> bool {
+        !self.volumes.is_empty()
     }
 
     /// What the snapshot is called that further machines begin with.
@@ -186,7 +187,7 @@ impl Template {
         for (label, value) in [
             (APP, self.app.to_string()),
             (GROUP, self.group.to_string()),
-            (SLOT, slot.to_string()),
+            (SLOT, (self.first + slot).to_string()),
             (MACHINE_VERSION, self.version.clone()),
         ] {
             config.labels.insert(label.to_string(), value);
@@ -287,19 +288,6 @@ fn config(app: &App, name: &str, group: &Group, image: &Image) -> Result<Config>
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn what_nobody_does_yet_is_refused_by_name() {
-        let refused = |more: &str| {
-            let text = format!("app = 'web'\nbuild.image = 'nginx'\n{more}");
-            let file = app::config::read("fly.toml", text.as_bytes()).unwrap();
-            refuse(&file.app).err().map(|error| error.to_string())
-        };
-        assert_eq!(refused("[http_service]"), None);
-        assert!(refused("[[metrics]]\nport = 9000\npath = '/m'").unwrap().contains("[[metrics]]"));
-        let bluegreen = "deploy.strategy = 'bluegreen'\n[http_service]\n[[http_service.checks]]";
-        assert!(refused(bluegreen).unwrap().contains("bluegreen"));
-    }
 
     /// The template of the group `app` of a file with these lines.
     fn template(more: &str) -> Template {

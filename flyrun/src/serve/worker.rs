@@ -43,6 +43,8 @@ pub struct Start {
     pub over: watch::Receiver<bool>,
     /// The machine was found to run.
     pub runs: bool,
+    /// `[checks]` are to pass too before it is ready: it is of a new version.
+    pub is_trial: bool,
     pub template: Arc<Template>,
     pub probes: Arc<Probes>,
 }
@@ -130,7 +132,10 @@ impl Worker {
                 .with("why", reason.as_str())
                 .end();
         }
-        let gates = gates(&start.probes.gates, started.kind);
+        let mut gates = gates(&start.probes.gates, started.kind);
+        if start.is_trial {
+            gates.extend(start.probes.named.iter().map(|(_, probe)| probe.clone()));
+        }
         let tell = |why| self.group.troubles(life, why);
         let passes = async {
             for probe in &gates {
@@ -275,7 +280,8 @@ impl Worker {
     async fn keep_golden(&self, id: &Arc<str>) {
         let template = self.group.template();
         let is_current = self.begun.as_ref().is_none_or(|begun| begun.template.version == template.version);
-        if !is_current || !self.group.scales_out() {
+        // One that is replaced would take the place of what the next version has left.
+        if !is_current || !self.group.scales_out() || self.group.is_retired() {
             return;
         }
         let (host, id) = (self.host(), id.clone());
@@ -307,7 +313,9 @@ impl Worker {
             self.group.line_of("stopped", life).with("machine", &*id).end();
             self.shows(&id, What::Stopped, Some(begun.elapsed()));
             let is_old = |start: &Start| start.template.version != self.group.template().version;
-            if self.begun.as_deref().is_some_and(is_old) && !self.group.is_leaving() {
+            let is_old = self.begun.as_deref().is_some_and(is_old);
+            let is_beyond = self.slot >= self.group.max_machines() as usize;
+            if ((is_old || is_beyond) && !self.group.is_leaving()) || self.group.is_retired() {
                 self.discard().await;
             }
         }

@@ -34,6 +34,9 @@ pub use delivery::{
 /// The version of everything in this crate. Raised by every change that an older peer would read wrongly.
 pub const PROTOCOL_VERSION: u32 = 8;
 
+/// The longest lease of a workload that works in the background ([`FromGuest::Busy`]); it can be renewed.
+pub const MAX_BUSY_SECONDS: u32 = 3600;
+
 /// What Linux calls a virtio disk (drivers/block/virtio_blk.c, virtblk_name_format).
 pub fn disk_name(index: usize) -> String {
     let letter = |index: usize| char::from(b'a' + (index % 26) as u8);
@@ -296,6 +299,12 @@ pub enum FromGuest {
     },
     /// The workload runs on behind [`ToGuest::Resume`].
     Resumed,
+    /// The workload works though nobody asks it anything, and is to be left running for so long; 0 takes that back. Told anew
+    /// after each resume as long as it lasts.
+    Busy {
+        /// At most [`MAX_BUSY_SECONDS`].
+        seconds: u32,
+    },
     /// What time is it? The answer to the last question took too long to be right.
     AskTime,
     /// Guest-init could not do what it was told.

@@ -9,6 +9,7 @@ use rustix::{
 };
 
 use crate::{
+    busy::Busy,
     control::Control,
     failure::{Failure, OrSetup},
     pid1::ensure_directory,
@@ -110,6 +111,7 @@ fn start_and_supervise(
         workdir: workload.workdir.clone(),
         user: workload.user.clone(),
     })?;
+    let busy = Busy::listen();
     root::seal(config)?;
     log.step("workload resolved");
     control.establish()?;
@@ -122,7 +124,7 @@ fn start_and_supervise(
     log.step("workload started");
     log.flush();
     let mut ground = supervise::Ground { disks, network: config.network.clone() };
-    supervise::Supervisor::new(control, children, pid, stdio, cgroup, sessions, &mut ground).run();
+    supervise::Supervisor::new(control, children, pid, stdio, cgroup, (sessions, busy), &mut ground).run();
     for disk in &ground.disks {
         // The overlay keeps it mounted, but with the journal empty the next boot has nothing to recover.
         let _ = rustix::fs::syncfs(disk);

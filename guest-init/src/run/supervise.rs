@@ -23,6 +23,7 @@ use super::{
     suspend::{Still, hostname},
 };
 use crate::{
+    busy::Busy,
     control::{Control, monotonic_ms, timeout},
     session::Sessions,
     sys,
@@ -71,6 +72,9 @@ enum Source {
     /// A client asks for a session.
     Sessions,
     Session(usize),
+    /// A process of the machine asks about the lease.
+    Busy,
+    BusyClient(usize),
 }
 
 /// The state of the loop.
@@ -82,6 +86,7 @@ pub struct Supervisor<'a> {
     stdio: Stdio,
     cgroup: Cgroup,
     sessions: Sessions,
+    busy: Busy,
     ground: &'a mut Ground,
     phase: Phase,
     suspending: Option<Suspending>,
@@ -104,7 +109,7 @@ impl<'a> Supervisor<'a> {
         pid: Pid,
         stdio: Stdio,
         cgroup: Cgroup,
-        sessions: Sessions,
+        (sessions, busy): (Sessions, Busy),
         ground: &'a mut Ground,
     ) -> Self {
         // A child may have ended before SIGCHLD was looked at.
@@ -115,6 +120,7 @@ impl<'a> Supervisor<'a> {
             stdio,
             cgroup,
             sessions,
+            busy,
             ground,
             phase: Phase::Running { kill_at: None },
             suspending: None,
@@ -130,6 +136,7 @@ impl<'a> Supervisor<'a> {
             }
             self.advance();
             self.sessions.advance(monotonic_ms());
+            self.busy.advance(monotonic_ms());
             self.suspend_when_due();
             if self.is_over() {
                 return;
@@ -197,7 +204,11 @@ impl<'a> Supervisor<'a> {
             Phase::Closing { streams_closed_at } => streams_closed_at.map(|at| at + CLOSE_GRACE_MS),
         };
         let suspend = self.suspending.map(|suspending| suspending.until);
-        own.into_iter().chain(suspend).chain(self.sessions.next_deadline()).min()
+        own.into_iter()
+            .chain(suspend)
+            .chain(self.sessions.next_deadline())
+            .chain(self.busy.next_deadline())
+            .min()
     }
 
     /// Waits for events; each descriptor comes at most once per direction.
@@ -222,6 +233,9 @@ impl<'a> Supervisor<'a> {
         let listener = self.sessions.listener().filter(|_| self.suspending.is_none());
         interests.extend(listener.map(|fd| (Source::Sessions, fd, PollFlags::IN)));
         self.sessions.interests(|index, fd, flags| interests.push((Source::Session(index), fd, flags)));
+        let (listener, clients) = (self.busy.listener(), self.busy.clients());
+        interests.extend(listener.map(|fd| (Source::Busy, fd, PollFlags::IN)));
+        interests.extend(clients.map(|(index, fd)| (Source::BusyClient(index), fd, PollFlags::IN)));
 
         let mut fds: Vec<PollFd<'_>> =
             interests.iter().map(|(_, fd, flags)| PollFd::from_borrowed_fd(*fd, *flags)).collect();
@@ -283,7 +297,18 @@ impl<'a> Supervisor<'a> {
             }
             Source::Sessions => self.sessions.accept(),
             Source::Session(index) => self.sessions.turn(index, &self.cgroup),
+            Source::Busy => self.busy.accept(monotonic_ms()),
+            Source::BusyClient(index) => {
+                if self.busy.turn(index, monotonic_ms()) {
+                    self.tell_busy();
+                }
+            }
         }
+    }
+
+    /// What the host knows of the lease is renewed with each word about it.
+    fn tell_busy(&mut self) {
+        self.control.send_droppable(&FromGuest::Busy { seconds: self.busy.left(monotonic_ms()) });
     }
 
     fn obey(&mut self, frame: ToGuest) {
@@ -322,6 +347,9 @@ impl<'a> Supervisor<'a> {
         self.still(|still, control| still.suspend(control));
         self.sessions.machine_is_called(hostname());
         self.sessions.go_on(monotonic_ms());
+        if self.busy.left(monotonic_ms()) > 0 {
+            self.tell_busy();
+        }
         // Nobody's end was noticed meanwhile.
         self.unburied = true;
     }

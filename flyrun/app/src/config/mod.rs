@@ -34,6 +34,9 @@ pub use units::Bytes;
 use model::App;
 use problem::Log;
 
+/// The most machines of a group.
+pub const MAX_MACHINES: u32 = 1000;
+
 /// The most bytes that a file may have. `[[files]] raw_value` is what can make one long.
 pub const MAX_FILE_BYTES: usize = 1 << 20;
 
@@ -60,6 +63,8 @@ pub enum Place {
     Port(u16),
     /// A file of the host that the app names, as it is written.
     HostFile(String),
+    /// `[[metrics]]`.
+    Metrics,
 }
 
 impl File {

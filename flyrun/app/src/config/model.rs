@@ -31,7 +31,7 @@ pub struct App {
     pub groups: BTreeMap<String, Group>,
     /// `[http_service]`, written out as the service that it stands for, then each of `[[services]]`.
     pub services: Vec<Service>,
-    /// `[checks]`: they tell whether machines do their work, and keep no request away.
+    /// `[checks]`: they tell whether machines do their work, and keep no request away. In a deploy they must pass.
     pub checks: BTreeMap<String, NamedCheck>,
     /// `[flyrun] hostnames`: requests for these names go to this app.
     pub hostnames: Vec<Hostname>,

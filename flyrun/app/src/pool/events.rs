@@ -108,6 +108,25 @@ impl Pool {
         self.settle(now)
     }
 
+    /// The workload of a machine says that it works for so long, whether it has requests or not; no time takes that back.
+    ///
+    /// ## Draining => Ready, Suspending => Booting, where nobody else is to take its place
+    pub fn busy(&mut self, now: Moment, life: Life, time: Duration) -> Vec<Action> {
+        let version = self.version;
+        if let Some(slot) = self.of(life).filter(|slot| slot.is_alive()) {
+            slot.busy_until = (!time.is_zero()).then(|| now.saturating_add(time));
+            let is_needed = slot.busy_until.is_some() && slot.version == version;
+            match slot.state {
+                State::Draining { load, reason: Reason::Excess, passes, .. } if is_needed => {
+                    slot.state = State::Ready { load, failing: (!passes).then_some(now) };
+                }
+                State::Suspending { rest: Rest::Suspended } if is_needed => self.start(now, life.slot),
+                _ => {}
+            }
+        }
+        self.settle(now)
+    }
+
     /// A machine has been suspended or stopped, as it was asked to.
     ///
     /// ## Suspending => (Suspended | Cold)

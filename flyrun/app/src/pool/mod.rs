@@ -28,6 +28,7 @@ mod backoff;
 mod before;
 mod events;
 mod queue;
+mod replace;
 mod settle;
 mod slot;
 
@@ -56,7 +57,7 @@ pub struct Limits {
     pub hard_limit: u32,
     /// Machines that are left running.
     pub min_running: u32,
-    /// The most machines, at least 1.
+    /// The most machines.
     pub max_machines: u32,
     /// What happens to machines that are not needed.
     pub auto_stop: AutoStop,
@@ -96,6 +97,14 @@ impl Limits {
             queue_timeout: app.queue_timeout,
             queue_limit: app.queue_limit as usize,
         }
+    }
+}
+
+impl Limits {
+    /// For another number of machines. Where no request starts them, all run.
+    pub fn scaled(self, count: u32, has_service: bool) -> Limits {
+        let min_running = if has_service { self.min_running.min(count) } else { count };
+        Limits { max_machines: count, min_running, ..self }
     }
 }
 
@@ -219,6 +228,7 @@ impl Pool {
         let slots = self.slots.iter().filter_map(|slot| slot.deadline(&self.limits));
         let idle = self.quiet.map(|quiet| quiet.since.saturating_add(self.limits.idle_timeout));
         let boot = self.wants_boot().then(|| self.boots.due());
-        slots.chain(self.queue.deadline()).chain(idle).chain(boot).min()
+        let busy = self.slots.iter().filter(|slot| slot.is_alive()).filter_map(|slot| slot.busy_until);
+        slots.chain(self.queue.deadline()).chain(idle).chain(boot).chain(busy).min()
     }
 }

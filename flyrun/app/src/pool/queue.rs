@@ -40,6 +40,11 @@ impl Queue {
         self.take(|waiting| waiting.only.is_none())
     }
 
+    /// The first of all.
+    pub fn pop_any(&mut self) -> Option<Request> {
+        self.take(|_| true)
+    }
+
     /// The first that waits for this slot alone.
     pub fn pop_for(&mut self, slot: usize) -> Option<Request> {
         if self.choosy == 0 { None } else { self.take(|waiting| waiting.only == Some(slot)) }

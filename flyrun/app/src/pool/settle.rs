@@ -7,6 +7,9 @@ use crate::config::model::AutoStop;
 impl Pool {
     /// Draws every conclusion that can be drawn now.
     pub(super) fn settle(&mut self, now: Moment) -> Vec<Action> {
+        for slot in &mut self.slots {
+            slot.busy_until.take_if(|until| *until <= now);
+        }
         self.forward();
         self.replace_one(now);
         self.start_needed(now);
@@ -106,6 +109,13 @@ impl Pool {
         u32::try_from(all.div_ceil(u64::from(self.limits.soft_limit.max(1)))).unwrap_or(u32::MAX)
     }
 
+    /// How many of those that are ready are to go on.
+    fn needed_or_busy(&self) -> u32 {
+        let is_busy = |slot: &&Slot| slot.busy_until.is_some() && slot.routable().is_some();
+        let busy = self.slots.iter().filter(is_busy).count() as u32;
+        self.needed().max(self.limits.min_running).max(busy)
+    }
+
     fn running(&self) -> u32 {
         self.slots.iter().filter(|slot| slot.runs()).count() as u32
     }
@@ -200,6 +210,7 @@ impl Pool {
         };
         slot.life += 1;
         slot.version = self.version;
+        slot.busy_until = None;
         slot.state = State::Booting { since: now, origin };
         let life = Life { slot: index, number: slot.life };
         self.actions.push(Action::Start { life, origin });
@@ -237,10 +248,11 @@ impl Pool {
         if self.limits.auto_stop != AutoStop::Suspend {
             return;
         }
-        let needed = self.needed().max(self.limits.min_running);
+        let needed = self.needed_or_busy();
         let mut ready = self.slots.iter().filter(|slot| slot.routable().is_some()).count() as u32;
         for slot in &mut self.slots {
             if let State::Ready { load, failing: None } = slot.state
+                && slot.busy_until.is_none()
                 && std::mem::take(&mut slot.is_prepared)
                 && ready > needed
             {
@@ -255,7 +267,7 @@ impl Pool {
     /// ## Ready => Draining
     fn end_unneeded(&mut self, now: Moment) {
         let ready = self.slots.iter().filter(|slot| slot.routable().is_some()).count() as u32;
-        let needed = self.needed().max(self.limits.min_running);
+        let needed = self.needed_or_busy();
         if self.limits.auto_stop == AutoStop::Off || needed >= ready {
             self.quiet = None;
             return;
@@ -268,7 +280,8 @@ impl Pool {
         let excess = ready.saturating_sub(quiet.needed);
         self.quiet = None;
         for _ in 0..excess {
-            let loads = self.slots.iter_mut().filter_map(|slot| Some((slot.routable()?, slot)));
+            let idle = self.slots.iter_mut().filter(|slot| slot.busy_until.is_none());
+            let loads = idle.filter_map(|slot| Some((slot.routable()?, slot)));
             let Some((load, slot)) = loads.min_by_key(|(load, _)| *load) else { return };
             slot.state = State::Draining { since: now, load, reason: Reason::Excess, passes: true };
         }
@@ -279,6 +292,9 @@ impl Pool {
         let idle_rest = Slot::rest(self.limits.auto_stop);
         for (index, slot) in self.slots.iter_mut().enumerate() {
             let State::Draining { load: 0, reason, .. } = slot.state else { continue };
+            if slot.busy_until.is_some() {
+                continue;
+            }
             let life = Life { slot: index, number: slot.life };
             let is_old = slot.version != self.version;
             let rest = if reason == Reason::Replaced || is_old { Rest::Cold } else { idle_rest };

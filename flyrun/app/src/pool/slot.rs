@@ -96,6 +96,8 @@ pub(super) struct Slot {
     pub ready_at: Moment,
     /// It was taken away to be replaced: it is started until it is ready, however few requests there are.
     pub comes_back: bool,
+    /// Until then its workload says that it works, though it may have no request.
+    pub busy_until: Option<Moment>,
     /// It was started for its snapshot: unless it is needed, it rests as soon as it is ready.
     pub is_prepared: bool,
 }
@@ -108,6 +110,7 @@ impl Slot {
             version,
             ready_at: Moment::ZERO,
             comes_back: false,
+            busy_until: None,
             is_prepared: false,
         }
     }
@@ -130,6 +133,11 @@ impl Slot {
     /// Whether it counts as running, now or soon.
     pub fn runs(&self) -> bool {
         matches!(self.state, State::Booting { .. } | State::Ready { failing: None, .. })
+    }
+
+    /// Whether there is a process that is its machine, or will be in a moment.
+    pub fn is_alive(&self) -> bool {
+        !matches!(self.state, State::Cold | State::Suspended)
     }
 
     /// When its state has lasted too long.

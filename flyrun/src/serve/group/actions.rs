@@ -7,7 +7,7 @@ use app::pool::{Action, Life, Refusal, Request};
 use page::What;
 use tokio::sync::{Notify, mpsc, watch};
 
-use super::{Answer, Grant, Group, Inner, Slot};
+use super::{Answer, Ending, Grant, Group, Inner, Slot};
 use crate::serve::log::Line;
 use crate::serve::worker::{Order, Start, Worker};
 
@@ -34,13 +34,17 @@ impl Group {
                     Self::end(inner, life, Order::Kill);
                 }
                 // What leaves may come back.
-                Action::Discard(_) if inner.is_leaving => {}
+                Action::Discard(_) if inner.ending == Ending::Stays => {}
                 Action::Discard(life) => Self::end(inner, life, Order::Discard),
             }
         }
         if inner.pool.next_tick().is_some_and(|due| due < inner.timer) {
             self.sooner.notify_one();
         }
+        if inner.ending == Ending::Goes && inner.pool.alive() == 0 {
+            self.sooner.notify_one();
+        }
+        self.changed.send_replace(());
     }
 
     fn answer(inner: &mut Inner, request: Request, answer: Answer) {
@@ -82,10 +86,12 @@ impl Group {
             inner.slots.push(slot);
         }
         let (template, probes) = (inner.wishes.template.clone(), inner.wishes.probes.clone());
+        let is_trial = inner.trial.is_some();
         let Some(slot) = inner.slots.get_mut(life.slot) else { return };
         slot.begin(life.number);
         let over = slot.over.subscribe();
-        let _ = slot.orders.send(Order::Start(Box::new(Start { life, over, runs, template, probes })));
+        let _ =
+            slot.orders.send(Order::Start(Box::new(Start { life, over, runs, is_trial, template, probes })));
     }
 
     /// A slot with its worker.
@@ -101,6 +107,7 @@ impl Group {
             epoch: 0,
             machine: None,
             last_start: None,
+            busy_until: None,
             trouble: None,
             failure: None,
             recheck: Arc::new(Notify::new()),
@@ -113,6 +120,8 @@ impl Group {
         let Some(slot) = inner.slots.get_mut(life.slot) else { return };
         let line = self.line_of("start given up", life).with_some("why", slot.trouble.clone());
         slot.failure = Some((life.number, line.end_with_id()));
+        let why = slot.trouble.clone().unwrap_or_else(|| "it is not ready in time".to_string());
+        inner.fails_trial(life, why);
     }
 
     /// A line of the log about this group.
@@ -122,7 +131,7 @@ impl Group {
 
     /// About a slot of it.
     pub fn line_of(&self, event: &'static str, life: Life) -> Line {
-        self.line(event).with("slot", life.slot)
+        self.line(event).with("slot", self.first + life.slot)
     }
 }
 
@@ -133,6 +142,7 @@ impl Slot {
         self.is_ending = false;
         self.machine = None;
         self.trouble = None;
+        self.busy_until = None;
         self.named.clear();
         self.renew();
     }

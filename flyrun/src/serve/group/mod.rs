@@ -3,7 +3,7 @@
 //! All that happens to a group comes through [`Group::happens`]: the pool is told under a lock, and its answers go out before the
 //! lock is released, in their order. Nothing in there waits: an order is put into a worker's queue, an answer into a channel.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::net::IpAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant, SystemTime};
@@ -15,9 +15,12 @@ use tokio::sync::{Notify, mpsc, oneshot, watch};
 
 mod actions;
 mod reports;
+mod trial;
 mod view;
 
 pub use reports::last_start;
+use trial::Trial;
+pub use trial::{Failure, Standing};
 pub use view::{MachineView, View};
 
 use super::check::Probe;
@@ -53,6 +56,11 @@ impl Shared {
         Shared { host, limits, log, counts, events, runtime, born: Instant::now() }
     }
 
+    /// Does something that takes its time.
+    pub fn spawn_blocking(&self, work: impl FnOnce() + Send + 'static) {
+        self.runtime.spawn_blocking(work);
+    }
+
     pub fn now(&self) -> Moment {
         self.born.elapsed()
     }
@@ -66,6 +74,7 @@ pub struct Wishes {
     pub probes: Arc<Probes>,
     /// What follows when a process ends by itself, where no requests tell whether it is needed.
     pub restart: Option<RestartPolicy>,
+    pub cpus: u8,
 }
 
 /// What machines of a group are asked.
@@ -79,7 +88,7 @@ pub struct Probes {
 
 impl Wishes {
     /// What an app's file says of one of its groups.
-    pub fn new(app: &App, template: Template) -> Wishes {
+    pub fn new(app: &App, template: Template, counts: &BTreeMap<String, u32>) -> Wishes {
         let name = &*template.group;
         let services =
             || app.services.iter().filter(|service| service.groups.iter().any(|group| group == name));
@@ -92,8 +101,12 @@ impl Wishes {
         let named = named.map(|(name, named)| (name.clone(), probe(named.port, &named.check))).collect();
         let restart =
             app.groups.get(name).filter(|_| services().next().is_none()).map(|group| policy(group.restart));
-        let limits = Limits::new(app, name);
-        Wishes { limits, probes: Arc::new(Probes { gates, named }), restart, template: Arc::new(template) }
+        let limits = match counts.get(name) {
+            Some(count) => Limits::new(app, name).scaled(*count, services().next().is_some()),
+            None => Limits::new(app, name),
+        };
+        let probes = Arc::new(Probes { gates, named });
+        Wishes { limits, probes, restart, cpus: template.cpus(), template: Arc::new(template) }
     }
 }
 
@@ -122,9 +135,13 @@ pub struct Group {
     pub app: Arc<str>,
     pub name: Arc<str>,
     pub shared: Arc<Shared>,
+    /// The number of its first slot's machine, which stays.
+    first: usize,
     inner: Mutex<Inner>,
     /// Something is due sooner than the timer knows.
     sooner: Notify,
+    /// Told whenever something has happened.
+    changed: watch::Sender<()>,
 }
 
 #[derive(Debug)]
@@ -137,10 +154,21 @@ struct Inner {
     /// When the timer goes off.
     timer: Moment,
     restarts: Restarts,
-    /// Its process has ended, and is not to start again.
-    is_finished: bool,
+    /// How many processes have ended that are not to start again.
+    finished: u32,
+    ending: Ending,
+    /// It is being found out whether its machines do their work: what fails ends the trial.
+    trial: Option<Trial>,
+}
+
+/// Whether a group is at its end.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Ending {
+    No,
     /// The app is served no more: its machines end and stay.
-    is_leaving: bool,
+    Stays,
+    /// Another group has taken its place: its machines end and go.
+    Goes,
 }
 
 /// What is known of a slot, beside what its pool knows.
@@ -157,6 +185,8 @@ pub struct Slot {
     epoch: u64,
     machine: Option<Arc<Started>>,
     last_start: Option<LastStart>,
+    /// Until then its workload works, as it says, whether it has requests or not.
+    busy_until: Option<Instant>,
     /// What the last check that failed said.
     trouble: Option<String>,
     /// Why the last life failed, by the id of the line in the log.
@@ -244,11 +274,20 @@ impl Drop for Asking {
 impl Group {
     /// A group, with the machines that were there before. Its tasks end with the runtime.
     pub fn open(shared: Arc<Shared>, wishes: Wishes, found: &[Before]) -> Arc<Group> {
-        let pool = Pool::new(wishes.limits);
-        let group = Arc::new(Group {
+        let limits = wishes.limits;
+        let group = Group::new(shared, wishes, limits);
+        group.take_over(found);
+        group.shared.runtime.spawn(group.clone().keep_time());
+        group
+    }
+
+    fn new(shared: Arc<Shared>, wishes: Wishes, limits: Limits) -> Arc<Group> {
+        let pool = Pool::new(limits);
+        Arc::new(Group {
             app: wishes.template.app.clone(),
             name: wishes.template.group.clone(),
             shared,
+            first: wishes.template.first,
             inner: Mutex::new(Inner {
                 pool,
                 wishes,
@@ -257,14 +296,13 @@ impl Group {
                 requests: 0,
                 timer: Moment::ZERO,
                 restarts: Restarts::default(),
-                is_finished: false,
-                is_leaving: false,
+                finished: 0,
+                ending: Ending::No,
+                trial: None,
             }),
             sooner: Notify::new(),
-        });
-        group.take_over(found);
-        group.shared.runtime.spawn(group.clone().keep_time());
-        group
+            changed: watch::Sender::new(()),
+        })
     }
 
     fn take_over(self: &Arc<Self>, found: &[Before]) {
@@ -286,14 +324,14 @@ impl Group {
         }
         for beyond in found.iter().filter(|before| before.slot >= inner.wishes.limits.max_machines as usize) {
             let (host, id) = (self.shared.host.clone(), beyond.id.clone());
-            self.line("machine beyond max_machines is stopped").with("machine", &*id).end();
-            self.shared.runtime.spawn_blocking(move || host.stop(&id, None));
+            self.line("machine beyond max_machines is removed").with("machine", &*id).end();
+            self.shared.runtime.spawn_blocking(move || host.stop(&id, None).and_then(|()| host.remove(&id)));
         }
-        if let Some(succeeded) = found.first().and_then(|before| before.succeeded)
-            && !inner.starts_again(succeeded, Duration::ZERO)
-        {
-            let actions = inner.finish(now);
-            self.follow(&mut inner, actions);
+        for succeeded in found.iter().filter_map(|before| before.succeeded) {
+            if !inner.starts_again(succeeded, Duration::ZERO) {
+                let actions = inner.finish(now);
+                self.follow(&mut inner, actions);
+            }
         }
         let actions = inner.pool.tick(now);
         self.follow(&mut inner, actions);
@@ -306,12 +344,15 @@ impl Group {
         let mut inner = self.lock();
         let now = self.shared.now();
         let is_new = wishes.template.version != inner.wishes.template.version;
-        let limits = wishes.limits;
         inner.wishes = wishes;
-        inner.is_leaving = false;
-        inner.is_finished &= !is_new;
-        let actions = if inner.is_finished { inner.finish(now) } else { inner.pool.limit(now, limits) };
+        inner.ending = Ending::No;
+        if is_new {
+            inner.finished = 0;
+        }
+        let limits = inner.limits();
+        let actions = inner.pool.limit(now, limits);
         self.follow(&mut inner, actions);
+        inner.discard_resting(limits.max_machines as usize);
         if is_new {
             inner.restarts = Restarts::default();
             self.line("deploy").with("version", &*inner.wishes.template.version).end();
@@ -325,7 +366,7 @@ impl Group {
     /// The app is served no more: requests end, machines stop one after another, and stay.
     pub fn leave(self: &Arc<Self>) {
         let mut inner = self.lock();
-        inner.is_leaving = true;
+        inner.ending = Ending::Stays;
         let limits = Limits { max_machines: 0, min_running: 0, auto_start: false, ..inner.wishes.limits };
         let now = self.shared.now();
         let actions = inner.pool.limit(now, limits);
@@ -374,6 +415,11 @@ impl Group {
         loop {
             let due = {
                 let mut inner = self.lock();
+                if inner.ending == Ending::Goes && inner.pool.alive() == 0 {
+                    // Workers do what they are told still, and end.
+                    inner.slots.clear();
+                    return;
+                }
                 let now = self.shared.now();
                 let actions = inner.pool.tick(now);
                 self.follow(&mut inner, actions);

@@ -1,13 +1,13 @@
 //! What workers tell of a slot's machine. Whatever is told of a life that is over changes nothing.
 
 use std::sync::Arc;
-use std::time::{Duration, SystemTime};
+use std::time::{Duration, Instant, SystemTime};
 
 use app::pool::{Action, Life, Limits, Moment, Pool};
 use page::What;
 use tokio::sync::{Notify, watch};
 
-use super::{Group, Inner, LastStart, Slot};
+use super::{Ending, Group, Inner, LastStart, Slot};
 use crate::error::Error;
 use crate::machine::Record;
 use crate::machine::restart;
@@ -21,6 +21,16 @@ impl Group {
         self.lock().wishes.template.clone()
     }
 
+    /// How long its machines may take to end.
+    pub fn drain_timeout(&self) -> Duration {
+        self.lock().wishes.limits.drain_timeout
+    }
+
+    /// How many machines it may have.
+    pub fn max_machines(&self) -> u32 {
+        self.lock().wishes.limits.max_machines
+    }
+
     /// Whether other slots are to begin where one has been suspended.
     pub fn scales_out(&self) -> bool {
         self.lock().wishes.limits.max_machines > 1
@@ -28,7 +38,12 @@ impl Group {
 
     /// Whether its machines end and stay.
     pub fn is_leaving(&self) -> bool {
-        self.lock().is_leaving
+        self.lock().ending == Ending::Stays
+    }
+
+    /// Whether its machines end and go, as another group has taken its place.
+    pub fn is_retired(&self) -> bool {
+        self.lock().ending == Ending::Goes
     }
 
     fn with_slot<T>(&self, life: Life, change: impl FnOnce(&mut Slot) -> T) -> Option<T> {
@@ -95,6 +110,7 @@ impl Group {
             slot.trouble = Some(error.to_string());
             slot.failure = Some((life.number, id));
         });
+        self.lock().fails_trial(life, error.to_string());
         self.happens(|pool, now| pool.start_failed(now, life));
     }
 
@@ -137,6 +153,20 @@ impl Group {
     /// A check is to come soon.
     pub fn recheck(&self, life: Life) {
         self.with_slot(life, |slot| slot.recheck.notify_one());
+    }
+
+    /// A machine's workload works for so long, as it says, whether it has requests or not; or not any more.
+    pub fn busy(self: &Arc<Self>, life: Life, time: Duration) {
+        let now = Instant::now();
+        let changed = self.with_slot(life, |slot| {
+            let was_busy = slot.busy_until.is_some_and(|until| until > now);
+            slot.busy_until = (!time.is_zero()).then(|| now + time);
+            was_busy == time.is_zero()
+        });
+        if changed == Some(true) {
+            self.line_of(if time.is_zero() { "busy no more" } else { "busy" }, life).end();
+        }
+        self.happens(|pool, now| pool.busy(now, life, time));
     }
 
     /// A machine is on disk, or stopped, as it was asked to.
@@ -187,6 +217,9 @@ impl Group {
         self.with_slot(life, |slot| slot.failure = Some((life.number, id)));
         let succeeded = outcome.is_some_and(|outcome| outcome.exit_code == 0 && outcome.error.is_none());
         let mut inner = self.lock();
+        if !succeeded {
+            inner.fails_trial(life, ended(record));
+        }
         self.shows(&inner, life, if succeeded { What::Stopped } else { What::Failed }, None);
         let now = self.shared.now();
         if !inner.starts_again(succeeded, lasted) {
@@ -213,10 +246,28 @@ impl Inner {
         }
     }
 
-    /// Starts nothing more, until there is a new version.
+    /// Does not start that one again, until there is a new version.
     pub(super) fn finish(&mut self, now: Moment) -> Vec<Action> {
-        self.is_finished = true;
-        self.pool.limit(now, Limits { min_running: 0, ..self.wishes.limits })
+        self.finished = self.finished.saturating_add(1);
+        let limits = self.limits();
+        self.pool.limit(now, limits)
+    }
+
+    /// What the pool is to go by.
+    pub(super) fn limits(&self) -> Limits {
+        let limits = self.wishes.limits;
+        Limits { min_running: limits.min_running.saturating_sub(self.finished), ..limits }
+    }
+}
+
+/// What became of a machine that has ended by itself.
+fn ended(record: Option<&Record>) -> String {
+    match record.and_then(|record| record.outcome.as_ref()) {
+        Some(outcome) => match &outcome.error {
+            Some(why) => format!("it has ended: {why}"),
+            None => format!("its process has ended with exit code {}", outcome.exit_code),
+        },
+        None => "it is gone".to_string(),
     }
 }
 

@@ -1,11 +1,11 @@
 //! What can be seen of a group: for `flyrun status` and for figures.
 
-use std::time::SystemTime;
+use std::time::{Instant, SystemTime};
 
 use app::pool::State;
 use serde::{Deserialize, Serialize};
 
-use super::{Group, Slot};
+use super::{Ending, Group, Slot};
 
 /// A group, as it is now.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -16,6 +16,9 @@ pub struct View {
     /// Requests that wait for a machine.
     pub waiting: usize,
     pub max_machines: u32,
+    pub min_machines_running: u32,
+    pub cpus: u8,
+    pub memory_mib: u64,
     /// It is not served any more.
     pub is_leaving: bool,
     pub machines: Vec<MachineView>,
@@ -33,6 +36,8 @@ pub struct MachineView {
     pub state: String,
     /// Its requests, or connections.
     pub load: u32,
+    /// How many seconds its workload still works, as it says, whether it has requests or not.
+    pub busy_seconds: Option<u64>,
     /// How many these are at most, if there is a limit.
     pub limit: Option<u32>,
     /// resumed, base or cold.
@@ -63,8 +68,10 @@ impl Group {
         let machines = inner.pool.slots().filter_map(|(life, state)| {
             let slot = inner.slots.get(life.slot)?;
             let is_beyond = life.slot >= inner.wishes.limits.max_machines as usize && state == State::Cold;
-            (!is_beyond)
-                .then(|| MachineView { limit, ..machine(slot, life.slot, state, template.name(life.slot)) })
+            (!is_beyond).then(|| MachineView {
+                limit,
+                ..machine(slot, template.first + life.slot, state, template.name(life.slot))
+            })
         });
         View {
             app: self.app.to_string(),
@@ -72,7 +79,10 @@ impl Group {
             version: template.version.clone(),
             waiting: inner.pool.waiting(),
             max_machines: inner.wishes.limits.max_machines,
-            is_leaving: inner.is_leaving,
+            min_machines_running: inner.wishes.limits.min_running,
+            cpus: inner.wishes.cpus,
+            memory_mib: template.memory_mib(),
+            is_leaving: inner.ending != Ending::No,
             machines: machines.collect(),
         }
     }
@@ -119,6 +129,10 @@ fn machine(slot: &Slot, number: usize, state: State, name: String) -> MachineVie
             .map(|machine| machine.address),
         state: word.to_string(),
         load,
+        busy_seconds: slot
+            .busy_until
+            .map(|until| until.saturating_duration_since(Instant::now()).as_secs())
+            .filter(|left| *left > 0 && !matches!(word, "cold" | "suspended")),
         limit: None,
         last_start: start.map(|start| start.kind.name().to_string()),
         last_start_at: start.map(|start| seconds(start.at)),
@@ -138,6 +152,9 @@ impl View {
             version: "0".into(),
             waiting: 2,
             max_machines: 1,
+            min_machines_running: 0,
+            cpus: 1,
+            memory_mib: 256,
             is_leaving: false,
             machines,
         }
@@ -155,6 +172,7 @@ impl MachineView {
             address: None,
             state: "cold".into(),
             load: 0,
+            busy_seconds: None,
             limit: Some(25),
             last_start: None,
             last_start_at: None,

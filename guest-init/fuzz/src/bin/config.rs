@@ -1,7 +1,8 @@
-//! The boot configuration and what is delivered beside it, and what guest-init makes of its strings and of an image's files.
+//! The boot configuration, what is delivered beside it and what processes say on the socket of the lease, and what guest-init makes of its strings and of an image's files.
 #![no_main]
 #![allow(clippy::expect_used)]
 
+use guest_init::busy::{self, Asked};
 use guest_init::run::{command, delivery, user};
 use libfuzzer_sys::fuzz_target;
 use protocol::{
@@ -10,6 +11,9 @@ use protocol::{
 
 fuzz_target!(|data: &[u8]| {
     let _ = decode_config(data);
+    if let Ok(Some(Asked::Hold { seconds })) = busy::read(data) {
+        assert!((1..=protocol::MAX_BUSY_SECONDS).contains(&seconds));
+    }
     let delivered = [&(data.len() as u32).to_le_bytes()[..], data].concat();
     if let Ok(delivery) = decode_delivery(&delivered) {
         let again = encode_delivery(&delivery).expect("what was decoded can be encoded");

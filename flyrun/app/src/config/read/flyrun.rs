@@ -14,7 +14,6 @@ use crate::config::{Hostname, Place, keys};
 
 /// Each request that waits holds a connection.
 const MAX_QUEUE: u32 = 1_000_000;
-const MAX_MACHINES: u32 = 1000;
 const MINUTE: Duration = Duration::from_secs(60);
 
 pub(super) struct Read {
@@ -89,7 +88,9 @@ pub(super) fn read(top: &Table<'_>, log: &Log<'_>, places: &mut Vec<(Place, usiz
         read.queue_limit = limit;
     }
     if let Some(node) = table.get("max_machines") {
-        read.max_machines = node.number(1..=MAX_MACHINES, "a number of machines").unwrap_or(MAX_MACHINES);
+        read.max_machines = node
+            .number(1..=crate::config::MAX_MACHINES, "a number of machines")
+            .unwrap_or(crate::config::MAX_MACHINES);
         read.max_machines_at = node.at;
     }
     read

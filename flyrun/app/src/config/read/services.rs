@@ -10,7 +10,6 @@ use crate::config::table::{Node, Table};
 
 /// More on one machine at a time is no limit.
 const MAX_CONCURRENCY: u32 = 1_000_000;
-const MAX_MACHINES: u32 = 1000;
 const DEFAULT_SOFT_LIMIT: u32 = 20;
 
 /// Where the parts of a service stand, as offsets.
@@ -97,7 +96,7 @@ fn common(
         auto_stop,
         auto_start,
         min_machines_running: min
-            .and_then(|node| node.number(0..=MAX_MACHINES, "a number of machines"))
+            .and_then(|node| node.number(0..=crate::config::MAX_MACHINES, "a number of machines"))
             .unwrap_or(0),
         checks: if checks.is_empty() { vec![Service::default_check()] } else { checks },
     };
