@@ -11,6 +11,7 @@ impl Pool {
         self.replace_one(now);
         self.start_needed(now);
         self.start_wanted(now);
+        self.give_up_starts();
         self.forward();
         self.refuse_hopeless(now);
         self.rest_prepared(now);
@@ -97,7 +98,7 @@ impl Pool {
     }
 
     /// How many machines the requests need that there are.
-    fn needed(&self) -> u32 {
+    pub(super) fn needed(&self) -> u32 {
         let load = |slot: &Slot| match slot.state {
             State::Ready { load, .. } => u64::from(load),
             _ => 0,
@@ -200,9 +201,30 @@ impl Pool {
         };
         slot.life += 1;
         slot.version = self.version;
-        slot.state = State::Booting { since: now, origin };
+        // What still runs waits for no turn.
+        let since = (origin == Origin::Suspending).then_some(now);
+        slot.state = State::Booting { since, origin };
         let life = Life { slot: index, number: slot.life };
         self.actions.push(Action::Start { life, origin });
+    }
+
+    /// What nobody waits for any more does not begin.
+    ///
+    /// ## Booting => (Suspended | Cold)
+    fn give_up_starts(&mut self) {
+        let (target, mut running, wanted) = (self.target(), self.running(), self.queue.wanted());
+        for (index, slot) in self.slots.iter_mut().enumerate().rev() {
+            if running <= target {
+                return;
+            }
+            let State::Booting { since: None, origin } = slot.state else { continue };
+            if slot.comes_back || wanted.contains(&index) {
+                continue;
+            }
+            running -= 1;
+            slot.state = if origin == Origin::Suspended { State::Suspended } else { State::Cold };
+            self.actions.push(Action::GiveUp(Life { slot: index, number: slot.life }));
+        }
     }
 
     pub(super) fn refuse(&mut self, request: Request, why: Refusal, retry_after: Moment) {
