@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 
 use images::Store;
 
+use super::children::Children;
 use super::template::{APP, GROUP, MACHINE_VERSION, SLOT, Template};
 use crate::cli::{Context, lifecycle};
 use crate::error::{Error, Result};
@@ -25,6 +26,7 @@ pub struct Host {
     pub context: Context,
     pub library: Library,
     pub store: Store,
+    pub children: Children,
 }
 
 /// How a machine came to run.
@@ -67,6 +69,10 @@ pub struct Known {
 }
 
 impl Host {
+    pub fn new(context: Context, library: Library, store: Store) -> Host {
+        Host { context, library, store, children: Children::default() }
+    }
+
     /// The machines of a group. Copies that somebody has made of them are none of it: they have other names.
     ///
     /// # Errors
@@ -119,7 +125,7 @@ impl Host {
             lifecycle::remove(&self.context, &record, true)?;
         }
         let owned = self.make(template, slot, fresh)?;
-        monitor::spawn(&self.context.paths, owned)?;
+        self.spawn(owned)?;
         self.started(fresh, true)
     }
 
@@ -136,8 +142,18 @@ impl Host {
         if owned.record().state != State::Suspended {
             renew_disk(&owned)?;
         }
-        monitor::spawn(&self.context.paths, owned)?;
+        self.spawn(owned)?;
         self.started(&id, true)
+    }
+
+    /// Starts a machine's monitor, which is this process's child.
+    ///
+    /// # Errors
+    /// The machine did not start.
+    pub fn spawn(&self, owned: Owned) -> Result<()> {
+        let monitor = monitor::spawn(&self.context.paths, owned)?;
+        self.children.add(monitor);
+        Ok(())
     }
 
     /// The machine that a slot has.

@@ -6,12 +6,11 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use app::pool::Life;
-use rustix::process::{Pid, WaitOptions, waitpid};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::UnixStream;
 use tokio::sync::{Notify, watch};
 use tokio::task::spawn_blocking;
-use tokio::time::{Instant, sleep, sleep_until};
+use tokio::time::{Instant, sleep_until};
 
 use super::check::Probe;
 use super::group::{Group, Probes};
@@ -20,46 +19,27 @@ use crate::monitor::{Request, socket};
 
 /// How often a machine is asked whose check has failed, unless its interval is shorter.
 const FAILING_INTERVAL: Duration = Duration::from_secs(1);
-/// How often, and how many times, a process is looked for that is just ending.
-const REAP_POLL: Duration = Duration::from_millis(100);
-const REAP_TIMES: usize = 50;
 
 /// Waits until a machine's monitor leaves, and tells what has become of the machine if nobody had ordered that.
 pub async fn follow(group: Arc<Group>, life: Life, id: Arc<str>) {
     let born = Instant::now();
     let run_dir = group.shared.host.context.paths.run_dir(&id);
-    let monitor = until_it_leaves(&run_dir).await;
+    until_it_leaves(&run_dir).await;
     if group.loses(life) {
         let host = group.shared.host.clone();
         let record = spawn_blocking(move || host.aftermath(&id)).await.ok().flatten();
         group.died(life, record.as_ref(), born.elapsed());
     }
-    if let Some(pid) = monitor.and_then(Pid::from_raw) {
-        reap(pid).await;
-    }
 }
 
-/// Gives the monitor's process id.
-async fn until_it_leaves(run_dir: &Path) -> Option<i32> {
-    let mut stream = UnixStream::connect(socket(run_dir)).await.ok()?;
-    let pid = stream.peer_cred().ok().and_then(|peer| peer.pid());
-    let mut line = serde_json::to_vec(&Request::Wait).ok()?;
+/// Returns when there is no monitor, or none any more.
+async fn until_it_leaves(run_dir: &Path) {
+    let Ok(mut stream) = UnixStream::connect(socket(run_dir)).await else { return };
+    let Ok(mut line) = serde_json::to_vec(&Request::Wait) else { return };
     line.push(b'\n');
     if stream.write_all(&line).await.is_ok() {
         // What it says is in the machine's record too. It ends with its word, or with the connection.
         let _ = stream.read(&mut [0; 512]).await;
-    }
-    pid
-}
-
-/// A monitor that this process has started is its child, and stays until somebody asks for its status.
-async fn reap(pid: Pid) {
-    for _ in 0..REAP_TIMES {
-        match waitpid(Some(pid), WaitOptions::NOHANG) {
-            Ok(None) => sleep(REAP_POLL).await,
-            // Or it is somebody else's.
-            Ok(Some(_)) | Err(_) => return,
-        }
     }
 }
 

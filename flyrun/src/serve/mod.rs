@@ -11,6 +11,7 @@
 //! machines by them and takes each over as it is, so that the end of this process at any point loses nothing.
 
 mod check;
+mod children;
 mod engine;
 mod events;
 mod front;

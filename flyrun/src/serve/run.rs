@@ -77,7 +77,7 @@ fn host(context: Context) -> Result<Host> {
     let store = context.store()?;
     context.keep_house()?;
     make_private_dir(&context.paths.run)?;
-    Ok(Host { context, library, store })
+    Ok(Host::new(context, library, store))
 }
 
 async fn serve(host: Host, files: Vec<AppFile>, settings: Settings) -> Result<()> {
@@ -85,6 +85,8 @@ async fn serve(host: Host, files: Vec<AppFile>, settings: Settings) -> Result<()
     let run_dir = status::make_run_dir(&host.context.paths)?;
     let limits = HostLimits::new(settings.max_starts, settings.memory_mib);
     let engine = Arc::new(Engine::new(Arc::new(Shared::new(host, limits, log.clone()))));
+    let host = engine.shared().host.clone();
+    tokio::spawn(async move { host.children.keep_reaping().await });
     // Until the last request has ended.
     let locks = Arc::new(Mutex::new(Vec::new()));
     let latencies = settings.page.map(|_| Arc::new(Latencies::default()));
