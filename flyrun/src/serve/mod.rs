@@ -26,6 +26,7 @@ mod metrics;
 mod page;
 mod release;
 mod reload;
+mod room;
 mod run;
 mod status;
 mod systemd;

@@ -24,7 +24,7 @@ use super::log::Log;
 use super::page::Shown;
 use super::reload::Changes;
 use super::template::Templates;
-use super::{release, status, systemd, template};
+use super::{release, room, status, systemd, template};
 use crate::apps::{AppFile, load};
 use crate::cli::{Context, MIN_MEMORY_MIB};
 use crate::error::{Context as _, Error, Result};
@@ -87,6 +87,7 @@ async fn serve(host: Host, files: Vec<AppFile>, settings: Settings) -> Result<()
     let engine = Arc::new(Engine::new(Arc::new(Shared::new(host, limits, log.clone()))));
     let host = engine.shared().host.clone();
     tokio::spawn(async move { host.children.keep_reaping().await });
+    tokio::spawn(room::keep_making_room(engine.shared().clone()));
     // Until the last request has ended.
     let locks = Arc::new(Mutex::new(Vec::new()));
     let latencies = settings.page.map(|_| Arc::new(Latencies::default()));

@@ -104,7 +104,7 @@ impl Pool {
         match origin {
             Origin::Cold => self.boots.failed(now, life),
             Origin::Suspended | Origin::Suspending if self.boots.forbids(now).is_none() => {
-                self.start(now, life.slot)
+                self.start(life.slot)
             }
             Origin::Suspended | Origin::Suspending => {}
         }

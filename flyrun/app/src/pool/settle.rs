@@ -135,11 +135,11 @@ impl Pool {
             .filter(|index| self.slots.get(*index).is_some_and(Self::is_missed))
             .collect();
         for index in missed.into_iter().filter(|_| may_boot) {
-            self.start(now, index);
+            self.start(index);
         }
         while self.running() < self.target() {
             let Some(index) = self.startable(may_boot) else { break };
-            self.start(now, index);
+            self.start(index);
         }
     }
 
@@ -166,7 +166,7 @@ impl Pool {
         for index in wanted.filter(|index| *index < self.limits.max_machines as usize).collect::<Vec<_>>() {
             let rank = self.slots.get(index).and_then(|slot| Self::rank(slot, self.version, may_boot));
             if rank.is_some() {
-                self.start(now, index);
+                self.start(index);
             }
         }
     }
@@ -188,7 +188,7 @@ impl Pool {
 
     /// ## Draining => Ready
     /// ## (Suspending | Suspended | Cold) => Booting
-    pub(super) fn start(&mut self, now: Moment, index: usize) {
+    pub(super) fn start(&mut self, index: usize) {
         let Some(slot) = self.slots.get_mut(index) else { return };
         let origin = match slot.state {
             State::Draining { load, .. } => {
@@ -201,9 +201,7 @@ impl Pool {
         };
         slot.life += 1;
         slot.version = self.version;
-        // What still runs waits for no turn.
-        let since = (origin == Origin::Suspending).then_some(now);
-        slot.state = State::Booting { since, origin };
+        slot.state = State::Booting { since: None, origin };
         let life = Life { slot: index, number: slot.life };
         self.actions.push(Action::Start { life, origin });
     }
@@ -218,7 +216,8 @@ impl Pool {
                 return;
             }
             let State::Booting { since: None, origin } = slot.state else { continue };
-            if slot.comes_back || wanted.contains(&index) {
+            // What was being suspended has to be started to be suspended again.
+            if origin == Origin::Suspending || slot.comes_back || wanted.contains(&index) {
                 continue;
             }
             running -= 1;
