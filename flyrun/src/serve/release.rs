@@ -8,8 +8,8 @@ use crate::cli::lifecycle;
 use crate::error::{Context as _, Error, Result};
 use crate::files::{self, Lasting};
 use crate::machine::{Record, new_id};
-use crate::monitor::log::Reader;
 use crate::monitor::Request;
+use crate::monitor::log::Reader;
 use crate::paths::make_private_dir;
 
 /// How often it is looked whether the command has ended.
