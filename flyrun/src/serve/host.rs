@@ -275,10 +275,15 @@ impl Host {
                 found => break found.ok(),
             }
         };
+        self.tidy();
+        record
+    }
+
+    /// Takes away what monitors have left that were killed.
+    pub fn tidy(&self) {
         if let Err(error) = self.context.keep_house() {
             anstream::eprintln!("flyrun: {error}");
         }
-        record
     }
 
     /// The snapshot that further machines of a group begin with.

@@ -116,7 +116,10 @@ impl HostLimits {
         let books = self.memory.lock();
         let first = books.waiting.iter().filter(|waiting| !waiting.gives.is_closed()).take(starts);
         let wanted = first.fold(0_u64, |sum, waiting| sum.saturating_add(waiting.mib));
-        books.used_mib.saturating_add(wanted).saturating_sub(self.memory.mib).min(wanted)
+        if wanted == 0 {
+            return 0;
+        }
+        books.used_mib.saturating_add(wanted).saturating_sub(self.memory.mib)
     }
 
     /// A machine may have become idle: to be told to those who wait for memory.
@@ -233,8 +236,9 @@ mod tests {
         let limits = HostLimits::new(2, 100);
         let (one, other) = (limits.memory_of_running(80), limits.memory_of_running(80));
         assert_eq!(limits.memory_in_use_mib(), 160);
+        assert_eq!(limits.lacking_mib(), 0, "nobody wants it");
         let next = waits(&limits, 50).await;
-        assert_eq!(limits.lacking_mib(), 50, "and no more than is asked for");
+        assert_eq!(limits.lacking_mib(), 110);
         drop(one);
         tokio::task::yield_now().await;
         assert!(!next.is_finished());

@@ -86,6 +86,7 @@ async fn serve(host: Host, files: Vec<AppFile>, settings: Settings) -> Result<()
     let limits = HostLimits::new(settings.max_starts, settings.memory_mib);
     let engine = Arc::new(Engine::new(Arc::new(Shared::new(host, limits, log.clone()))));
     let host = engine.shared().host.clone();
+    tokio::spawn(keep_tidy(host.clone()));
     tokio::spawn(async move { host.children.keep_reaping().await });
     tokio::spawn(room::keep_making_room(engine.shared().clone()));
     // Until the last request has ended.
@@ -129,6 +130,15 @@ async fn serve(host: Host, files: Vec<AppFile>, settings: Settings) -> Result<()
     log.line("ended").end();
     log.flush();
     Ok(())
+}
+
+/// Takes away what is left when a monitor was killed: there may be no other command that does.
+async fn keep_tidy(host: Arc<Host>) {
+    loop {
+        host.children.leavings().await;
+        let own = host.clone();
+        let _ = spawn_blocking(move || own.tidy()).await;
+    }
 }
 
 /// Returns when one of these signals has come.

@@ -113,6 +113,7 @@ impl Worker {
             }
             Err(error) => {
                 self.memory = None;
+                self.host().children.left_something();
                 if is_first {
                     // What others have begun with is not to be tried again.
                     let (host, template) = (self.host(), start.template.clone());

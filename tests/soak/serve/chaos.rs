@@ -27,7 +27,7 @@ impl<'w> Chaos<'w> {
         let mut minute = Instant::now();
         let mut restart = Instant::now() + self.until_restart();
         while Instant::now() < end && !self.world.has_failed() {
-            sleep(Duration::from_millis(500 + self.random.below(5000)));
+            sleep(Duration::from_millis(1000 + self.random.below(9000)));
             match self.random.below(14) {
                 0..5 => self.kill_one("a monitor", |process| is_of(process, "monitor")),
                 5..10 => self.kill_one("a VMM", |process| {

@@ -21,7 +21,7 @@ use world::World;
 use super::{Random, setting};
 
 const APPS: usize = 30;
-const CLIENTS: u64 = 6;
+const CLIENTS: u64 = 10;
 /// Machines that fit into the memory that they have together, of those that there are.
 const FIT: usize = 10;
 const MACHINE_MIB: usize = 48;
