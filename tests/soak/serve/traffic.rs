@@ -69,6 +69,10 @@ impl<'w> Client<'w> {
         if result.as_ref().is_ok_and(|answer| answer.field("connection") != Some("close")) {
             self.connection = Some(connection);
         }
+        if result.is_err() {
+            // Nobody may be there for a while.
+            sleep(Duration::from_secs(1));
+        }
         self.world.judges(&asked, result);
     }
 
