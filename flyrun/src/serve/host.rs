@@ -264,7 +264,8 @@ impl Host {
         lifecycle::remove(&self.context, &record, true)
     }
 
-    /// What has become of a machine whose monitor has left: waits until that is clear, and takes away what it left.
+    /// What has become of a machine whose monitor has left: waits until that is clear, and takes away what would be in the way of the
+    /// next one. The rest can wait until it starts.
     pub fn aftermath(&self, id: &str) -> Option<Record> {
         let deadline = Instant::now() + SETTLE;
         let record = loop {
@@ -275,7 +276,11 @@ impl Host {
                 found => break found.ok(),
             }
         };
-        self.tidy();
+        let way = record.as_ref().map(|record| self.context.make_way(record));
+        if let Some(Err(error)) = way {
+            anstream::eprintln!("flyrun: {error}");
+        }
+        self.children.left_something();
         record
     }
 

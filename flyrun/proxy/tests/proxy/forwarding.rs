@@ -125,6 +125,7 @@ async fn a_post_in_a_life_that_ends_is_not_sent_twice() {
     machine.next_life();
     let (head, body) = client.answer().await;
     assert!(head.starts_with("HTTP/1.1 502 "), "{head}");
+    assert!(body.starts_with("The machine went away before it answered. (id "), "{body}");
     assert!(body.contains(field(&head, "fly-request-id").unwrap()), "{body}");
     assert_eq!(stage.fake.wants.lock().unwrap().len(), 1);
 }

@@ -330,7 +330,7 @@ fn resident_mib() -> usize {
     line.split_whitespace().nth(1).unwrap().parse::<usize>().unwrap() / 1024
 }
 
-const LARGE: usize = 1 << 30;
+const LARGE: usize = 300 << 20;
 
 #[tokio::test]
 async fn a_large_body_passes_up_and_down_in_constant_memory() {
