@@ -62,7 +62,8 @@ fn from_nothing_running_a_request_gets_its_page() {
 fn many_requests_at_once_are_one_start_and_all_are_answered() {
     const REQUESTS: usize = 1000;
     // As Debian has it, nginx takes 768 connections.
-    let file = nginx("s-many", "idle_timeout = 2\nqueue_timeout = 1800") + "[http_service.concurrency]\nhard_limit = 200\n";
+    let file = nginx("s-many", "idle_timeout = 2\nqueue_timeout = 1800")
+        + "[http_service.concurrency]\nhard_limit = 200\n";
     let serving = Serving::start(&[("s-many", &file)]);
     serving.wait_for_state("s-many", "suspended");
     let answers = all_at_once(&serving, &vec![get("x", "/"); REQUESTS]);
