@@ -2,7 +2,7 @@
 
 use std::io::{self, Read, Write};
 use std::net::TcpStream;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// After so long a request hangs, whatever the machine is busy with.
 const HANG: Duration = Duration::from_secs(300);
@@ -30,6 +30,8 @@ pub enum Fault {
 /// A connection.
 #[derive(Debug)]
 pub struct Client {
+    /// When it was made.
+    pub since: Instant,
     stream: TcpStream,
     ahead: Vec<u8>,
 }
@@ -66,7 +68,7 @@ impl Client {
         let stream = TcpStream::connect(("127.0.0.1", port))?;
         stream.set_read_timeout(Some(HANG))?;
         stream.set_write_timeout(Some(HANG))?;
-        Ok(Client { stream, ahead: Vec::new() })
+        Ok(Client { since: Instant::now(), stream, ahead: Vec::new() })
     }
 
     /// Sends bytes.

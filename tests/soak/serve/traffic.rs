@@ -63,17 +63,19 @@ impl<'w> Client<'w> {
         let asked = self.world.asks(app, kind, rest);
         let connection = connection.map_or_else(|| http::Client::connect(80), Ok);
         let Ok(mut connection) = connection else {
-            return self.world.judges(&asked, Err(Fault::Unanswered(connection.unwrap_err())));
+            return self.world.judges(&asked, asked.begun, Err(Fault::Unanswered(connection.unwrap_err())));
         };
+        let since = connection.since;
         let result = connection.ask(&request);
         if result.as_ref().is_ok_and(|answer| answer.field("connection") != Some("close")) {
             self.connection = Some(connection);
         }
-        if result.is_err() {
+        let is_answered = result.is_ok();
+        self.world.judges(&asked, since, result);
+        if !is_answered {
             // Nobody may be there for a while.
             sleep(Duration::from_secs(1));
         }
-        self.world.judges(&asked, result);
     }
 
     /// Sends a request, and does not wait for the answer.

@@ -97,15 +97,17 @@ impl World {
     }
 
     /// What came of a request is right, or the run has failed.
-    pub fn judges(&self, asked: &Asked, result: Result<Answer, Fault>) {
+    pub fn judges(&self, asked: &Asked, connected: Instant, result: Result<Answer, Fault>) {
+        // Nothing may have told a connection of before that nobody is there any more.
+        let was_down = self.was_down(connected.min(asked.begun), Duration::ZERO);
         let told = match &result {
             Ok(answer) => match answer.status {
                 200 => self.page(asked, answer),
                 502..=504 => self.failure(asked, answer),
                 status => Err(format!("{status} {:?}", answer.text())),
             },
-            Err(Fault::Unanswered(_)) if self.was_down(asked) => Ok("no answer: serve was killed".into()),
-            Err(Fault::Broken(_)) if self.was_down(asked) => Ok("broken off: serve was killed".into()),
+            Err(Fault::Unanswered(_)) if was_down => Ok("no answer: serve had ended".into()),
+            Err(Fault::Broken(_)) if was_down => Ok("broken off: serve had ended".into()),
             // The head was out already.
             Err(Fault::Broken(_)) if self.was_killed(asked) => {
                 Ok("broken off: its machine was killed".into())
@@ -153,14 +155,14 @@ impl World {
         if why.is_empty() || id.len() < 2 || answer.field("retry-after").is_none() {
             return Err(format!("without a reason or Retry-After: {told}"));
         }
-        if !self.was_killed(asked) && !self.was_down(asked) {
+        if !self.was_killed(asked) && !self.was_down(asked.begun, ECHO) {
             return Err(format!("nothing was killed: {told}"));
         }
         Ok(format!("{} {why}", answer.status))
     }
 
-    fn was_down(&self, asked: &Asked) -> bool {
-        self.lock().downs.iter().any(|(_, until)| until.is_none_or(|until| until + ECHO >= asked.begun))
+    fn was_down(&self, since: Instant, echo: Duration) -> bool {
+        self.lock().downs.iter().any(|(_, until)| until.is_none_or(|until| until + echo >= since))
     }
 
     fn was_killed(&self, asked: &Asked) -> bool {
