@@ -47,10 +47,10 @@ pub fn apps_at_once(count: usize, fit: usize, starts: usize) {
     let files: Vec<_> = names.iter().zip(&texts).map(|(name, text)| (name.as_str(), text.as_str())).collect();
     let memory = format!("{}m", fit * MACHINE_MIB);
     let serving = Serving::start_with(&["--memory", &memory, "--max-starts", &starts.to_string()], &files);
-    let are_on_disk = |serving: &Serving| {
-        names.iter().all(|name| serving.machines(name).iter().any(|machine| machine["state"] == "suspended"))
-    };
-    wait_until("all are on disk", || are_on_disk(&serving));
+    wait_until("all are on disk", || {
+        let machines = serving.all_machines();
+        machines.len() == count && machines.iter().all(|machine| machine["state"] == "suspended")
+    });
     let requests: Vec<_> = names.iter().map(|name| http::get(&format!("{name}.test"), "/")).collect();
     let (is_over, answers) = (AtomicBool::new(false), std::sync::OnceLock::new());
     std::thread::scope(|scope| {

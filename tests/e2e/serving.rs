@@ -103,7 +103,18 @@ impl Serving {
     /// The slots of an app, as `flyrun status` tells.
     #[track_caller]
     pub fn machines(&self, app: &str) -> Vec<Value> {
-        let told = self.lab.command(&["status", "--json", app]).code(0).json();
+        self.told(&[app])
+    }
+
+    /// Those of all apps.
+    #[track_caller]
+    pub fn all_machines(&self) -> Vec<Value> {
+        self.told(&[])
+    }
+
+    #[track_caller]
+    fn told(&self, apps: &[&str]) -> Vec<Value> {
+        let told = self.lab.command(&[&["status", "--json"], apps].concat()).code(0).json();
         let groups = told.as_array().unwrap().iter();
         groups.flat_map(|group| group["machines"].as_array().unwrap().clone()).collect()
     }

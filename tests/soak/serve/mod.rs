@@ -58,7 +58,8 @@ fn machines(app: usize) -> usize {
 
 #[test]
 fn serve_starts_a_hundred_apps_at_once() {
-    bursts::apps_at_once(100, 20, 4);
+    let count = setting("FLYRUN_SOAK_APPS", 100) as usize;
+    bursts::apps_at_once(count, count / 5, 4);
 }
 
 #[test]
