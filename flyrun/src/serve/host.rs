@@ -284,6 +284,18 @@ impl Host {
         record
     }
 
+    /// Has a machine's leavings taken away, if there are any: a monitor that ends as it should removes its sockets last. One before it
+    /// that was killed may have left an interface, which stays while somebody owns the machine.
+    pub fn notice_leavings(&self, id: &str) {
+        let is_owned = |id: &str| self.context.machines().is_owned(id);
+        if let Err(error) = network::sweep(&self.context.paths, &is_owned) {
+            anstream::eprintln!("flyrun: {error}");
+        }
+        if self.context.paths.run_dir(id).exists() && !is_owned(id) {
+            self.children.left_something();
+        }
+    }
+
     /// Takes away what monitors have left that were killed.
     pub fn tidy(&self) {
         if let Err(error) = self.context.keep_house() {

@@ -10,7 +10,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::UnixStream;
 use tokio::sync::{Notify, watch};
 use tokio::task::spawn_blocking;
-use tokio::time::{Instant, sleep_until};
+use tokio::time::{Instant, sleep, sleep_until};
 
 use super::check::Probe;
 use super::group::{Group, Probes};
@@ -19,6 +19,9 @@ use crate::monitor::{Request, socket};
 
 /// How often a machine is asked whose check has failed, unless its interval is shorter.
 const FAILING_INTERVAL: Duration = Duration::from_secs(1);
+
+/// In so long a monitor that was told to end its machine has mostly taken away what was the machine's.
+const LEAVING: Duration = Duration::from_secs(2);
 
 /// Waits until a machine's monitor leaves, and tells what has become of the machine if nobody had ordered that.
 pub async fn follow(group: Arc<Group>, life: Life, id: Arc<str>) {
@@ -29,7 +32,12 @@ pub async fn follow(group: Arc<Group>, life: Life, id: Arc<str>) {
         let host = group.shared.host.clone();
         let record = spawn_blocking(move || host.aftermath(&id)).await.ok().flatten();
         group.died(life, record.as_ref(), born.elapsed());
+        return;
     }
+    // It may have been killed on its way out, by when nobody looks after it any more.
+    sleep(LEAVING).await;
+    let host = group.shared.host.clone();
+    let _ = spawn_blocking(move || host.notice_leavings(&id)).await;
 }
 
 /// Returns when there is no monitor, or none any more.

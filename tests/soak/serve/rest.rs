@@ -105,6 +105,9 @@ pub fn check_all_new(serving: &Serving, world: &World) {
 
 /// Nothing has leaked.
 pub fn check(serving: &mut Serving, before: &Rest, world: &World) {
+    wait_until("nothing is left in the network", || {
+        serving.lab.host("ip -brief link | grep fly || true").is_empty()
+    });
     let after = Rest::of(serving);
     println!("at rest: {after:?}; {} descriptors at first", before.descriptors);
     assert_eq!(after.zombies, 0, "children whom nobody asked");
@@ -118,8 +121,6 @@ pub fn check(serving: &mut Serving, before: &Rest, world: &World) {
     assert_eq!(names.len(), machines.len(), "{names:?}");
     let most: usize = (0..APPS).map(super::machines).sum();
     assert!(machines.len() <= most, "{} machines of {most}: {names:?}", machines.len());
-    let interfaces = serving.lab.host("ip -brief link | grep fly || true");
-    assert_eq!(interfaces, "", "interfaces are left");
     for machine in &machines {
         serving.lab.command(&["rm", "-f", machine["id"].as_str().unwrap()]).code(0);
     }
