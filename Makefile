@@ -10,6 +10,7 @@ ROUNDS ?= 300
 CASES ?= 100000
 CYCLES ?= 100
 CLONES ?= 200
+MINUTES ?= 20
 TARGET := x86_64-unknown-linux-gnu
 DIST := target/dist
 LIB := $(DIST)/lib/flyrun
@@ -95,10 +96,10 @@ bench: build ## Measure in virtual time, and write target/bench.json
 	benches/run --dist $(DIST)
 
 # Not part of `make test`: 300 rounds take about 20 minutes in the test host, 100 cycles some 40. NAME=part-of-a-name runs some.
-soak: build images ## Kill processes ROUNDS times (300), suspend services CYCLES times (100), make CLONES clones (200)
+soak: build images ## Kill processes ROUNDS times (300), suspend services CYCLES times (100), make CLONES clones (200), serve for MINUTES (20)
 	@export FLYRUN_TEST_IMAGES=$$(tests/images/build) FLYRUN_BIN=$(CURDIR)/$(DIST)/bin/flyrun FLYRUN_SOAK_ROUNDS=$(ROUNDS)
-	export FLYRUN_SOAK_CYCLES=$(CYCLES) FLYRUN_SOAK_CLONES=$(CLONES)
-	export CARGO_TARGET_X86_64_UNKNOWN_LINUX_GNU_RUNNER="$(CURDIR)/$(HOST) --cpus 1 --memory 10240 --timeout 10800 --"
+	export FLYRUN_SOAK_CYCLES=$(CYCLES) FLYRUN_SOAK_CLONES=$(CLONES) FLYRUN_SOAK_MINUTES=$(MINUTES)
+	export CARGO_TARGET_X86_64_UNKNOWN_LINUX_GNU_RUNNER="$(CURDIR)/$(HOST) --cpus 1 --memory 10240 --timeout 14400 --"
 	if [[ -z "$(NAME)" ]]; then
 	    FLYRUN_REQUIRE_KVM=1 cargo test -p vmm --test snapshot -- --ignored --test-threads=1 network
 	    FLYRUN_CORRUPTION_KVM_CASES=500 FLYRUN_REQUIRE_KVM=1 cargo test -p vmm --test snapshot -- --nocapture kvm_is

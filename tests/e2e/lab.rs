@@ -1,10 +1,12 @@
 //! A host of its own for a test, and an outside: two network namespaces and a cable between them.
 
+use std::os::fd::AsFd;
 use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use rustix::process::{Pid, Signal, kill_process};
+use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 
 use crate::Flyrun;
 use crate::flyrun::Outcome;
@@ -75,6 +77,21 @@ impl Lab {
         let [program, rest @ ..] = Self::wrapper(space);
         let mut command = Command::new(program);
         Background::start(command.args(rest).args(words))
+    }
+
+    /// Runs this on a thread that is in the host's network.
+    pub fn within<T: Send>(&self, run: impl FnOnce() -> T + Send) -> T {
+        let run = || {
+            self.enter();
+            run()
+        };
+        std::thread::scope(|scope| scope.spawn(run).join().unwrap())
+    }
+
+    /// Brings the calling thread into the host's network, with those that it starts.
+    pub fn enter(&self) {
+        let space = std::fs::File::open(format!("/run/netns/{}", self.host)).unwrap();
+        move_into_link_name_space(space.as_fd(), Some(LinkNameSpaceType::Network)).unwrap();
     }
 
     /// `flyrun run --rm …` to its end.
@@ -151,6 +168,13 @@ impl Background {
     /// Sends a signal.
     pub fn signal(&self, signal: Signal) {
         let _ = kill_process(Pid::from_child(&self.0), signal);
+    }
+}
+
+impl Background {
+    /// Its process id.
+    pub fn pid(&self) -> i32 {
+        Pid::from_child(&self.0).as_raw_nonzero().get()
     }
 }
 

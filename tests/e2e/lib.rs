@@ -6,9 +6,11 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
 pub mod background;
+pub mod bursts;
 pub mod clones;
 pub mod flyrun;
 pub mod hold;
+pub mod http;
 pub mod image;
 pub mod lab;
 pub mod registry;

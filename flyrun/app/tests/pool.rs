@@ -19,6 +19,8 @@ enum Event {
     Prepare,
     Cancel(usize),
     End(usize),
+    Begins(usize),
+    MakesRoom,
     Ready(usize),
     StartFails(usize),
     Check(usize, bool),
@@ -41,6 +43,8 @@ fn event() -> impl Strategy<Value = Event> {
         1 => Just(Event::Prepare),
         1 => any::<usize>().prop_map(Event::Cancel),
         5 => any::<usize>().prop_map(Event::End),
+        3 => any::<usize>().prop_map(Event::Begins),
+        1 => Just(Event::MakesRoom),
         5 => any::<usize>().prop_map(Event::Ready),
         2 => any::<usize>().prop_map(Event::StartFails),
         2 => any::<(usize, bool)>().prop_map(|(index, passed)| Event::Check(index, passed)),
@@ -76,10 +80,16 @@ prop_compose! {
 /// What the owner of a pool knows, from what it was told to do.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Machine {
-    Starts,
+    Starts { begun: bool },
     Runs { passes: bool },
     Ends { suspends: bool },
     Suspended,
+}
+
+impl Machine {
+    fn starts(self) -> bool {
+        matches!(self, Machine::Starts { .. })
+    }
 }
 
 /// A host that does what the pool says, and checks that it can be done.
@@ -89,6 +99,7 @@ struct Host {
     now: Moment,
     machines: BTreeMap<Life, Machine>,
     past: Vec<Life>,
+    origins: BTreeMap<Life, Origin>,
     waiting: BTreeSet<u64>,
     /// Requests that are for one slot alone.
     choosy: BTreeMap<u64, usize>,
@@ -106,6 +117,7 @@ impl Host {
             now: Duration::ZERO,
             machines: BTreeMap::new(),
             past: Vec::new(),
+            origins: BTreeMap::new(),
             waiting: BTreeSet::new(),
             choosy: BTreeMap::new(),
             forwarded: Vec::new(),
@@ -153,6 +165,14 @@ impl Host {
                     }
                 }
                 Action::Start { life, origin } => self.starts(life, origin),
+                Action::GiveUp(life) => {
+                    let (before, from) = (self.over(life), self.origins.get(&life));
+                    assert_eq!(before, Some(Machine::Starts { begun: false }), "{action:?}");
+                    if from == Some(&Origin::Suspended) {
+                        self.past.retain(|past| *past != life);
+                        self.machines.insert(life, Machine::Suspended);
+                    }
+                }
                 Action::Suspend(life) => {
                     assert!(!self.forwarded.contains(&life), "{action:?}: it has requests");
                     let before = self.machines.insert(life, Machine::Ends { suspends: true });
@@ -165,7 +185,10 @@ impl Host {
                     assert!(matches!(before, Some(Machine::Runs { .. })), "{action:?} of {before:?}");
                     self.forwarded.retain(|other| *other != life);
                 }
-                Action::Kill(life) => assert_eq!(self.over(life), Some(Machine::Starts), "{action:?}"),
+                Action::Kill(life) => {
+                    let before = self.over(life);
+                    assert!(matches!(before, Some(Machine::Starts { .. })), "{action:?} of {before:?}");
+                }
                 Action::Discard(life) => assert_eq!(self.over(life), Some(Machine::Suspended), "{action:?}"),
             }
         }
@@ -181,7 +204,8 @@ impl Host {
         let before = before.and_then(|before| self.over(before));
         assert_eq!(before, wanted, "{life:?} starts from {origin:?}");
         assert!(!self.past.contains(&life), "{life:?} is not new");
-        self.machines.insert(life, Machine::Starts);
+        self.machines.insert(life, Machine::Starts { begun: origin == Origin::Suspending });
+        self.origins.insert(life, origin);
         assert!(self.machines.len() <= self.limits.max_machines as usize);
     }
 
@@ -214,15 +238,31 @@ impl Host {
                 let life = self.forwarded.swap_remove(index % self.forwarded.len());
                 self.pool.ended(self.now, life)
             }
+            Event::Begins(index) => {
+                let Some(life) = choose(index, self.is_in(Machine::starts)) else { return };
+                self.machines.insert(life, Machine::Starts { begun: true });
+                self.pool.begun(self.now, life)
+            }
+            Event::MakesRoom => {
+                let Some((since, life)) = self.pool.idle() else { return };
+                assert!(since <= self.now && !self.forwarded.contains(&life) && self.waiting.is_empty());
+                let actions = self.pool.make_room(self.now, life);
+                assert!(
+                    matches!(actions[..], [Action::Suspend(ended) | Action::Stop(ended)] if ended == life)
+                );
+                let running = self.is_in(|machine| matches!(machine, Machine::Runs { passes: true })).len();
+                assert!(running > self.limits.min_running as usize, "too few are left");
+                actions
+            }
             Event::Ready(index) => {
-                let Some(life) = choose(index, self.is_in(|machine| machine == Machine::Starts)) else {
+                let Some(life) = choose(index, self.is_in(Machine::starts)) else {
                     return;
                 };
                 self.machines.insert(life, Machine::Runs { passes: true });
                 self.pool.ready(self.now, life)
             }
             Event::StartFails(index) => {
-                let Some(life) = choose(index, self.is_in(|machine| machine == Machine::Starts)) else {
+                let Some(life) = choose(index, self.is_in(Machine::starts)) else {
                     return;
                 };
                 self.over(life);
@@ -306,7 +346,7 @@ impl Host {
             let machine = self.machines.get(&life).copied();
             let load = self.forwarded.iter().filter(|other| **other == life).count() as u32;
             let agrees = match (state, machine) {
-                (State::Cold, None) | (State::Booting { .. }, Some(Machine::Starts)) => true,
+                (State::Cold, None) | (State::Booting { .. }, Some(Machine::Starts { .. })) => true,
                 (State::Ready { load: known, failing }, Some(Machine::Runs { passes })) => {
                     known == load && passes == failing.is_none()
                 }
@@ -419,6 +459,66 @@ fn a_machine_that_is_idle_is_suspended_and_comes_back_with_a_request() {
     pool.at_rest(minute, FIRST);
     assert_eq!(pool.request(minute, 2), [Action::Start { life: SECOND, origin: Origin::Suspended }]);
     assert_eq!(pool.ready(minute, SECOND), [Action::Forward { request: 2, life: SECOND }]);
+}
+
+#[test]
+fn a_start_that_waits_for_its_turn_loses_no_time_and_does_not_begin_for_nobody() {
+    let mut pool = Pool::new(Limits { queue_timeout: Duration::from_secs(300), ..one_machine() });
+    pool.request(ZERO, 1);
+    let late = Duration::from_secs(200);
+    assert_eq!(pool.tick(late), [], "others had their turn");
+    assert_eq!(pool.begun(late, FIRST), []);
+    assert_eq!(pool.next_tick(), Some(late + Duration::from_secs(60)), "so long it may take");
+    pool.ready(late, FIRST);
+    pool.ended(late, FIRST);
+    let idle = late + Duration::from_secs(60);
+    pool.tick(idle);
+    pool.at_rest(idle, FIRST);
+    pool.request(idle, 2);
+    assert_eq!(pool.cancelled(idle, 2), [Action::GiveUp(SECOND)]);
+    assert_eq!(pool.begun(idle, SECOND), [], "it was too late");
+    let third = Action::Start { life: Life { slot: 0, number: 3 }, origin: Origin::Suspended };
+    assert_eq!(pool.request(idle, 3), [third], "the snapshot is there");
+    assert_eq!(pool.begun(idle, Life { slot: 0, number: 3 }), []);
+    assert_eq!(pool.cancelled(idle, 3), [], "what has begun goes on");
+}
+
+#[test]
+fn a_machine_that_is_idle_makes_room_unless_it_is_always_to_run() {
+    let mut pool = Pool::new(one_machine());
+    assert_eq!(pool.idle(), None);
+    pool.request(ZERO, 1);
+    pool.ready(ZERO, FIRST);
+    assert_eq!(pool.idle(), None, "it has a request");
+    let now = Duration::from_secs(7);
+    pool.ended(now, FIRST);
+    assert_eq!(pool.idle(), Some((now, FIRST)));
+    assert_eq!(pool.make_room(now, SECOND), [], "that is another life");
+    assert_eq!(pool.make_room(now, FIRST), [Action::Suspend(FIRST)]);
+    assert_eq!((pool.idle(), pool.ending()), (None, 1));
+    for limits in
+        [Limits { min_running: 1, ..one_machine() }, Limits { auto_stop: AutoStop::Off, ..one_machine() }]
+    {
+        let mut pool = Pool::new(limits);
+        pool.request(ZERO, 1);
+        pool.ready(ZERO, FIRST);
+        pool.ended(ZERO, FIRST);
+        assert_eq!(pool.idle(), None);
+        assert_eq!(pool.make_room(ZERO, FIRST), []);
+    }
+}
+
+#[test]
+fn the_one_that_is_idle_for_longest_makes_room_first() {
+    let mut pool = Pool::new(Limits { soft_limit: 1, hard_limit: 1, max_machines: 2, ..one_machine() });
+    pool.request(ZERO, 1);
+    pool.request(ZERO, 2);
+    let other = Life { slot: 1, number: 1 };
+    pool.ready(ZERO, FIRST);
+    pool.ready(ZERO, other);
+    pool.ended(Duration::from_secs(1), other);
+    pool.ended(Duration::from_secs(2), FIRST);
+    assert_eq!(pool.idle(), Some((Duration::from_secs(1), other)));
 }
 
 #[test]

@@ -28,6 +28,7 @@ use crate::watch::{Deadlines, Watch};
 use crate::wire::{Broken, Incoming, Respond, Size};
 
 const FLY_REPLAY: HeaderName = HeaderName::from_static("fly-replay");
+const WENT_AWAY: &str = "The machine went away before it answered.";
 /// So many machines are tried for one request.
 const MAX_MACHINES: usize = 3;
 const OVERDUE: &str = "The request took longer than this app has for one (total_timeout).";
@@ -89,11 +90,15 @@ impl<M: Machines, R: Respond> Journey<'_, M, R> {
             match self.attempt(&held, &route, http, &outbound, &mut body, may_inform).await {
                 Try::End(end) => return Err(end),
                 Try::Failed(failure, why) => {
-                    self.failed(&held, failure, &mut want);
+                    let is_gone = self.failed(&held, failure, &mut want);
                     let may_resend = failure == Failure::Connect || outbound.method.is_safe();
                     failures += 1;
                     if !(may_resend && body.is_untouched() && failures < MAX_MACHINES) {
-                        return Err(End::Own(broken(failure, why)));
+                        let mut own = broken(failure, why);
+                        if is_gone {
+                            own.why = WENT_AWAY.into();
+                        }
+                        return Err(End::Own(own));
                     }
                     route.metrics.retries.fetch_add(1, Relaxed);
                 }
@@ -234,15 +239,17 @@ impl<M: Machines, R: Respond> Journey<'_, M, R> {
         }
     }
 
-    /// A machine did not answer: whoever has it is told, and it is not asked again unless it comes back to life.
-    fn failed(&mut self, held: &Held, failure: Failure, want: &mut Want) {
+    /// A machine did not answer: whoever has it is told, and it is not asked again unless it comes back to life. True if that life is
+    /// over.
+    fn failed(&mut self, held: &Held, failure: Failure, want: &mut Want) -> bool {
         if held.life.is_over() {
-            self.story.error = Some("The machine went away before it answered.".into());
-            return;
+            self.story.error = Some(WENT_AWAY.into());
+            return true;
         }
         self.shared.machines.failed(&held.lease, failure);
         want.not.push(held.lease.instance.clone());
         self.story.error = Some(what(failure).into());
+        false
     }
 
     /// Where a replayed request goes.

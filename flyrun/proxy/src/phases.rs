@@ -165,7 +165,7 @@ impl<'p, 'k, I: Incoming, R: Respond> Phases<'p, 'k, I, R> {
         if self.down.is_done() {
             return Ok(Poll::Ready(()));
         }
-        match self.down.poll(cx, &mut self.exchange.input, self.respond) {
+        match self.down.poll(cx, &mut self.exchange.answer_body(), self.respond) {
             Poll::Ready(Ok(())) => Ok(Poll::Ready(())),
             Poll::Ready(Err(Side::From(broken))) => Err(Stop::Machine(broken)),
             Poll::Ready(Err(Side::To(Broken::Malformed(why)))) => Err(Stop::Machine(Broken::Malformed(why))),

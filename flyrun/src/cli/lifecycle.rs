@@ -33,7 +33,7 @@ pub fn start(context: &Context, record: &Record) -> Result<()> {
     if decide(machine.record(), Action::Start)? == Verdict::Already {
         return Ok(());
     }
-    monitor::spawn(&context.paths, machine)
+    monitor::spawn(&context.paths, machine).map(drop)
 }
 
 /// Brings a machine to disk and returns when it is there. `force` cuts off copies that do not end in time.

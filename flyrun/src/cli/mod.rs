@@ -249,7 +249,7 @@ impl Context {
 
     /// Of this, only what a machine that is started may need itself: its addresses, and ports of the host. The rest can wait
     /// until nobody does. To be called before the machine is locked, which itself may be the one that was killed.
-    fn make_way(&self, record: &Record) -> Result<()> {
+    pub fn make_way(&self, record: &Record) -> Result<()> {
         if record.config.network.mode == Mode::None {
             return Ok(());
         }

@@ -51,7 +51,7 @@ pub fn execute(context: &Context, arguments: &Arguments) -> Result<ExitCode> {
 
 fn detach(context: &Context, made: Made) -> Result<ExitCode> {
     let id = made.machine.record().id.clone();
-    monitor::spawn(&context.paths, made.machine)?;
+    drop(monitor::spawn(&context.paths, made.machine)?);
     print_line(&id)?;
     Ok(ExitCode::Success)
 }

@@ -2,7 +2,7 @@
 
 use std::fs::File;
 use std::io::{BufRead, BufReader, Write};
-use std::process::{Command, Stdio};
+use std::process::{Child, Command, Stdio};
 
 use serde::{Deserialize, Serialize};
 
@@ -32,11 +32,13 @@ impl Report {
 
 /// Starts a monitor for a machine and returns when the machine's process runs.
 ///
+/// Whoever lives on must ask the child for its exit status some day, or it stays after its end.
+///
 /// The lock of the machine is the monitor's standard input: the machine is owned by one or the other without a gap.
 ///
 /// # Errors
 /// The machine did not start; the error is its monitor's.
-pub fn spawn(paths: &Paths, machine: Owned) -> Result<()> {
+pub fn spawn(paths: &Paths, machine: Owned) -> Result<Child> {
     let program = Library::find()?.path(Part::Monitor);
     let id = machine.record().id.clone();
     let log = machine.directory().join("monitor.log");
@@ -60,7 +62,7 @@ pub fn spawn(paths: &Paths, machine: Owned) -> Result<()> {
         BufReader::new(stdout).read_line(&mut line).context("cannot read from the machine's monitor")?;
     }
     match serde_json::from_str(&line) {
-        Ok(Report::Started) => Ok(()),
+        Ok(Report::Started) => Ok(child),
         Ok(Report::Failed { message, exit_code }) => {
             // It removes what is to go before it ends.
             let _ = child.wait();

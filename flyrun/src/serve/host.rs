@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 
 use images::Store;
 
+use super::children::Children;
 use super::template::{APP, GROUP, MACHINE_VERSION, SLOT, Template};
 use crate::cli::{Context, lifecycle};
 use crate::error::{Error, Result};
@@ -25,6 +26,7 @@ pub struct Host {
     pub context: Context,
     pub library: Library,
     pub store: Store,
+    pub children: Children,
 }
 
 /// How a machine came to run.
@@ -68,6 +70,10 @@ pub struct Known {
 }
 
 impl Host {
+    pub fn new(context: Context, library: Library, store: Store) -> Host {
+        Host { context, library, store, children: Children::default() }
+    }
+
     /// The machines of a group. Copies that somebody has made of them are none of it: they have other names.
     ///
     /// # Errors
@@ -120,7 +126,7 @@ impl Host {
             lifecycle::remove(&self.context, &record, true)?;
         }
         let owned = self.make(template, slot, fresh)?;
-        monitor::spawn(&self.context.paths, owned)?;
+        self.spawn(owned)?;
         self.started(fresh, true)
     }
 
@@ -137,8 +143,18 @@ impl Host {
         if owned.record().state != State::Suspended {
             renew_disk(&owned)?;
         }
-        monitor::spawn(&self.context.paths, owned)?;
+        self.spawn(owned)?;
         self.started(&id, true)
+    }
+
+    /// Starts a machine's monitor, which is this process's child.
+    ///
+    /// # Errors
+    /// The machine did not start.
+    pub fn spawn(&self, owned: Owned) -> Result<()> {
+        let monitor = monitor::spawn(&self.context.paths, owned)?;
+        self.children.add(monitor);
+        Ok(())
     }
 
     /// The machine that a slot has.
@@ -250,7 +266,8 @@ impl Host {
         lifecycle::remove(&self.context, &record, true)
     }
 
-    /// What has become of a machine whose monitor has left: waits until that is clear, and takes away what it left.
+    /// What has become of a machine whose monitor has left: waits until that is clear, and takes away what would be in the way of the
+    /// next one. The rest can wait until it starts.
     pub fn aftermath(&self, id: &str) -> Option<Record> {
         let deadline = Instant::now() + SETTLE;
         let record = loop {
@@ -261,10 +278,31 @@ impl Host {
                 found => break found.ok(),
             }
         };
+        let way = record.as_ref().map(|record| self.context.make_way(record));
+        if let Some(Err(error)) = way {
+            anstream::eprintln!("flyrun: {error}");
+        }
+        self.children.left_something();
+        record
+    }
+
+    /// Has a machine's leavings taken away, if there are any: a monitor that ends as it should removes its sockets last. One before it
+    /// that was killed may have left an interface, which stays while somebody owns the machine.
+    pub fn notice_leavings(&self, id: &str) {
+        let is_owned = |id: &str| self.context.machines().is_owned(id);
+        if let Err(error) = network::sweep(&self.context.paths, &is_owned) {
+            anstream::eprintln!("flyrun: {error}");
+        }
+        if self.context.paths.run_dir(id).exists() && !is_owned(id) {
+            self.children.left_something();
+        }
+    }
+
+    /// Takes away what monitors have left that were killed.
+    pub fn tidy(&self) {
         if let Err(error) = self.context.keep_house() {
             anstream::eprintln!("flyrun: {error}");
         }
-        record
     }
 
     /// The snapshot that further machines of a group begin with.

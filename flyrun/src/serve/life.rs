@@ -6,7 +6,6 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use app::pool::Life;
-use rustix::process::{Pid, WaitOptions, waitpid};
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
 use tokio::net::UnixStream;
 use tokio::sync::{Notify, watch};
@@ -22,48 +21,41 @@ use crate::monitor::{Reply, Request, socket};
 const FAILING_INTERVAL: Duration = Duration::from_secs(1);
 /// No word of a monitor that is of use here is longer.
 const MAX_WORD: usize = 512;
-/// How often, and how many times, a process is looked for that is just ending.
-const REAP_POLL: Duration = Duration::from_millis(100);
-const REAP_TIMES: usize = 50;
+/// In so long a monitor that was told to end its machine has mostly taken away what was the machine's.
+const LEAVING: Duration = Duration::from_secs(2);
 
 /// Waits until a machine's monitor leaves, and tells what has become of the machine if nobody had ordered that.
 pub async fn follow(group: Arc<Group>, life: Life, id: Arc<str>) {
     let born = Instant::now();
     let run_dir = group.shared.host.context.paths.run_dir(&id);
-    let monitor = until_it_leaves(&group, life, &run_dir).await;
+    until_it_leaves(&group, life, &run_dir).await;
     if group.loses(life) {
         let host = group.shared.host.clone();
         let record = spawn_blocking(move || host.aftermath(&id)).await.ok().flatten();
         group.died(life, record.as_ref(), born.elapsed());
+        return;
     }
-    if let Some(pid) = monitor.and_then(Pid::from_raw) {
-        reap(pid).await;
+    // It may have been killed on its way out, by when nobody looks after it any more.
+    sleep(LEAVING).await;
+    let host = group.shared.host.clone();
+    let _ = spawn_blocking(move || host.notice_leavings(&id)).await;
+}
+
+/// Returns when there is no monitor, or none any more.
+async fn until_it_leaves(group: &Arc<Group>, life: Life, run_dir: &Path) {
+    if !hear(group, life, run_dir, &Request::Follow).await {
+        // It is of a version that knows of no lease.
+        hear(group, life, run_dir, &Request::Wait).await;
     }
 }
 
-/// Gives the monitor's process id.
-async fn until_it_leaves(group: &Arc<Group>, life: Life, run_dir: &Path) -> Option<i32> {
-    let (pid, is_understood) = hear(group, life, run_dir, &Request::Follow).await?;
-    if is_understood {
-        return pid;
-    }
-    // It is of a version that knows of no lease.
-    hear(group, life, run_dir, &Request::Wait).await?.0
-}
-
-/// Until the monitor leaves; gives its process id, and whether it understands what it is asked.
-async fn hear(
-    group: &Arc<Group>,
-    life: Life,
-    run_dir: &Path,
-    request: &Request,
-) -> Option<(Option<i32>, bool)> {
-    let mut stream = UnixStream::connect(socket(run_dir)).await.ok()?;
-    let pid = stream.peer_cred().ok().and_then(|peer| peer.pid());
-    let mut line = serde_json::to_vec(request).ok()?;
+/// Until the monitor leaves; whether it understands what it is asked.
+async fn hear(group: &Arc<Group>, life: Life, run_dir: &Path, request: &Request) -> bool {
+    let Ok(mut stream) = UnixStream::connect(socket(run_dir)).await else { return true };
+    let Ok(mut line) = serde_json::to_vec(request) else { return true };
     line.push(b'\n');
     if stream.write_all(&line).await.is_err() {
-        return Some((pid, true));
+        return true;
     }
     let mut words = BufReader::with_capacity(MAX_WORD, stream);
     let mut has_heard = false;
@@ -72,25 +64,14 @@ async fn hear(
         // Its last word is in the machine's record too. It ends with that, or with the connection.
         match (&mut words).take(MAX_WORD as u64).read_until(b'\n', &mut line).await {
             Ok(count) if count > 0 => {}
-            Ok(_) | Err(_) => return Some((pid, true)),
+            Ok(_) | Err(_) => return true,
         }
         match serde_json::from_slice(&line) {
             Ok(Reply::Busy { seconds }) => group.busy(life, Duration::from_secs(seconds.into())),
-            Ok(Reply::Failed { .. }) if !has_heard => return Some((pid, *request == Request::Wait)),
-            Ok(_) | Err(_) => return Some((pid, true)),
+            Ok(Reply::Failed { .. }) if !has_heard => return *request == Request::Wait,
+            Ok(_) | Err(_) => return true,
         }
         has_heard = true;
-    }
-}
-
-/// A monitor that this process has started is its child, and stays until somebody asks for its status.
-async fn reap(pid: Pid) {
-    for _ in 0..REAP_TIMES {
-        match waitpid(Some(pid), WaitOptions::NOHANG) {
-            Ok(None) => sleep(REAP_POLL).await,
-            // Or it is somebody else's.
-            Ok(Some(_)) | Err(_) => return,
-        }
     }
 }
 

@@ -12,6 +12,7 @@
 
 mod acme;
 mod check;
+mod children;
 mod choices;
 mod control;
 mod deploy;
@@ -30,6 +31,7 @@ mod metrics;
 mod page;
 mod release;
 mod reload;
+mod room;
 mod run;
 mod status;
 mod systemd;

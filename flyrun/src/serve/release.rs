@@ -9,8 +9,8 @@ use crate::cli::lifecycle;
 use crate::error::{Context as _, Error, Result};
 use crate::files::{self, Lasting};
 use crate::machine::{Record, new_id};
+use crate::monitor::Request;
 use crate::monitor::log::Reader;
-use crate::monitor::{self, Request};
 use crate::paths::make_private_dir;
 
 /// How often it is looked whether the command has ended.
@@ -40,7 +40,7 @@ pub fn run(host: &Host, template: &Template, limit: Duration) -> Result<()> {
         lifecycle::remove(&host.context, &old, true)?;
     }
     let owned = host.context.machines().create(record.clone())?;
-    let ended = monitor::spawn(&host.context.paths, owned).and_then(|()| wait(host, &record, limit));
+    let ended = host.spawn(owned).and_then(|()| wait(host, &record, limit));
     let output: String = last_lines(host, &id, LINES).iter().map(|line| format!("\n  | {line}")).collect();
     host.remove(&id)?;
     let told = |why: String| Error::new(format!("app {}: release_command {why}{output}", template.app));

@@ -9,6 +9,7 @@ use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use tokio::net::TcpListener;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::mpsc;
+use tokio::task::spawn_blocking;
 
 use super::control::{self, Desk, Job};
 use super::engine::Engine;
@@ -21,7 +22,7 @@ use super::limits::HostLimits;
 use super::listener::{self, Content};
 use super::log::Log;
 use super::page::Shown;
-use super::{status, systemd};
+use super::{room, status, systemd};
 use crate::apps::{AppFile, load, told};
 use crate::cli::Context;
 use crate::error::{Context as _, Result};
@@ -76,7 +77,7 @@ fn host(context: Context) -> Result<Host> {
     let store = context.store()?;
     context.keep_house()?;
     make_private_dir(&context.paths.run)?;
-    Ok(Host { context, library, store })
+    Ok(Host::new(context, library, store))
 }
 
 async fn serve(host: Host, files: Vec<AppFile>, settings: Settings) -> Result<()> {
@@ -84,6 +85,10 @@ async fn serve(host: Host, files: Vec<AppFile>, settings: Settings) -> Result<()
     let run_dir = status::make_run_dir(&host.context.paths)?;
     let limits = HostLimits::new(settings.max_starts, settings.memory_mib);
     let engine = Arc::new(Engine::new(Arc::new(Shared::new(host, limits, log.clone()))));
+    let host = engine.shared().host.clone();
+    tokio::spawn(keep_tidy(host.clone()));
+    tokio::spawn(async move { host.children.keep_reaping().await });
+    tokio::spawn(room::keep_making_room(engine.shared().clone()));
     // Until the last request has ended.
     let locks = Arc::new(Mutex::new(Vec::new()));
     let latencies = settings.page.map(|_| Arc::new(Latencies::default()));
@@ -134,6 +139,15 @@ async fn serve(host: Host, files: Vec<AppFile>, settings: Settings) -> Result<()
 fn desk(log: &Log) -> (Desk, mpsc::Receiver<Job>) {
     let (jobs, receiver) = mpsc::channel(MAX_JOBS);
     (Desk { jobs, is_busy: Arc::default(), log: log.clone() }, receiver)
+}
+
+/// Takes away what is left when a monitor was killed: there may be no other command that does.
+async fn keep_tidy(host: Arc<Host>) {
+    loop {
+        host.children.leavings().await;
+        let own = host.clone();
+        let _ = spawn_blocking(move || own.tidy()).await;
+    }
 }
 
 /// Returns when one of these signals has come.

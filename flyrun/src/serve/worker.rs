@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use app::config::model::{Asks, Check};
 use app::pool::Life;
 use page::What;
-use tokio::sync::{Notify, mpsc, watch};
+use tokio::sync::{Notify, OwnedSemaphorePermit, mpsc, watch};
 use tokio::task::{JoinHandle, spawn_blocking};
 
 use super::check::Probe;
@@ -103,7 +103,6 @@ impl Worker {
     }
 
     async fn start(&mut self, start: Box<Start>) {
-        self.memory = None;
         let begun = Instant::now();
         let mut over = start.over.clone();
         let life = start.life;
@@ -116,6 +115,7 @@ impl Worker {
             }
             Err(error) => {
                 self.memory = None;
+                self.host().children.left_something();
                 if is_first {
                     // What others have begun with is not to be tried again.
                     let (host, template) = (self.host(), start.template.clone());
@@ -169,24 +169,11 @@ impl Worker {
     /// A machine that runs; `None` if its life is over already.
     async fn bring_up(&mut self, start: &Start) -> Result<Option<Started>> {
         let mut over = start.over.clone();
-        let limits = self.group.shared.limits.clone();
-        let wanted = async {
-            let memory = limits.memory(start.template.memory_mib()).await?;
-            Ok::<_, Error>((Some(memory), Some(limits.start().await?)))
-        };
-        let (memory, _turn) = if start.runs {
-            (limits.memory_of_running(start.template.memory_mib()), None)
-        } else {
-            let why = "it waits for its turn: others start, or have the host's memory";
-            self.group.troubles(start.life, why.to_string());
-            tokio::select! {
-                biased;
-                () = is_over(&mut over) => return Ok(None),
-                wanted = wanted => wanted?,
-            }
-        };
-        self.memory = memory;
-        self.group.calms(start.life);
+        let Some(_turn) = self.turn(start).await? else { return Ok(None) };
+        self.group.begins(start.life);
+        if *over.borrow() {
+            return Ok(None);
+        }
         let fresh: Arc<str> = new_id()?.into();
         let (host, template, slot) = (self.host(), start.template.clone(), self.slot);
         let (known, new) = (self.id.clone(), fresh.clone());
@@ -213,6 +200,37 @@ impl Worker {
         self.group.runs(start.life, started.clone());
         tokio::spawn(follow(self.group.clone(), start.life, started.id.clone()));
         Ok(Some(started))
+    }
+
+    /// Waits until the start may begin, with memory for the machine; `None` if its life is over before.
+    async fn turn(&mut self, start: &Start) -> Result<Option<Turn>> {
+        let mut over = start.over.clone();
+        let limits = self.group.shared.limits.clone();
+        let mib = start.template.memory_mib();
+        if start.runs {
+            self.memory = Some(limits.memory_of_running(mib));
+            return Ok(Some(Turn(None)));
+        }
+        // What is being suspended has its memory still, and goes on with it: to give it away would be to have it twice.
+        let kept = self.memory.take().filter(|memory| memory.mib() == mib);
+        let wanted = async {
+            let memory = match kept {
+                Some(kept) => kept,
+                None => limits.memory(mib).await?,
+            };
+            Ok::<_, Error>((memory, Turn(Some(limits.start().await?))))
+        };
+        let why = "it waits for its turn: others start, or have the host's memory";
+        self.group.troubles(start.life, why.to_string());
+        tokio::select! {
+            biased;
+            () = is_over(&mut over) => Ok(None),
+            wanted = wanted => {
+                let (memory, turn) = wanted?;
+                self.memory = Some(memory);
+                Ok(Some(turn))
+            }
+        }
     }
 
     /// Ends a machine that is being started.
@@ -363,6 +381,9 @@ impl Worker {
         self.group.shared.events.add(&self.group.app, id, what, took);
     }
 }
+
+/// A start's turn, until this is dropped.
+struct Turn(#[expect(dead_code, reason = "it is held")] Option<OwnedSemaphorePermit>);
 
 /// Returns when a life is over.
 pub async fn is_over(over: &mut watch::Receiver<bool>) {

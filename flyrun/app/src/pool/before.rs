@@ -34,7 +34,7 @@ impl Pool {
             Found::Suspended => State::Suspended,
             Found::Running { is_old } => {
                 slot.version = version - u64::from(is_old);
-                State::Booting { since: now, origin: Origin::Cold }
+                State::Booting { since: Some(now), origin: Origin::Cold }
             }
         };
         Some(Life { slot: index, number: slot.life })

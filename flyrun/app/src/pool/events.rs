@@ -50,8 +50,21 @@ impl Pool {
 
     /// A request that was forwarded is over: answered, failed, or its client has left.
     pub fn ended(&mut self, now: Moment, life: Life) -> Vec<Action> {
-        if let Some(load) = self.of(life).and_then(Slot::load_mut) {
+        if let Some(slot) = self.of(life)
+            && let Some(load) = slot.load_mut()
+        {
             *load = load.saturating_sub(1);
+            slot.idle_since = now;
+        }
+        self.settle(now)
+    }
+
+    /// The turn of a start has come: from now on its time runs.
+    pub fn begun(&mut self, now: Moment, life: Life) -> Vec<Action> {
+        if let Some(slot) = self.of(life)
+            && let State::Booting { since: since @ None, .. } = &mut slot.state
+        {
+            *since = Some(now);
         }
         self.settle(now)
     }
@@ -65,6 +78,7 @@ impl Pool {
         {
             slot.state = State::Ready { load: 0, failing: None };
             slot.ready_at = now;
+            slot.idle_since = now;
             slot.comes_back = false;
             self.boots.lift();
         }
@@ -90,7 +104,7 @@ impl Pool {
         match origin {
             Origin::Cold => self.boots.failed(now, life),
             Origin::Suspended | Origin::Suspending if self.boots.forbids(now).is_none() => {
-                self.start(now, life.slot)
+                self.start(life.slot)
             }
             Origin::Suspended | Origin::Suspending => {}
         }
@@ -120,7 +134,7 @@ impl Pool {
                 State::Draining { load, reason: Reason::Excess, passes, .. } if is_needed => {
                     slot.state = State::Ready { load, failing: (!passes).then_some(now) };
                 }
-                State::Suspending { rest: Rest::Suspended } if is_needed => self.start(now, life.slot),
+                State::Suspending { rest: Rest::Suspended } if is_needed => self.start(life.slot),
                 _ => {}
             }
         }
@@ -156,6 +170,7 @@ impl Pool {
             && matches!(slot.state, State::Suspending { rest: Rest::Suspended })
         {
             slot.state = State::Ready { load: 0, failing: None };
+            slot.idle_since = now;
             // Or it would be tried again at once.
             self.quiet = None;
         }
@@ -243,7 +258,7 @@ impl Pool {
     }
 
     /// The slot of a life that is not over.
-    fn of(&mut self, life: Life) -> Option<&mut Slot> {
+    pub(super) fn of(&mut self, life: Life) -> Option<&mut Slot> {
         self.slots.get_mut(life.slot).filter(|slot| slot.life == life.number)
     }
 }

@@ -5,8 +5,10 @@
 //! ```text
 //! Cold        a start:                      Booting
 //! Booting     its check passes:             Ready
+//!             not needed before its turn:   Suspended or Cold, as it was
 //!             it fails, dies, takes long:   Cold; a resume that fails goes on as a boot
 //! Ready       not needed, or replaced:      Draining
+//!             idle, and others want room:   Draining
 //!             it dies:                      Cold
 //! Draining    no requests are left:         Suspending
 //!             it is needed after all:       Ready
@@ -29,6 +31,7 @@ mod before;
 mod events;
 mod queue;
 mod replace;
+mod room;
 mod settle;
 mod slot;
 
@@ -65,7 +68,7 @@ pub struct Limits {
     pub auto_start: bool,
     /// For so long a machine must not have been needed.
     pub idle_timeout: Duration,
-    /// A start takes at most so long, and so long a check may fail until its machine is replaced.
+    /// A start takes at most so long from its turn on, and so long a check may fail until its machine is replaced.
     pub start_timeout: Duration,
     /// A machine that is replaced has so long to end its requests.
     pub drain_timeout: Duration,
@@ -127,13 +130,16 @@ pub enum Action {
         /// `Retry-After`.
         retry_after: Duration,
     },
-    /// Start a machine. The answer is [`Pool::ready`], when its check passes, or [`Pool::start_failed`].
+    /// Start a machine. The answer is [`Pool::begun`] when its turn has come, if it must wait for that, and then [`Pool::ready`], when
+    /// its check passes, or [`Pool::start_failed`].
     Start {
         /// The life that begins. A life of this slot before it is over.
         life: Life,
         /// What there is to start from.
         origin: Origin,
     },
+    /// Do not begin a start whose turn has not come: nobody waits for it. What is on disk stays there. There is no answer.
+    GiveUp(Life),
     /// Suspend a machine that has no requests. The answer is [`Pool::at_rest`] or [`Pool::rest_failed`].
     Suspend(Life),
     /// Stop a machine, with the requests that it still has. The answer is [`Pool::at_rest`].

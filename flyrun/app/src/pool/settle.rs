@@ -14,6 +14,7 @@ impl Pool {
         self.replace_one(now);
         self.start_needed(now);
         self.start_wanted(now);
+        self.give_up_starts();
         self.forward();
         self.refuse_hopeless(now);
         self.rest_prepared(now);
@@ -100,7 +101,7 @@ impl Pool {
     }
 
     /// How many machines the requests need that there are.
-    fn needed(&self) -> u32 {
+    pub(super) fn needed(&self) -> u32 {
         let load = |slot: &Slot| match slot.state {
             State::Ready { load, .. } => u64::from(load),
             _ => 0,
@@ -144,11 +145,11 @@ impl Pool {
             .filter(|index| self.slots.get(*index).is_some_and(Self::is_missed))
             .collect();
         for index in missed.into_iter().filter(|_| may_boot) {
-            self.start(now, index);
+            self.start(index);
         }
         while self.running() < self.target() {
             let Some(index) = self.startable(may_boot) else { break };
-            self.start(now, index);
+            self.start(index);
         }
     }
 
@@ -175,7 +176,7 @@ impl Pool {
         for index in wanted.filter(|index| *index < self.limits.max_machines as usize).collect::<Vec<_>>() {
             let rank = self.slots.get(index).and_then(|slot| Self::rank(slot, self.version, may_boot));
             if rank.is_some() {
-                self.start(now, index);
+                self.start(index);
             }
         }
     }
@@ -197,7 +198,7 @@ impl Pool {
 
     /// ## Draining => Ready
     /// ## (Suspending | Suspended | Cold) => Booting
-    pub(super) fn start(&mut self, now: Moment, index: usize) {
+    pub(super) fn start(&mut self, index: usize) {
         let Some(slot) = self.slots.get_mut(index) else { return };
         let origin = match slot.state {
             State::Draining { load, .. } => {
@@ -211,9 +212,29 @@ impl Pool {
         slot.life += 1;
         slot.version = self.version;
         slot.busy_until = None;
-        slot.state = State::Booting { since: now, origin };
+        slot.state = State::Booting { since: None, origin };
         let life = Life { slot: index, number: slot.life };
         self.actions.push(Action::Start { life, origin });
+    }
+
+    /// What nobody waits for any more does not begin.
+    ///
+    /// ## Booting => (Suspended | Cold)
+    fn give_up_starts(&mut self) {
+        let (target, mut running, wanted) = (self.target(), self.running(), self.queue.wanted());
+        for (index, slot) in self.slots.iter_mut().enumerate().rev() {
+            if running <= target {
+                return;
+            }
+            let State::Booting { since: None, origin } = slot.state else { continue };
+            // What was being suspended has to be started to be suspended again.
+            if origin == Origin::Suspending || slot.comes_back || wanted.contains(&index) {
+                continue;
+            }
+            running -= 1;
+            slot.state = if origin == Origin::Suspended { State::Suspended } else { State::Cold };
+            self.actions.push(Action::GiveUp(Life { slot: index, number: slot.life }));
+        }
     }
 
     pub(super) fn refuse(&mut self, request: Request, why: Refusal, retry_after: Moment) {

@@ -35,8 +35,8 @@ pub enum State {
     Cold,
     /// A machine starts.
     Booting {
-        /// When that began.
-        since: Moment,
+        /// When that began; `None` while it waits for its turn among others of the host.
+        since: Option<Moment>,
         /// From what.
         origin: Origin,
     },
@@ -94,6 +94,8 @@ pub(super) struct Slot {
     pub version: u64,
     /// When its machine was first ready in this life.
     pub ready_at: Moment,
+    /// Since when it has no requests.
+    pub idle_since: Moment,
     /// It was taken away to be replaced: it is started until it is ready, however few requests there are.
     pub comes_back: bool,
     /// Until then its workload says that it works, though it may have no request.
@@ -109,6 +111,7 @@ impl Slot {
             life: 0,
             version,
             ready_at: Moment::ZERO,
+            idle_since: Moment::ZERO,
             comes_back: false,
             busy_until: None,
             is_prepared: false,
@@ -143,13 +146,14 @@ impl Slot {
     /// When its state has lasted too long.
     pub fn deadline(&self, limits: &Limits) -> Option<Moment> {
         match self.state {
-            State::Booting { since, .. } | State::Ready { failing: Some(since), .. } => {
+            State::Booting { since: Some(since), .. } | State::Ready { failing: Some(since), .. } => {
                 Some(since.saturating_add(limits.start_timeout))
             }
             State::Draining { since, reason: Reason::Replaced, .. } => {
                 Some(since.saturating_add(limits.drain_timeout))
             }
             State::Cold
+            | State::Booting { since: None, .. }
             | State::Ready { failing: None, .. }
             | State::Draining { reason: Reason::Excess, .. }
             | State::Suspending { .. }

@@ -119,12 +119,41 @@ impl Exchange {
         }
     }
 
+    /// The answer's body. One that has no length ends with its connection, and is not whole if the machine's life has ended that.
+    pub fn answer_body(&mut self) -> impl Incoming {
+        AnswerBody { input: &mut self.input, life: &self.life }
+    }
+
     /// The exchange is over. If both messages are whole the connection is kept.
     pub fn finish(self) {
         if let (Kind::H1(spare), Input::H1(reader), Output::H1(writer)) = (self.kind, self.input, self.output)
         {
             spare.keep(reader, writer, &self.life);
         }
+    }
+}
+
+struct AnswerBody<'e> {
+    input: &'e mut Input,
+    life: &'e Life,
+}
+
+impl Incoming for AnswerBody<'_> {
+    fn raw(&mut self) {
+        self.input.raw();
+    }
+
+    fn poll_frame(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame, Broken>>> {
+        let frame = self.input.poll_frame(cx);
+        let is_cut = matches!(frame, Poll::Ready(None)) && self.input.is_raw() && self.life.is_over();
+        if is_cut { Poll::Ready(Some(Err(Broken::Closed))) } else { frame }
+    }
+}
+
+impl Input {
+    /// Whether it ends with its connection alone.
+    fn is_raw(&self) -> bool {
+        matches!(self, Input::H1(reader) if reader.is_raw())
     }
 }
 

@@ -80,6 +80,11 @@ impl Reader {
         self.body = Body::Raw;
     }
 
+    /// Whether the body ends with the connection.
+    pub fn is_raw(&self) -> bool {
+        matches!(self.body, Body::Raw)
+    }
+
     /// Whether the body was read to its end.
     pub fn is_between_messages(&self) -> bool {
         matches!(self.body, Body::None | Body::Length(0) | Body::Chunked(Chunks::End))

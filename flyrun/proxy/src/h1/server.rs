@@ -7,7 +7,7 @@ use std::task::Poll;
 use std::time::{Duration, SystemTime};
 
 use bytes::{Bytes, BytesMut};
-use http::header::CONTENT_LENGTH;
+use http::header::{CONTENT_LENGTH, EXPECT};
 use http::{HeaderMap, HeaderValue, Method, StatusCode};
 
 use super::head::{self, Refused, RequestHead};
@@ -153,6 +153,8 @@ async fn one<M: Machines>(
         _ => None,
     };
     let is_connect = head.method == Method::CONNECT;
+    // Such a client may leave its body away once it is answered (RFC 9110, section 10.1.1).
+    let expects = head.fields.contains_key(EXPECT) && !matches!(head.size, Size::None | Size::Known(0));
     reader.expect(match head.size {
         // What follows a request to connect is no body of it.
         _ if is_connect => Body::None,
@@ -184,8 +186,29 @@ async fn one<M: Machines>(
     if !is_complete && writer.is_raw() {
         return Then::Reset;
     }
-    let is_whole = is_complete && reader.is_between_messages() && writer.is_between_messages();
-    if keep_alive && is_whole { Then::Next } else { Then::Close }
+    let may_go_on = keep_alive && is_complete && writer.is_between_messages();
+    let is_read = reader.is_between_messages() || may_go_on && !expects && discard(reader, watch).await;
+    if may_go_on && is_read { Then::Next } else { Then::Close }
+}
+
+/// Reads what is left of a request that is answered: a client that was not told of the connection's end may have sent its next one
+/// already. False if that is too much, or takes too long.
+async fn discard(reader: &mut Reader, watch: &mut Watch) -> bool {
+    watch.set(LINGER);
+    let mut left = LINGER_BYTES;
+    poll_fn(|cx| {
+        loop {
+            match reader.poll_frame(cx) {
+                Poll::Ready(None) => return Poll::Ready(true),
+                Poll::Ready(Some(Ok(Frame::Data(data)))) if data.len() < left => left -= data.len(),
+                Poll::Ready(Some(Ok(Frame::Trailers(_)))) => {}
+                Poll::Ready(Some(_)) => return Poll::Ready(false),
+                Poll::Pending if watch.poll(cx).is_ready() => return Poll::Ready(false),
+                Poll::Pending => return Poll::Pending,
+            }
+        }
+    })
+    .await
 }
 
 /// A request that no app sees.

@@ -61,6 +61,27 @@ async fn a_connection_to_a_machine_is_kept_and_ends_with_its_life() {
 }
 
 #[tokio::test]
+async fn a_body_without_a_length_that_the_end_of_a_life_cuts_off_is_not_taken_for_whole() {
+    for head in ["HTTP/1.1 200 OK\r\n\r\nhalf", "HTTP/1.0 200 OK\r\n\r\nhalf"] {
+        let stage = Stage::new(&http_app(""), move |mut stream| async move {
+            read_head(&mut stream, &mut Vec::new()).await;
+            stream.write_all(head.as_bytes()).await.unwrap();
+            std::future::pending().await
+        })
+        .await;
+        let mut client = stage.connect(80).await;
+        client.send(GET).await;
+        let mut pending = Vec::new();
+        let answer = read_head(&mut client.0, &mut pending).await.unwrap();
+        assert_eq!(field(&answer, "transfer-encoding"), Some("chunked"));
+        stage.first().next_life();
+        let body = String::from_utf8_lossy(&pending).into_owned() + &client.rest().await;
+        assert_eq!(body, "4\r\nhalf\r\n", "and no last chunk");
+        assert_eq!(stage.line().await["error"], "The machine broke off: closed too early.");
+    }
+}
+
+#[tokio::test]
 async fn what_is_under_way_in_a_life_that_ends_is_asked_again_in_the_next() {
     let stage = Stage::new(&http_app(""), {
         let first = Arc::new(Mutex::new(true));
@@ -104,6 +125,7 @@ async fn a_post_in_a_life_that_ends_is_not_sent_twice() {
     machine.next_life();
     let (head, body) = client.answer().await;
     assert!(head.starts_with("HTTP/1.1 502 "), "{head}");
+    assert!(body.starts_with("The machine went away before it answered. (id "), "{body}");
     assert!(body.contains(field(&head, "fly-request-id").unwrap()), "{body}");
     assert_eq!(stage.fake.wants.lock().unwrap().len(), 1);
 }

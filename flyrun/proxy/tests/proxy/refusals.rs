@@ -214,3 +214,25 @@ async fn requests_in_one_write_are_answered_one_after_another() {
     assert_eq!(all.matches("HTTP/1.1 200 OK").count(), 3, "{all}");
     assert_eq!(String::from_utf8_lossy(&seen.lock().unwrap()).matches("hello").count(), 2);
 }
+
+#[tokio::test]
+async fn a_body_that_nobody_wanted_does_not_end_the_connection() {
+    let (_, backend) = canned("HTTP/1.1 200 OK\r\nContent-Length: 1\r\n\r\nx");
+    let stage = Stage::new(&http_app("[flyrun]\nhostnames = ['a']"), backend).await;
+    let address = stage.listen(80).await;
+    for (more, body, goes_on) in [
+        ("Content-Length: 5\r\n", "hello", true),
+        ("Transfer-Encoding: chunked\r\n", "5\r\nhello\r\n0\r\nA: b\r\n\r\n", true),
+        // It may have been left away, for all that is known.
+        ("Content-Length: 5\r\nExpect: 100-continue\r\n", "hello", false),
+        ("Transfer-Encoding: chunked\r\n", "5\r\nhello?", false),
+    ] {
+        let mut client = Client(TcpStream::connect(address).await.unwrap());
+        client.send(format!("POST / HTTP/1.1\r\nHost: nobody\r\n{more}\r\n")).await;
+        assert!(client.answer().await.0.starts_with("HTTP/1.1 404 "), "{more}");
+        client.send(format!("{body}{GET}Connection: close\r\n\r\n")).await;
+        let next = client.rest().await;
+        assert_eq!(next.starts_with("HTTP/1.1 200 "), goes_on, "{more}{body}: {next}");
+        assert!(goes_on || next.is_empty(), "{more}{body}: {next}");
+    }
+}

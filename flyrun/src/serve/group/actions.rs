@@ -27,6 +27,7 @@ impl Group {
                     Self::answer(inner, request, Answer::Refused { why, retry_after, id });
                 }
                 Action::Start { life, .. } => self.order_start(inner, life, false),
+                Action::GiveUp(life) => Self::give_up(inner, life),
                 Action::Suspend(life) => Self::end(inner, life, Order::Suspend(life)),
                 Action::Stop(life) => Self::end(inner, life, Order::Stop(life)),
                 Action::Kill(life) => {
@@ -69,6 +70,15 @@ impl Group {
             over: slot.over.subscribe(),
         };
         Self::answer(inner, request, Answer::Granted(grant));
+    }
+
+    /// Ends a life that has not begun.
+    fn give_up(inner: &mut Inner, life: Life) {
+        if let Some(slot) = inner.slots.get_mut(life.slot) {
+            slot.is_ending = true;
+            slot.trouble = None;
+            slot.over.send_replace(true);
+        }
     }
 
     /// Orders what ends a life. What is connected to it ends now.

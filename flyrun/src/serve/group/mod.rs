@@ -29,6 +29,7 @@ use super::host::{Host, Kind, Started};
 use super::limits::HostLimits;
 use super::log::Log;
 use super::metrics::Counts;
+use super::room::Groups;
 use super::template::Template;
 use super::worker::Order;
 use crate::machine::restart::{RestartPolicy, Restarts};
@@ -44,6 +45,8 @@ pub struct Shared {
     pub log: Log,
     pub counts: Counts,
     pub events: Events,
+    /// For memory that others are to give.
+    pub groups: Groups,
     runtime: Handle,
     born: Instant,
 }
@@ -52,8 +55,8 @@ impl Shared {
     /// Within a runtime, whose tasks do the work.
     pub fn new(host: Host, limits: HostLimits, log: Log) -> Shared {
         let (host, runtime) = (Arc::new(host), Handle::current());
-        let (counts, events) = (Counts::default(), Events::default());
-        Shared { host, limits, log, counts, events, runtime, born: Instant::now() }
+        let (counts, events, groups) = (Counts::default(), Events::default(), Groups::default());
+        Shared { host, limits, log, counts, events, groups, runtime, born: Instant::now() }
     }
 
     /// Does something that takes its time.
@@ -242,6 +245,7 @@ impl Drop for InUse {
     fn drop(&mut self) {
         let life = self.life;
         self.group.happens(|pool, now| pool.ended(now, life));
+        self.group.shared.limits.may_have_room();
     }
 }
 
@@ -283,7 +287,7 @@ impl Group {
 
     fn new(shared: Arc<Shared>, wishes: Wishes, limits: Limits) -> Arc<Group> {
         let pool = Pool::new(limits);
-        Arc::new(Group {
+        let group = Arc::new(Group {
             app: wishes.template.app.clone(),
             name: wishes.template.group.clone(),
             shared,
@@ -302,7 +306,9 @@ impl Group {
             }),
             sooner: Notify::new(),
             changed: watch::Sender::new(()),
-        })
+        });
+        group.shared.groups.add(&group);
+        group
     }
 
     fn take_over(self: &Arc<Self>, found: &[Before]) {
@@ -409,6 +415,28 @@ impl Group {
         let now = self.shared.now();
         let actions = event(&mut inner.pool, now);
         self.follow(&mut inner, actions);
+    }
+
+    /// The machine that is idle for longest, if it may end.
+    pub fn idle(&self) -> Option<(Moment, Life)> {
+        self.lock().pool.idle()
+    }
+
+    /// Ends an idle machine before its time.
+    pub fn make_room(self: &Arc<Self>, life: Life) {
+        self.line_of("makes room", life).end();
+        self.happens(|pool, now| pool.make_room(now, life));
+    }
+
+    /// What each of its machines takes.
+    pub fn memory_mib(&self) -> u64 {
+        self.lock().wishes.template.memory_mib()
+    }
+
+    /// What machines that are ending will give back.
+    pub fn ending_mib(&self) -> u64 {
+        let inner = self.lock();
+        inner.pool.ending() as u64 * inner.wishes.template.memory_mib()
     }
 
     async fn keep_time(self: Arc<Self>) {

@@ -62,6 +62,12 @@ impl Group {
         }
     }
 
+    /// The turn of a start has come. Whether it is still to begin is told by its life.
+    pub fn begins(self: &Arc<Self>, life: Life) {
+        self.calms(life);
+        self.happens(|pool, now| pool.begun(now, life));
+    }
+
     /// A machine runs; whether it does its work is not known yet.
     pub fn runs(&self, life: Life, started: Started) {
         self.with_slot(life, |slot| {
@@ -97,6 +103,7 @@ impl Group {
             slot.recheck.clone()
         });
         self.happens(|pool, now| pool.ready(now, life));
+        self.shared.limits.may_have_room();
         recheck
     }
 
