@@ -68,7 +68,7 @@ unit:
 # guest's kernel has patched when it emulates several processors at once (a triple fault in about 1 of 50 boots).
 # NAME=part-of-a-name runs some tests, in one.
 # About half of the tests, by parts of their names.
-FIRST_HOST := run_ network exec:: suspend registries iperf3
+FIRST_HOST := run_ network exec:: suspend registries iperf3 deploy lease
 E2E := cargo test -p tests --test e2e -- --test-threads=2
 e2e: build images
 	@mkdir -p target/e2e

@@ -121,8 +121,11 @@ impl Vm {
         let mut frame = Frame::new(&trace)?;
         cpu::check(&snapshot.state.machine.cpuid, frame.template(spec.cpus)?.entries())?;
         let (guest, backing) = snapshot.memory(spec.memory_mib, verify)?;
+        // A base's guest has all its work before it.
+        let is_base = snapshot.header.disks.is_none();
         let (first, learning) = match snapshot.working_set() {
             Some(list) => {
+                let list = if is_base { list.all_first() } else { list };
                 let (first, rest) = list.ahead(&guest, backing.mapped());
                 (Some(first), Learning::Known { list, rest: Some(rest) })
             }

@@ -26,8 +26,6 @@ const MAGIC: [u8; 8] = *b"flywset\x1a";
 /// Magic, version and CRC.
 const HEAD_BYTES: usize = 16;
 const VERSION: u32 = 2;
-/// setpriority(2).
-const LOWEST_PRIORITY: i32 = 19;
 /// Most lists are no longer.
 const EXPECTED_BYTES: usize = 8 << 10;
 /// The longest file that is read, in bytes: 64 GiB in single pages.
@@ -149,6 +147,18 @@ impl WorkingSet {
         let first = self.first.within(memory, &parts, &mut left);
         (first, self.rest.within(memory, &parts, &mut left))
     }
+
+    /// The same, for a guest all of whose first moments are before what somebody waits for.
+    pub fn all_first(self) -> WorkingSet {
+        let all = |first: Vec<Extent>, rest: Vec<Extent>| {
+            let mut all = [first, rest].concat();
+            all.sort_unstable_by_key(|extent| extent.0);
+            all
+        };
+        let Self { first, rest } = self;
+        let first = Pages { written: all(first.written, rest.written), read: all(first.read, rest.read) };
+        WorkingSet { first, rest: Pages::default() }
+    }
 }
 
 impl Ahead {
@@ -169,13 +179,13 @@ impl Ahead {
         }
     }
 
-    /// Has all pages there for this process, by a thread that takes no time from a vCPU. What the guest touches meanwhile is there
-    /// sooner.
+    /// Has the pages that are only read there for this process, by a thread, while the guest runs.
+    ///
+    /// Not those that are written: while the kernel copies a page that was mapped already, KVM has the vCPU try again and again,
+    /// and that lasts as long as the thread waits for a CPU. For the same reason the thread has no lower priority than others:
+    /// it holds what a fault of the guest may wait for.
     pub fn in_background(self) {
         let populate = move || {
-            // The thread's own. With the priority of all others it is of use too.
-            let _ = rustix::process::setpriority_process(None, LOWEST_PRIORITY);
-            self.make();
             self.read.iter().for_each(|range| pages::populate(&self.memory, range.clone(), false));
         };
         // Without a thread, nothing is read ahead.
