@@ -274,6 +274,8 @@ pub struct Renewal {
 }
 
 /// What guest-init says on the control connection.
+///
+/// postcard numbers them in this order, and machines on disk speak as they did when they were suspended: a new one goes last.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum FromGuest {
     /// The first frame of each connection.
@@ -299,12 +301,6 @@ pub enum FromGuest {
     },
     /// The workload runs on behind [`ToGuest::Resume`].
     Resumed,
-    /// The workload works though nobody asks it anything, and is to be left running for so long; 0 takes that back. Told anew
-    /// after each resume as long as it lasts.
-    Busy {
-        /// At most [`MAX_BUSY_SECONDS`].
-        seconds: u32,
-    },
     /// What time is it? The answer to the last question took too long to be right.
     AskTime,
     /// Guest-init could not do what it was told.
@@ -327,6 +323,12 @@ pub enum FromGuest {
         bytes: u64,
         /// Files, directories and other entries in it.
         entries: u64,
+    },
+    /// The workload works though nobody asks it anything, and is to be left running for so long; 0 takes that back. Told anew
+    /// after each resume as long as it lasts.
+    Busy {
+        /// At most [`MAX_BUSY_SECONDS`].
+        seconds: u32,
     },
 }
 
@@ -378,6 +380,15 @@ pub enum FailureKind {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn machines_on_disk_are_understood() {
+        let number = |message: &FromGuest| postcard::to_allocvec(message).unwrap()[0];
+        let failed = FromGuest::Failed { kind: FailureKind::NoSpace, message: String::new() };
+        let said = [FromGuest::Hello { version: 0 }, FromGuest::Frozen, FromGuest::AskTime, failed];
+        assert_eq!(said.map(|message| number(&message)), [0, 4, 7, 8]);
+        assert_eq!(number(&FromGuest::Busy { seconds: 1 }), 11);
+    }
 
     #[test]
     fn disks_are_named_as_the_kernel_does() {
