@@ -150,13 +150,11 @@ impl Engine {
 
     /// All new machines are there before the first request goes to one.
     async fn bluegreen(&self, changes: &[Change], how: How, tell: &Tell) -> Tried {
+        // The old version may have more machines by now; the new one gets them as it needs them.
+        let wanted = |change: &Change| change.most().min(change.had.max(1));
+        changes.iter().for_each(|change| change.new.target(wanted(change) as u32));
         for change in changes {
-            let had = change.old.as_ref().map_or(0, |old| old.alive());
-            change.new.target(change.most().min(had.max(1)) as u32);
-        }
-        for change in changes {
-            let had = change.old.as_ref().map_or(0, |old| old.alive());
-            ready(change, change.most().min(had.max(1)), how, tell).await?;
+            ready(change, wanted(change), how, tell).await?;
         }
         Ok(())
     }
