@@ -13,6 +13,7 @@ use rustix::thread::UnshareFlags;
 
 use super::daemon::{Kind, is_root};
 use crate::error::{Context, Error, Result};
+use crate::vm::ONE_ARENA;
 
 /// What is to be served, and by which program.
 #[derive(Clone, Debug, PartialEq, Eq, clap::Args)]
@@ -60,6 +61,8 @@ pub fn become_daemon(order: &Order) -> Result<()> {
     let socket = inherited(rustix::stdio::stdin()).context("there is no socket")?;
     let arguments = order.kind.arguments(socket.as_raw_fd(), directory, order.read_only_at.is_some());
     let mut command = Command::new(&order.program);
+    // That is for a monitor; this one has threads that work side by side.
+    command.env_remove(ONE_ARENA.0);
     let error = command.args(arguments).stdin(Stdio::null()).stdout(Stdio::null()).exec();
     Err(Error::caused(format!("cannot start {}", order.program.display()), &error))
 }
