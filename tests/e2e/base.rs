@@ -174,19 +174,19 @@ fn what_a_killed_maker_left_is_in_nobodys_way() {
 fn many_first_machines_at_once_all_run() {
     let flyrun = without_bases();
     run(&flyrun, &["--rm", "--cold", "--network", "none"], "true").code(0);
+    let names = ["m0", "m1", "m2", "m3"];
     std::thread::scope(|scope| {
-        let all: Vec<_> = (0..4)
-            .map(|number| {
-                let flyrun = &flyrun;
-                let flags = ["--rm", "-m", OWN_SIZE, "--network", "none"];
-                scope.spawn(move || {
-                    run(flyrun, &flags, &format!("echo {number}")).code(0).prints(&number.to_string())
-                })
-            })
-            .collect();
+        let all = names.map(|name| {
+            let flyrun = &flyrun;
+            let flags = ["--name", name, "-m", OWN_SIZE, "--network", "none"];
+            scope.spawn(move || run(flyrun, &flags, &format!("echo {name}")).code(0).prints(name))
+        });
         all.into_iter().for_each(|one| drop(one.join().unwrap()));
     });
-    assert_eq!(bases(&flyrun).len(), 1);
+    // All but the one that makes the base boot, and say why.
+    let starts = names.map(|name| last_start(&flyrun, name));
+    assert_eq!(bases(&flyrun).len(), 1, "{:?} {starts:?}", bases(&flyrun));
+    assert!(starts.iter().any(|start| start["kind"] == "base"), "{starts:?}");
 }
 
 #[test]
