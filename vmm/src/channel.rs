@@ -189,7 +189,11 @@ impl Channel {
     fn read_ahead(&self) {
         let Some(subject) = &self.owned.subject else { return };
         match &mut *subject.learning.lock().unwrap_or_else(PoisonError::into_inner) {
-            Learning::Known { rest, .. } => rest.take().into_iter().for_each(Ahead::in_background),
+            Learning::Known { rest, .. } => {
+                let Some((soon, later)) = rest.take().map(Ahead::split) else { return };
+                self.machine().read_ahead(soon);
+                later.in_background();
+            }
             // Without it, all is read ahead at first.
             Learning::Watched { first: first @ None, .. } => {
                 *first = Pages::touched(&subject.memory, &subject.backing).ok();

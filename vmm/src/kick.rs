@@ -8,7 +8,10 @@ use std::{
     thread::JoinHandle,
 };
 
-use std::os::unix::thread::JoinHandleExt;
+use std::os::{
+    fd::{AsRawFd, BorrowedFd},
+    unix::thread::JoinHandleExt,
+};
 
 use kvm_bindings::kvm_run;
 use kvm_ioctls::VcpuFd;
@@ -78,6 +81,11 @@ impl<'a> Kickable<'a> {
         unsafe { (*self.immediate_exit).store(1, Ordering::SeqCst) };
     }
 
+    /// The vCPU's descriptor.
+    pub fn as_fd(&self) -> BorrowedFd<'_> {
+        descriptor(self.fd)
+    }
+
     /// The first word of what KVM says about an internal error.
     pub fn internal_suberror(&mut self) -> u32 {
         // SAFETY: every bit pattern is a valid u32; KVM fills this member of the union before an internal error.
@@ -89,6 +97,12 @@ impl Drop for Kickable<'_> {
     fn drop(&mut self) {
         IMMEDIATE_EXIT.set(ptr::null());
     }
+}
+
+/// A vCPU's descriptor.
+pub fn descriptor(vcpu: &VcpuFd) -> BorrowedFd<'_> {
+    // SAFETY: the descriptor is this vCPU's, which stays open during the borrow.
+    unsafe { BorrowedFd::borrow_raw(vcpu.as_raw_fd()) }
 }
 
 /// Kicks the vCPU that the thread runs, if it still does.

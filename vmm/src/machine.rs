@@ -5,6 +5,7 @@ use std::{io, sync::Arc};
 use crate::{
     ending::Ending,
     lifecycle::{Refusal, VmRequest, VmState},
+    snapshot::working_set::Ahead,
     vcpu::{Control, RunningVcpus, Vcpu},
 };
 
@@ -84,6 +85,13 @@ impl Machine {
             running.resume();
         }
         Ok(())
+    }
+
+    /// Has a running machine's pages there before it touches them.
+    pub fn read_ahead(&self, ahead: Ahead) {
+        if let Some(running) = &self.running {
+            running.read_ahead(ahead);
+        }
     }
 
     /// Ends all vCPUs.

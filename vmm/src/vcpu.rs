@@ -2,10 +2,10 @@
 
 use std::{
     io,
-    os::fd::{AsRawFd, BorrowedFd, OwnedFd},
+    os::fd::{BorrowedFd, OwnedFd},
     sync::{
         Arc, Condvar, Mutex, PoisonError,
-        atomic::{AtomicU8, Ordering},
+        atomic::{AtomicBool, AtomicU8, Ordering},
     },
     thread::JoinHandle,
 };
@@ -20,7 +20,7 @@ use crate::{
     ending::Ending,
     exit::VmExit,
     kick::{self, Kickable},
-    snapshot::{self, refusal::Refusal, sections::VcpuState},
+    snapshot::{self, refusal::Refusal, sections::VcpuState, working_set::Ahead},
 };
 
 const RUN: u8 = 0;
@@ -47,12 +47,22 @@ pub struct Control {
     paused: Mutex<usize>,
     changed: Condvar,
     ending: Arc<Ending>,
+    /// What the first vCPU is to have read ahead before it enters the guest again.
+    ahead: Mutex<Option<Ahead>>,
+    has_ahead: AtomicBool,
 }
 
 impl Control {
     /// vCPUs are to run.
     pub fn new(ending: Arc<Ending>) -> Self {
-        Self { wanted: AtomicU8::new(RUN), paused: Mutex::new(0), changed: Condvar::new(), ending }
+        Self {
+            wanted: AtomicU8::new(RUN),
+            paused: Mutex::new(0),
+            changed: Condvar::new(),
+            ending,
+            ahead: Mutex::new(None),
+            has_ahead: AtomicBool::new(false),
+        }
     }
 
     fn want(&self, wanted: u8) {
@@ -64,6 +74,20 @@ impl Control {
     /// vCPUs that start are not to run yet.
     pub fn pause(&self) {
         self.want(PAUSE);
+    }
+
+    fn order_ahead(&self, ahead: Ahead) {
+        *self.ahead.lock().unwrap_or_else(PoisonError::into_inner) = Some(ahead);
+        self.has_ahead.store(true, Ordering::SeqCst);
+    }
+
+    /// Has what was ordered read ahead, as long as the machine is to run.
+    fn read_ahead(&self, vcpu: BorrowedFd<'_>) {
+        if self.has_ahead.swap(false, Ordering::SeqCst)
+            && let Some(ahead) = self.ahead.lock().unwrap_or_else(PoisonError::into_inner).take()
+        {
+            ahead.give_meanwhile(vcpu, &|| self.wanted.load(Ordering::SeqCst) == RUN);
+        }
     }
 
     /// Waits while the machine is paused; returns whether the vCPU is to run. If it has to wait, `settle` is called before
@@ -134,6 +158,12 @@ impl RunningVcpus {
         self.control.want(PAUSE);
         self.threads.iter().for_each(kick::kick);
         self.control.wait_until_paused(&self.threads);
+    }
+
+    /// Has the first vCPU stop for as long as it takes to have these pages there, which then costs no exit for each.
+    pub fn read_ahead(&self, ahead: Ahead) {
+        self.control.order_ahead(ahead);
+        self.threads.first().into_iter().for_each(kick::kick);
     }
 
     /// Lets paused vCPUs run on.
@@ -208,8 +238,7 @@ impl Vcpu {
 
     /// The vCPU's descriptor.
     pub fn as_fd(&self) -> BorrowedFd<'_> {
-        // SAFETY: the descriptor is this vCPU's, which stays open during the borrow.
-        unsafe { BorrowedFd::borrow_raw(self.fd.as_raw_fd()) }
+        kick::descriptor(&self.fd)
     }
 
     /// A second handle, for whoever asks for the vCPU's state while its thread stands.
@@ -230,6 +259,9 @@ impl Vcpu {
         let mut vcpu = Kickable::new(fd);
         let settle = |vcpu: &mut Kickable<'_>| settle(vcpu, *index, buses, &control.ending);
         while control.may_run(&mut vcpu, settle, |vcpu| _ = vcpu.fd.kvmclock_ctrl()) {
+            if *index == 0 {
+                control.read_ahead(vcpu.as_fd());
+            }
             enter(&mut vcpu, *index, buses, &control.ending);
         }
     }

@@ -32,6 +32,8 @@ const EXPECTED_BYTES: usize = 8 << 10;
 const MAX_FILE_BYTES: u64 = 64 << 20;
 /// The most that is read ahead, in bytes: what takes longer than the machine is worth waiting for.
 const MAX_BYTES: u64 = 64 << 20;
+/// The most of it that the guest stands still for while it runs, in bytes: a few milliseconds.
+const MAX_SOON_BYTES: u64 = 8 << 20;
 
 /// Pages of a machine's image that were touched, in two parts: a guest that has the first is soon so far that its first process
 /// runs, and has the rest read ahead then.
@@ -171,12 +173,43 @@ impl Ahead {
     /// Has all pages there, for this process and, where KVM can do that, for the guest. What does not work is left to be done
     /// when the guest touches it. The vCPU does not run.
     pub fn give(&self, vcpu: BorrowedFd<'_>) {
+        self.give_while(vcpu, &|| true);
+    }
+
+    /// [`Self::make`] and [`Self::give`] by the thread of this vCPU, for as long as the machine is to run: an exit of the guest for
+    /// each page costs more.
+    pub fn give_meanwhile(&self, vcpu: BorrowedFd<'_>, is_to_run: &dyn Fn() -> bool) {
+        for range in self.written.iter().take_while(|_| is_to_run()) {
+            pages::populate(&self.memory, range.clone(), true);
+        }
+        self.give_while(vcpu, is_to_run);
+    }
+
+    fn give_while(&self, vcpu: BorrowedFd<'_>, is_to_run: &dyn Fn() -> bool) {
         let all = joined(self.written.iter().chain(&self.read).cloned().collect());
         // KVM has this process map what it does not have yet.
-        let given = all.iter().try_for_each(|range| pages::fault_in(&self.memory, range.clone(), vcpu));
-        if given.is_err() {
-            self.read.iter().for_each(|range| pages::populate(&self.memory, range.clone(), false));
+        let mut to_give = all.into_iter().take_while(|_| is_to_run());
+        if to_give.try_for_each(|range| pages::fault_in(&self.memory, range, vcpu)).is_err() {
+            let to_read = self.read.iter().take_while(|_| is_to_run());
+            to_read.for_each(|range| pages::populate(&self.memory, range.clone(), false));
         }
+    }
+
+    /// What the guest is to stand still for, and what is more than that.
+    pub fn split(self) -> (Self, Self) {
+        let mut left = MAX_SOON_BYTES;
+        let mut soon_of = |ranges: Vec<Range<u64>>| -> (Vec<_>, Vec<_>) {
+            ranges.into_iter().partition(|range| {
+                let bytes = range.end - range.start;
+                let is_soon = bytes <= left;
+                left -= if is_soon { bytes } else { 0 };
+                is_soon
+            })
+        };
+        let (written, more_written) = soon_of(self.written);
+        let (read, more_read) = soon_of(self.read);
+        let later = Self { memory: self.memory.clone(), written: more_written, read: more_read };
+        (Self { memory: self.memory, written, read }, later)
     }
 
     /// Has the pages that are only read there for this process, by a thread, while the guest runs.
@@ -185,6 +218,9 @@ impl Ahead {
     /// and that lasts as long as the thread waits for a CPU. For the same reason the thread has no lower priority than others:
     /// it holds what a fault of the guest may wait for.
     pub fn in_background(self) {
+        if self.read.is_empty() {
+            return;
+        }
         let populate = move || {
             self.read.iter().for_each(|range| pages::populate(&self.memory, range.clone(), false));
         };
@@ -342,6 +378,37 @@ mod tests {
         assert_eq!(again.written, touched.written);
         assert!(again.count() >= touched.count());
         assert_eq!(memory.read_obj::<u8>(GuestAddress(5 * PAGE)).unwrap(), 7);
+    }
+
+    #[test]
+    fn a_running_guest_stands_still_for_so_much_only() {
+        let memory = reserve(64).unwrap();
+        let mib = |range: Range<u64>| range.start << 20..range.end << 20;
+        let all = Ahead {
+            memory: memory.clone(),
+            written: vec![mib(0..3), mib(4..10)],
+            read: vec![mib(20..24), mib(30..32), mib(40..41)],
+        };
+        let (soon, later) = all.split();
+        assert_eq!((soon.written, soon.read), (vec![mib(0..3)], vec![mib(20..24), mib(40..41)]));
+        assert_eq!((later.written, later.read), (vec![mib(4..10)], vec![mib(30..32)]));
+    }
+
+    #[test]
+    fn what_is_read_ahead_meanwhile_ends_when_the_machine_is_to_pause() {
+        let memory = reserve(4).unwrap();
+        let ahead =
+            Ahead { memory: memory.clone(), written: vec![0..PAGE, 2 * PAGE..3 * PAGE], read: vec![] };
+        let no_vcpu = File::open("/dev/null").unwrap();
+        let all = [Range { start: 0, end: pages::image_bytes(&memory) }];
+        let written_while = |turns: usize| {
+            let left = std::cell::Cell::new(turns);
+            ahead.give_meanwhile(no_vcpu.as_fd(), &|| left.replace(left.get().saturating_sub(1)) > 0);
+            pages::touched(&memory, &all).unwrap().written
+        };
+        assert_eq!(written_while(0), []);
+        assert_eq!(written_while(1), std::slice::from_ref(&one));
+        assert_eq!(written_while(9), [one, other]);
     }
 
     #[test]
