@@ -68,8 +68,7 @@ pub fn read(path: &Path) -> Result<Vec<u8>, Refused> {
 /// All that is wrong with it.
 pub fn judge(path: &Path, bytes: &[u8]) -> Result<AppFile, Refused> {
     let file = config::read(&path.to_string_lossy(), bytes)?;
-    let mut problems: Vec<_> =
-        image(&file).into_iter().chain(metrics(&file)).chain(host_files(&file, path)).collect();
+    let mut problems: Vec<_> = image(&file).into_iter().chain(host_files(&file, path)).collect();
     if problems.is_empty() {
         problems.extend(guest_files(&file, path));
     }
@@ -94,14 +93,6 @@ fn tomls(directory: &Path) -> io::Result<Vec<PathBuf>> {
 fn image(file: &AppFile) -> Option<Problem> {
     let error = images::Reference::parse(&file.app.image).err()?;
     Some(file.problem(&Place::Image, error.to_string(), "Name an image as `flyrun run` takes it."))
-}
-
-/// What Fly.io does and nobody does here.
-fn metrics(file: &AppFile) -> Option<Problem> {
-    let has_any = file.app.groups.values().any(|group| group.metrics.is_some());
-    let message = "[[metrics]]: flyrun does not collect what machines tell Prometheus".to_string();
-    let advice = "Leave it away; `flyrun serve --metrics` tells of the app's requests and machines.";
-    has_any.then(|| file.problem(&Place::Metrics, message, advice))
 }
 
 fn host_files<'f>(file: &'f AppFile, path: &'f Path) -> impl Iterator<Item = Problem> + 'f {
@@ -180,12 +171,12 @@ mod tests {
     }
 
     #[test]
-    fn what_nobody_does_here_is_refused_by_name_and_bluegreen_is_not() {
+    fn metrics_of_machines_and_bluegreen_are_known() {
         let told = |more: &str| match judge(Path::new("fly.toml"), format!("{WEB}{more}").as_bytes()) {
             Ok(_) => String::new(),
             Err(refused) => refused.problems[0].to_string(),
         };
-        assert!(told("[[metrics]]\nport = 9000\n").starts_with("fly.toml:4:1: [[metrics]]: "));
+        assert_eq!(told("[[metrics]]\nport = 9000\n"), "");
         assert_eq!(told("[[http_service.checks]]\n[deploy]\nstrategy = 'bluegreen'\n"), "");
     }
 

@@ -39,7 +39,7 @@ pub struct Arguments {
     /// Listen for clients on this address alone [default: all]
     #[arg(long, value_name = "ADDRESS")]
     bind: Option<IpAddr>,
-    /// Listen here for Prometheus, which asks for /metrics
+    /// Listen here for Prometheus, which asks for /metrics, and finds machines that have [[metrics]] at /metrics/targets
     #[arg(long, value_name = "ADDRESS:PORT")]
     metrics: Option<SocketAddr>,
     /// Listen here, on an address of this host's loopback, for browsers: the web page is at /_flyrun/

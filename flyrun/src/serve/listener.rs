@@ -30,6 +30,8 @@ pub type Source = dyn page::Source + Send + Sync;
 pub struct Content {
     /// What is at `/metrics`.
     pub metrics: Option<Arc<Metrics>>,
+    /// What is at `/metrics/targets`, JSON.
+    pub targets: Option<Arc<Metrics>>,
     /// What the page at [`PREFIX`] shows.
     pub page: Option<Arc<Source>>,
 }
@@ -153,6 +155,14 @@ impl Content {
     }
 
     fn beside_the_page(&self, path: &str) -> Plain {
+        if let ("/metrics/targets", Some(targets)) = (path, &self.targets) {
+            let content_type = "application/json".to_string();
+            return Plain {
+                status: 200,
+                headers: vec![("content-type", content_type)],
+                body: targets().into(),
+            };
+        }
         match (path, &self.metrics, &self.page) {
             ("/metrics", Some(metrics), _) => {
                 let content_type = "text/plain; version=0.0.4; charset=utf-8".to_string();
@@ -247,7 +257,10 @@ mod tests {
         let shown = state.clone();
         let metrics: Arc<Metrics> = Arc::new(|| "flyrun_up 1\n".to_string());
         let page: Arc<Source> = Arc::new(move || shown.lock().unwrap().clone());
-        let content = Content { metrics: has_metrics.then_some(metrics), page: has_page.then_some(page) };
+        let targets: Arc<Metrics> = Arc::new(|| "[]".to_string());
+        let targets = has_metrics.then_some(targets);
+        let content =
+            Content { metrics: has_metrics.then_some(metrics), targets, page: has_page.then_some(page) };
         tokio::spawn(serve(listener, content));
         (address, state)
     }
@@ -291,6 +304,7 @@ mod tests {
         for (request, status, body) in [
             ("GET /metrics HTTP/1.1\r\nhost: x\r\n\r\n", "200", "flyrun_up 1\n"),
             ("GET /metrics?name=up HTTP/1.1\r\nhost: x\r\n\r\n", "200", "flyrun_up 1\n"),
+            ("GET /metrics/targets HTTP/1.1\r\nhost: x\r\n\r\n", "200", "[]"),
             ("HEAD /metrics HTTP/1.1\r\nhost: x\r\n\r\n", "200", ""),
             ("GET / HTTP/1.1\r\n\r\n", "404", "It is at /metrics.\n"),
             ("GET /_flyrun/ HTTP/1.1\r\nhost: localhost\r\n\r\n", "404", "It is at /metrics.\n"),

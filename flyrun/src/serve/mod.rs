@@ -35,6 +35,7 @@ mod room;
 mod run;
 mod status;
 mod systemd;
+mod targets;
 mod template;
 mod worker;
 

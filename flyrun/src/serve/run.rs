@@ -22,7 +22,7 @@ use super::limits::HostLimits;
 use super::listener::{self, Content};
 use super::log::Log;
 use super::page::Shown;
-use super::{room, status, systemd};
+use super::{room, status, systemd, targets};
 use crate::apps::{AppFile, load, told};
 use crate::cli::Context;
 use crate::error::{Context as _, Result};
@@ -114,8 +114,9 @@ async fn serve(host: Host, files: Vec<AppFile>, settings: Settings) -> Result<()
             page = listener.local_addr().ok().map(|address| format!("http://{address}{}/", ::page::PREFIX));
         }
         let metrics = content.metrics.clone().filter(|_| has.metrics);
+        let targets = content.targets.clone().filter(|_| has.metrics);
         let page = content.page.clone().filter(|_| has.page);
-        tokio::spawn(listener::serve(listener, Content { metrics, page }));
+        tokio::spawn(listener::serve(listener, Content { metrics, targets, page }));
     }
     let follows = tokio::spawn(keep_following(serving, jobs, is_busy));
     log.line("serving").with("pid", std::process::id()).with_some("page", page).end();
@@ -200,8 +201,11 @@ async fn listen(flag: &str, address: SocketAddr) -> Result<TcpListener> {
 fn content(engine: &Arc<Engine>, front: &Front, latencies: Option<Arc<Latencies>>) -> Content {
     let (asked, requests) = (engine.clone(), front.figures());
     let metrics = move || asked.shared().counts.render(&asked.views(), &asked.shared().limits) + &requests();
+    let asked = engine.clone();
+    let targets = move || targets::render(&asked.views());
     let shown = latencies.map(|latencies| Arc::new(Shown::new(engine.clone(), latencies)));
-    Content { metrics: Some(Arc::new(metrics)), page: shown.map(|shown| shown as Arc<listener::Source>) }
+    let page = shown.map(|shown| shown as Arc<listener::Source>);
+    Content { metrics: Some(Arc::new(metrics)), targets: Some(Arc::new(targets)), page }
 }
 
 #[cfg(test)]

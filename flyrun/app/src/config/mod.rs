@@ -63,8 +63,6 @@ pub enum Place {
     Port(u16),
     /// A file of the host that the app names, as it is written.
     HostFile(String),
-    /// `[[metrics]]`.
-    Metrics,
 }
 
 impl File {

@@ -30,6 +30,7 @@ use super::limits::HostLimits;
 use super::log::Log;
 use super::metrics::Counts;
 use super::room::Groups;
+use super::targets::Scrape;
 use super::template::Template;
 use super::worker::Order;
 use crate::machine::restart::{RestartPolicy, Restarts};
@@ -78,6 +79,8 @@ pub struct Wishes {
     /// What follows when a process ends by itself, where no requests tell whether it is needed.
     pub restart: Option<RestartPolicy>,
     pub cpus: u8,
+    /// Where machines tell Prometheus of themselves.
+    pub metrics: Option<Scrape>,
 }
 
 /// What machines of a group are asked.
@@ -109,7 +112,12 @@ impl Wishes {
             None => Limits::new(app, name),
         };
         let probes = Arc::new(Probes { gates, named });
-        Wishes { limits, probes, restart, cpus: template.cpus(), template: Arc::new(template) }
+        let metrics = app.groups.get(name).and_then(|group| group.metrics.as_ref()).map(|metrics| Scrape {
+            port: metrics.port,
+            path: metrics.path.clone(),
+            region: app.primary_region.clone(),
+        });
+        Wishes { limits, probes, restart, cpus: template.cpus(), metrics, template: Arc::new(template) }
     }
 }
 

@@ -6,6 +6,7 @@ use app::pool::State;
 use serde::{Deserialize, Serialize};
 
 use super::{Ending, Group, Slot};
+use crate::serve::targets::Scrape;
 
 /// A group, as it is now.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -21,6 +22,8 @@ pub struct View {
     pub memory_mib: u64,
     /// It is not served any more.
     pub is_leaving: bool,
+    /// Where its machines tell Prometheus of themselves.
+    pub metrics: Option<Scrape>,
     pub machines: Vec<MachineView>,
 }
 
@@ -83,6 +86,7 @@ impl Group {
             cpus: inner.wishes.cpus,
             memory_mib: template.memory_mib(),
             is_leaving: inner.ending != Ending::No,
+            metrics: inner.wishes.metrics.clone(),
             machines: machines.collect(),
         }
     }
@@ -156,6 +160,7 @@ impl View {
             cpus: 1,
             memory_mib: 256,
             is_leaving: false,
+            metrics: None,
             machines,
         }
     }

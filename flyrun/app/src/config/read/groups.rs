@@ -110,7 +110,6 @@ pub(super) fn read(top: &Table<'_>, log: &Log<'_>, places: &mut Vec<(Place, usiz
     }
     for table in top.tables("metrics", &keys::METRICS) {
         let Some(metrics) = metrics(&table) else { continue };
-        places.push((Place::Metrics, table.at));
         read.add(&table, log, ("[[metrics]]", |group| group.metrics.replace(metrics.clone()).is_none()));
     }
     read.sort();
