@@ -46,7 +46,7 @@ use crate::{
     snapshot::{
         save::{Order, save},
         subject::{Learning, Subject},
-        working_set::{Ahead, Pages, WorkingSet},
+        working_set::{Pages, WorkingSet},
     },
 };
 
@@ -189,7 +189,9 @@ impl Channel {
     fn read_ahead(&self) {
         let Some(subject) = &self.owned.subject else { return };
         match &mut *subject.learning.lock().unwrap_or_else(PoisonError::into_inner) {
-            Learning::Known { rest, .. } => rest.take().into_iter().for_each(Ahead::in_background),
+            Learning::Known { rest, .. } => {
+                rest.take().into_iter().for_each(|rest| rest.in_background(&subject.worker));
+            }
             // Without it, all is read ahead at first.
             Learning::Watched { first: first @ None, .. } => {
                 *first = Pages::touched(&subject.memory, &subject.backing).ok();
