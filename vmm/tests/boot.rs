@@ -102,8 +102,8 @@ fn sigterm_ends_a_guest_that_never_does() {
         assert_eq!(line, "up\n");
         assert!(Command::new("kill").arg(vmm.id().to_string()).status().unwrap().success());
         let output = vmm.wait_with_output().unwrap();
-        assert_eq!(output.status.code(), Some(VmExit::Terminated as i32));
         assert_eq!(String::from_utf8_lossy(&output.stderr), "flyrun-vmm: ended by SIGTERM\n");
+        assert_eq!(output.status.code(), Some(VmExit::Terminated as i32));
     }
 }
 

@@ -30,7 +30,11 @@ pub(super) const LIST: List = List {
         any("fdatasync", "the guest flushes a disk"),
         any("lseek", "finds the holes of a snapshot's file"),
         any("close", "connections, queues, a snapshot's files"),
-        only("fcntl", &[&[is(1, F_DUPFD_CLOEXEC)]], "a second handle of a vCPU or an event"),
+        only(
+            "fcntl",
+            &[&[is(1, F_DUPFD_CLOEXEC)], &[is(1, F_GETFD)]],
+            "a second handle of a vCPU or an event; a debug build, before close",
+        ),
         // Snapshots, by path.
         any(
             "openat",

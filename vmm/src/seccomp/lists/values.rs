@@ -73,6 +73,7 @@ values! {
 
 // asm-generic/fcntl.h, linux/socket.h, linux/net.h, asm/signal.h, linux/prctl.h.
 values! {
+    F_GETFD = 1;
     F_DUPFD_CLOEXEC = 1030;
     O_RDWR_NONBLOCK_CLOEXEC = 0o2 | 0o4000 | 0o2_000_000;
     AF_UNIX = 1;

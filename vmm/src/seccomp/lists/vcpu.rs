@@ -36,7 +36,11 @@ pub(super) const LIST: List = List {
         any("clock_gettime", "the trace; the vDSO asks the kernel where there is no stable TSC"),
         // A driver begins or ends.
         any("eventfd2", "tells of a ring that vhost finds broken"),
-        only("fcntl", &[&[is(1, F_DUPFD_CLOEXEC)]], "a queue's events are the device's and the transport's"),
+        only(
+            "fcntl",
+            &[&[is(1, F_DUPFD_CLOEXEC)], &[is(1, F_GETFD)]],
+            "a queue's events are the device's and the transport's; a debug build, before close",
+        ),
         any("close", "events and vhost of a driver that ends"),
         only(
             "openat",

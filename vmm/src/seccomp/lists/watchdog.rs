@@ -14,6 +14,7 @@ pub(super) const LIST: List = List {
         any("sched_yield", "the standard library's channel, where both ends are at it at once"),
         any("shutdown", "hangs up"),
         any("close", "the connection"),
+        only("fcntl", &[&[is(1, F_GETFD)]], "a debug build, before close"),
         any("write", "standard error"),
         // The C library's memory.
         any("brk", "malloc"),

@@ -17,6 +17,7 @@ pub(super) const LIST: List = List {
             &[&[is(2, MADV_POPULATE_READ)], &[is(2, MADV_DONTNEED)]],
             "pages of a snapshot's memory; malloc; its stack at the end",
         ),
+        only("fcntl", &[&[is(1, F_GETFD)]], "a debug build, before close"),
         any("write", "standard error"),
         any("clock_gettime", "the vDSO asks the kernel where there is no stable TSC"),
         any("restart_syscall", "a wait goes on after SIGSTOP and SIGCONT, or a freezer"),
