@@ -14,8 +14,10 @@ pub fn table() -> String {
         let _ = writeln!(text, "{} ({} calls): {}", list.thread, list.calls.len(), list.does);
         for call in list.calls {
             let _ = writeln!(text, "  {:<16} {}", call.name, call.why);
-            for line in wrapped(&cases(call), 80) {
-                let _ = writeln!(text, "  {:<16}   only {line}", "");
+            for (line, word) in
+                wrapped(&cases(call), 80).iter().zip(["only"].into_iter().chain(std::iter::repeat("or")))
+            {
+                let _ = writeln!(text, "  {:<16}   {word:<4} {line}", "");
             }
         }
         text.push('\n');
