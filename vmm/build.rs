@@ -7,6 +7,8 @@ mod lists;
 #[allow(dead_code, reason = "the crate uses the rest")]
 #[path = "src/seccomp/names.rs"]
 mod names;
+#[path = "build/shorten.rs"]
+mod shorten;
 
 use std::{env, error::Error, fmt::Write, fs, path::PathBuf};
 
@@ -26,6 +28,7 @@ const BPF_JMP_JGE_K: u16 = 0x35;
 
 fn main() -> Result<(), Box<dyn Error>> {
     println!("cargo::rerun-if-changed=build.rs");
+    println!("cargo::rerun-if-changed=build");
     println!("cargo::rerun-if-changed=src/seccomp");
     let mut text = String::from("pub(super) const PROGRAMS: &[(&str, &[sock_filter])] = &[\n");
     for list in LISTS {
@@ -61,7 +64,7 @@ fn program(list: &List) -> Result<BpfProgram, Box<dyn Error>> {
     let rest = search(&calls)?;
     prologue.push(jump(BPF_JMP_JEQ_K, number, 0, 1));
     prologue.push(jump(BPF_JMP_JA_K, u32::try_from(rest.len())?, 0, 0));
-    Ok([prologue, rest, hot].concat())
+    Ok(shorten::shorten(&[prologue, rest, hot].concat())?)
 }
 
 /// Each block decides: a call that is not its own is none of the list's.

@@ -178,6 +178,82 @@ mod tests {
         }
     }
 
+    /// What a program decides; `None` where it is none.
+    fn decision(program: &[sock_filter], data: &[u32; 16]) -> Option<u32> {
+        let (mut at, mut accumulator) = (0, 0);
+        loop {
+            let sock_filter { code, jt, jf, k } = program.get(at)?;
+            let branch = |taken: bool| usize::from(if taken { *jt } else { *jf });
+            at += 1 + match code {
+                0x20 => {
+                    accumulator = *data.get(*k as usize / 4)?;
+                    0
+                }
+                0x54 => {
+                    accumulator &= k;
+                    0
+                }
+                0x05 => *k as usize,
+                0x15 => branch(accumulator == *k),
+                0x35 => branch(accumulator >= *k),
+                0x06 => return Some(*k),
+                _ => return None,
+            };
+        }
+    }
+
+    fn as_seccompiler_has_it(list: &lists::List) -> Vec<sock_filter> {
+        use seccompiler::{
+            SeccompAction, SeccompCmpArgLen::Dword, SeccompCmpOp, SeccompCondition, SeccompFilter,
+            SeccompRule, TargetArch,
+        };
+        let condition = |check: &lists::Check| {
+            let number = u64::from(check.value.number);
+            let (operator, value) = match check.test {
+                lists::Test::Is => (SeccompCmpOp::Eq, number),
+                lists::Test::Lacks => (SeccompCmpOp::MaskedEq(number), 0),
+            };
+            SeccompCondition::new(check.argument, Dword, operator, value).unwrap()
+        };
+        let rules = list.calls.iter().map(|call| {
+            let rule = |case: &lists::Case| SeccompRule::new(case.iter().map(condition).collect()).unwrap();
+            (names::number(call.name).unwrap().into(), call.cases.iter().map(rule).collect())
+        });
+        let (otherwise, listed) = (SeccompAction::Trap, SeccompAction::Allow);
+        let filter = SeccompFilter::new(rules.collect(), otherwise, listed, TargetArch::x86_64);
+        filter.unwrap().try_into().unwrap()
+    }
+
+    #[test]
+    fn the_short_programs_decide_as_seccompilers_do() {
+        const X86_64: u32 = 0xc000_003e;
+        let mut values: Vec<u32> = vec![0, 1, 2, 3, 4, 5, 7, u32::MAX];
+        let checks =
+            LISTS.iter().flat_map(|list| list.calls).flat_map(|call| call.cases.iter().copied().flatten());
+        checks.for_each(|check| values.extend([check.value.number, check.value.number + 1]));
+        for (list, kind) in LISTS.iter().zip(KINDS) {
+            let (short, long) = (kind.program(), as_seccompiler_has_it(list));
+            assert!(short.len() < long.len() / 2, "{}: {} of {}", list.thread, short.len(), long.len());
+            let mut allowed = 0;
+            for number in (0..600).chain([1 << 31, 0x4000_0000, 0x4000_0010, u32::MAX]) {
+                for (argument, value) in
+                    (0..3).flat_map(|argument| values.iter().map(move |value| (argument, *value)))
+                {
+                    for other in [0, 1, 0o2_004_001] {
+                        let mut data = [other; 16];
+                        (data[0], data[1], data[4 + 2 * argument]) = (number, X86_64, value);
+                        let decided = decision(short, &data);
+                        assert_eq!(decided, decision(&long, &data), "{}: {data:x?}", list.thread);
+                        allowed += u64::from(decided == Some(libc::SECCOMP_RET_ALLOW));
+                    }
+                }
+            }
+            assert!(allowed > 1000);
+            let i386 = [0, 0x4000_0003, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0];
+            assert_eq!(decision(short, &i386), Some(libc::SECCOMP_RET_KILL_PROCESS));
+        }
+    }
+
     /// Whatever else a list may have.
     #[test]
     fn no_list_has_what_makes_processes_threads_code_or_another_identity() {
