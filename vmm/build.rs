@@ -21,6 +21,8 @@ use seccompiler::{
 /// What seccompiler begins each program with: loads the architecture, goes on if it is x86-64, kills the process; then loads
 /// the number of the call.
 const PROLOGUE: usize = 4;
+/// How many calls there are, about.
+const NUMBERS: u32 = 470;
 // linux/bpf_common.h.
 const BPF_JMP_JA_K: u16 = 0x05;
 const BPF_JMP_JEQ_K: u16 = 0x15;
@@ -61,20 +63,25 @@ fn program(list: &List) -> Result<BpfProgram, Box<dyn Error>> {
     }
     let (number, hot) = hot.ok_or_else(|| format!("{} is not in the list of {}", list.hot, list.thread))?;
     calls.sort_by_key(|(number, _)| *number);
-    let rest = search(&calls)?;
+    let rest = search(&calls, NUMBERS)?;
     prologue.push(jump(BPF_JMP_JEQ_K, number, 0, 1));
     prologue.push(jump(BPF_JMP_JA_K, u32::try_from(rest.len())?, 0, 0));
     Ok(shorten::shorten(&[prologue, rest, hot].concat())?)
 }
 
-/// Each block decides: a call that is not its own is none of the list's.
-fn search(calls: &[(u32, BpfProgram)]) -> Result<BpfProgram, Box<dyn Error>> {
+/// Each block decides: a call that is not its own is none of the list's. Both halves have about as many numbers, so that few
+/// instructions are run for most of them.
+fn search(calls: &[(u32, BpfProgram)], end: u32) -> Result<BpfProgram, Box<dyn Error>> {
     if let [(_, block)] = calls {
         return Ok(block.clone());
     }
-    let (below, from) = calls.split_at(calls.len() / 2);
-    let (first, _) = from.first().ok_or("a list has no call")?;
-    let (below, above) = (search(below)?, search(from)?);
+    let number = |index: usize| calls.get(index).map_or(end, |(number, _)| *number);
+    let middle = number(0).midpoint(end);
+    let at =
+        (1..calls.len()).min_by_key(|index| number(*index).abs_diff(middle)).ok_or("a list has no call")?;
+    let (below, from) = calls.split_at(at);
+    let first = &number(at);
+    let (below, above) = (search(below, *first)?, search(from, end)?);
     let mut program = vec![jump(BPF_JMP_JGE_K, *first, 0, 1)];
     program.push(jump(BPF_JMP_JA_K, u32::try_from(below.len())?, 0, 0));
     Ok([program, below, above].concat())
