@@ -128,11 +128,14 @@ fn seccomp_ends_a_machine_one_of_whose_threads_is_taken_over_and_flyrun_tells_by
         let share = format!("{}:/data", directory.path().display());
         let machine = Machine::start(&format!("taken-{thread}"), &["-v", &share], COUNTER);
         machine.wait_for_lines(1);
-        make_call(threads(vmm(&machine))[comm], call);
+        let pid = vmm(&machine);
+        // One that has just begun has not got its name yet.
+        wait_until("the thread is there", || threads(pid).contains_key(comm));
+        make_call(threads(pid)[comm], call);
         machine.wait_for_state("failed");
         let told = machine.inspect("outcome")["error"].to_string();
         let wanted = format!("thread {thread} made the system call {}(", name(call));
-        assert!(told.contains(&wanted) && told.contains("seccomp filter does not allow"), "{told}");
+        assert!(told.contains(&wanted) && told.contains("seccomp filter does not allow"), "{thread}: {told}");
         // The directory and the guest's disk are as good as after a power cut.
         machine.call(&["start"]).code(0);
         machine.wait_for_lines(2);
