@@ -18,6 +18,7 @@ mod run_config;
 mod run_errors;
 mod run_images;
 mod run_streams;
+mod seccomp;
 mod secrets;
 mod serve;
 mod serve_edge;

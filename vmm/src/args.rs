@@ -13,6 +13,7 @@ Usage: flyrun-vmm --spec FILE|- [--trace FILE] [--owner PID] [--cgroup DIR] [--c
        flyrun-vmm --restore DIR [--spec FILE|-] [--paused] [--verify] [--trace FILE] [--owner PID] [--cgroup DIR] [--control]
        flyrun-vmm --inspect DIR [--verify]
        flyrun-vmm --probe [--json]
+       flyrun-vmm seccomp [--json]
 
   --spec FILE        the whole machine as JSON (`VmSpec`), `-` for standard input
   --kernel FILE      an uncompressed vmlinux (ELF) or a bzImage
@@ -43,11 +44,14 @@ Usage: flyrun-vmm --spec FILE|- [--trace FILE] [--owner PID] [--cgroup DIR] [--c
   --inspect DIR      print what a snapshot is of, as JSON
   --verify           with --restore or --inspect: read all of the snapshot, and compare its memory with the checksum that a
                      `checked-snapshot` has made
+  --no-seccomp       for debugging: threads may make any system call
+  seccomp            print which system calls each thread may make, with what arguments and why; --json: for programs
   --help, --version
 
 Exit code: 0 the guest reset its machine, 1 the machine could not be set up, 2 wrong usage, 3 no usable KVM,
 4 triple fault, 5 kernel panic, 6 KVM internal error, 7 SIGTERM or SIGINT, 8 the host's disk failed, 9 the snapshot
-cannot be resumed here: missing, truncated, corrupted, too-new, other-cpu, other-kernel, changed-disk, other-machine, host.
+cannot be resumed here: missing, truncated, corrupted, too-new, other-cpu, other-kernel, changed-disk, other-machine, host,
+10 a thread made a system call that its seccomp filter does not allow.
 ";
 
 /// What was asked for.
@@ -60,6 +64,11 @@ pub enum Command {
     /// Find out whether KVM can run a guest kernel.
     Probe {
         /// Whether to print the verdict as JSON.
+        json: bool,
+    },
+    /// Print what the threads may ask of the host.
+    Seccomp {
+        /// Whether to print it as JSON.
         json: bool,
     },
     /// Say what a snapshot is of.
@@ -93,6 +102,8 @@ pub struct Process {
     pub cgroup: Option<PathBuf>,
     /// Whether requests come on standard input.
     pub control: bool,
+    /// Whether the threads are not filtered.
+    pub no_seccomp: bool,
 }
 
 /// Where the spec of a machine comes from.
@@ -120,7 +131,10 @@ pub enum Machine {
 /// # Errors
 /// One line that says which argument is wrong and what is possible.
 pub fn parse(arguments: impl IntoIterator<Item = String>) -> Result<Command, String> {
-    let mut arguments = arguments.into_iter();
+    let mut arguments = arguments.into_iter().peekable();
+    if arguments.next_if(|first| first == "seccomp").is_some() {
+        return seccomp(&mut arguments);
+    }
     let mut spec_file = None;
     let mut process = Process::default();
     let mut options = Options::default();
@@ -140,6 +154,10 @@ pub fn parse(arguments: impl IntoIterator<Item = String>) -> Result<Command, Str
             }
             "--control" => {
                 process.control = true;
+                continue;
+            }
+            "--no-seccomp" => {
+                process.no_seccomp = true;
                 continue;
             }
             "--paused" => {
@@ -206,6 +224,15 @@ pub fn parse(arguments: impl IntoIterator<Item = String>) -> Result<Command, Str
         (None, None, _) => Machine::Options(Box::new(options.spec()?)),
     };
     Ok(Command::Run(Box::new(Run { machine, process })))
+}
+
+fn seccomp(rest: &mut dyn Iterator<Item = String>) -> Result<Command, String> {
+    let rest: Vec<_> = rest.collect();
+    match rest.iter().map(String::as_str).collect::<Vec<_>>().as_slice() {
+        [] => Ok(Command::Seccomp { json: false }),
+        ["--json"] => Ok(Command::Seccomp { json: true }),
+        _ => Err("seccomp takes no other option than --json; see --help".to_owned()),
+    }
 }
 
 #[derive(Default)]
@@ -361,8 +388,14 @@ mod tests {
 
     #[test]
     fn a_spec_file_is_taken_with_a_trace() {
-        let run = parse_words("--trace t --owner 7 --control --spec -").unwrap();
-        let process = Process { trace: Some("t".into()), owner: Some(7), cgroup: None, control: true };
+        let run = parse_words("--trace t --owner 7 --control --no-seccomp --spec -").unwrap();
+        let process = Process {
+            trace: Some("t".into()),
+            owner: Some(7),
+            control: true,
+            no_seccomp: true,
+            ..Process::default()
+        };
         assert_eq!(run, Command::Run(Box::new(Run { machine: Machine::File("-".into()), process })));
     }
 

@@ -35,6 +35,7 @@ use crate::{
     memory::LOW_END,
     mptable::IRQ_LINES,
     reclaim::{GivenBack, Reclaimer},
+    seccomp::{self, Thread},
     spec::{ConsoleSpec, DiskSpec, NetBackend, NetSpec, RateSpec, VmSpec},
     trace::Trace,
 };
@@ -144,7 +145,9 @@ impl Attach<'_> {
         }
         for share in &spec.shares {
             let what = format!("shared directory {}", share.tag);
-            let device = Fs::new(&share.tag, &share.socket, ANSWER_LIMIT).map_err(SetupError::io(what))?;
+            let device =
+                Fs::new(&share.tag, &share.socket, ANSWER_LIMIT, || seccomp::enter(Thread::Watchdog));
+            let device = device.map_err(SetupError::io(what))?;
             self.mmio(device)?;
         }
         let rng = Rng::new().map_err(SetupError::io("rng"))?;

@@ -46,7 +46,7 @@ use crate::{
     snapshot::{
         save::{Order, save},
         subject::{Learning, Subject},
-        working_set::{Ahead, Pages, WorkingSet},
+        working_set::{Pages, WorkingSet},
     },
 };
 
@@ -192,7 +192,7 @@ impl Channel {
             Learning::Known { rest, .. } => {
                 let Some((soon, later)) = rest.take().map(Ahead::split) else { return };
                 self.machine().read_ahead(soon);
-                later.in_background();
+                later.in_background(&subject.worker);
             }
             // Without it, all is read ahead at first.
             Learning::Watched { first: first @ None, .. } => {

@@ -24,11 +24,14 @@ pub enum VmExit {
     HostIo = 8,
     /// The snapshot cannot be resumed here; the line says why, by name. The machine can be booted instead.
     Refused = 9,
+    /// A thread has made a system call that its seccomp filter does not allow; the line says which. An attack, or an error in
+    /// flyrun-vmm or its lists.
+    Forbidden = 10,
 }
 
 impl VmExit {
     /// Every way to end, in the order of the codes.
-    pub const ALL: [VmExit; 10] = [
+    pub const ALL: [VmExit; 11] = [
         VmExit::Reset,
         VmExit::Setup,
         VmExit::Usage,
@@ -39,6 +42,7 @@ impl VmExit {
         VmExit::Terminated,
         VmExit::HostIo,
         VmExit::Refused,
+        VmExit::Forbidden,
     ];
 
     /// The exit code of the process.

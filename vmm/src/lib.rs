@@ -22,12 +22,14 @@ pub mod owner;
 pub mod probe;
 pub mod probe_code;
 pub mod reclaim;
+pub mod seccomp;
 pub mod snapshot;
 pub mod spec;
 pub mod trace;
 pub mod validate;
 pub mod vcpu;
 pub mod vm;
+pub mod worker;
 
 /// For whoever makes the interfaces that a [`spec::NetSpec`] names.
 pub use devices::virtio::net::PersistentTap;

@@ -16,6 +16,7 @@ use vmm::{
     exit::VmExit,
     owner::Owner,
     probe,
+    seccomp::{self, Thread},
     snapshot::{self, refusal::Refusal, restore::Snapshot},
     spec::VmSpec,
     trace::{self, Trace},
@@ -29,6 +30,8 @@ fn main() -> ExitCode {
         Ok(Command::Help) => print(args::HELP),
         Ok(Command::Version) => print(concat!("flyrun-vmm ", env!("CARGO_PKG_VERSION"), "\n")),
         Ok(Command::Probe { json }) => probe(json),
+        Ok(Command::Seccomp { json: true }) => print(&format!("{}\n", seccomp::json())),
+        Ok(Command::Seccomp { json: false }) => print(&seccomp::table()),
         Ok(Command::Inspect { dir, verify }) => inspect(&dir, verify),
         Ok(Command::Run(run)) => match prepare(&run.process) {
             Ok(owner) => self::run(*run, owner, started_us),
@@ -51,6 +54,9 @@ fn print(text: &str) -> End {
 }
 
 fn probe(json: bool) -> End {
+    if let Err(error) = seccomp::enforce() {
+        return unconfined(error);
+    }
     let verdict = probe::probe();
     let reason = if verdict.usable() { String::new() } else { verdict.message() };
     let printed = match json {
@@ -75,6 +81,10 @@ fn enter(cgroup: &Path) -> Result<(), String> {
         .map_err(|e| format!("--cgroup {}: {e}", cgroup.display()))
 }
 
+fn unconfined(error: std::io::Error) -> End {
+    End { exit: VmExit::Setup, reason: format!("seccomp: {error}") }
+}
+
 /// Who the machine belongs to, and the stream of the owner's requests.
 type Ownership = (Option<Owner>, Option<UnixStream>);
 
@@ -84,11 +94,18 @@ fn prepare(process: &Process) -> Result<Ownership, String> {
     if let Some(cgroup) = &process.cgroup {
         enter(cgroup)?;
     }
+    match process.no_seccomp {
+        false => seccomp::enforce().map_err(|e| format!("seccomp: {e}"))?,
+        true => eprintln!("flyrun-vmm: --no-seccomp: threads may make any system call. For debugging only"),
+    }
     let stream = process.control.then(Channel::from_stdin).transpose();
     Ok((owner, stream.map_err(|e| format!("--control: standard input: {e}"))?))
 }
 
 fn inspect(dir: &Path, verify: bool) -> End {
+    if let Err(error) = seccomp::enforce().and_then(|()| seccomp::confine(Thread::Main)) {
+        return unconfined(error);
+    }
     let verified = match verify {
         false => Ok(()),
         true => Snapshot::open(dir).and_then(|it| it.memory(it.header.spec.memory_mib, true)).map(|_| ()),
@@ -139,7 +156,8 @@ fn run(run: Run, (owner, stream): Ownership, started_us: u64) -> End {
         if let Some(stream) = stream {
             vm.serve_owner(stream, owner);
         }
-        if paused { vm.start_paused() } else { vm.start() }.map(|()| vm)
+        if paused { vm.start_paused() } else { vm.start() }?;
+        vm.confine().map(|()| vm)
     });
     let end = match started {
         Ok(vm) => vm.serve(),

@@ -21,6 +21,7 @@ use crate::{
     kick::{self, Kickable},
     memory,
     probe_code::{self, LOOP_INSTRUCTIONS, PORT, STEPS, place},
+    seccomp::{self, Thread},
 };
 
 const API: i32 = 12;
@@ -199,7 +200,7 @@ fn observe(vm: VmFd, mut vcpu: VcpuFd) -> Verdict {
         return Verdict::Broken { reason: format!("sigaction: {e}") };
     }
     let (send, receive) = channel();
-    let thread = std::thread::spawn(move || {
+    let thread = seccomp::spawn(Thread::Vcpu(0), move || {
         let mut vcpu = Kickable::new(&mut vcpu);
         let mut before = thread_time();
         loop {
@@ -210,6 +211,10 @@ fn observe(vm: VmFd, mut vcpu: VcpuFd) -> Verdict {
             }
         }
     });
+    let thread = match thread {
+        Ok(thread) => thread,
+        Err(e) => return Verdict::Broken { reason: format!("thread: {e}") },
+    };
     let verdict = judge(&receive, Instant::now() + TIME_LIMIT, own_speed());
     kick::kick(&thread);
     // The thread of a KVM that hangs is left to the process's end; a sound one is gone, or goes at its next event.

@@ -20,14 +20,13 @@ use crate::{
     ending::Ending,
     exit::VmExit,
     kick::{self, Kickable},
+    seccomp::{self, Thread},
     snapshot::{self, refusal::Refusal, sections::VcpuState, working_set::Ahead},
 };
 
 const RUN: u8 = 0;
 const PAUSE: u8 = 1;
 const STOP: u8 = 2;
-/// Nothing on these threads is deep; the rest of a bigger stack would be reserved for nothing.
-const STACK_BYTES: usize = 128 << 10;
 
 const MSR_MISC_ENABLE: u32 = 0x1a0;
 const MISC_ENABLE_FAST_STRINGS: u64 = 1;
@@ -139,9 +138,7 @@ impl RunningVcpus {
         let mut running = Self { threads: Vec::with_capacity(vcpus.len()), control };
         for vcpu in vcpus {
             let control = Arc::clone(&running.control);
-            let builder =
-                std::thread::Builder::new().name(format!("vcpu{}", vcpu.index)).stack_size(STACK_BYTES);
-            match builder.spawn(move || vcpu.run(&control)) {
+            match seccomp::spawn(Thread::Vcpu(vcpu.index), move || vcpu.run(&control)) {
                 Ok(thread) => running.threads.push(thread),
                 Err(error) => {
                     running.stop();

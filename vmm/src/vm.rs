@@ -23,6 +23,7 @@ use crate::{
     machine::Machine,
     memory, mptable,
     owner::Owner,
+    seccomp::{self, Thread},
     snapshot::{
         apart::Apart,
         clock, cpu,
@@ -38,6 +39,7 @@ use crate::{
     trace::Trace,
     validate::validate,
     vcpu::Vcpu,
+    worker::Worker,
 };
 
 /// Room for KVM's CPUID entries, so that one call is enough; today's hosts have 40 to 60.
@@ -194,6 +196,16 @@ impl Vm {
         Ok(())
     }
 
+    /// Leaves the calling thread with what the event loop needs. Behind [`Vm::start`], on the thread that is to [`Vm::serve`];
+    /// it has met nothing of the guest yet.
+    ///
+    /// # Errors
+    /// The host gives no thread, or has no seccomp. The machine is not to be served.
+    pub fn confine(&self) -> Result<(), SetupError> {
+        self.subject.worker.start().map_err(SetupError::io("worker thread"))?;
+        seccomp::confine(Thread::Main).map_err(SetupError::io("seccomp"))
+    }
+
     /// The machine's parts, for those who save it.
     pub fn subject(&self) -> &Arc<Subject> {
         &self.subject
@@ -310,6 +322,7 @@ impl Frame {
             kernel: origin.kernel,
             backing: origin.backing,
             learning: Mutex::new(origin.learning),
+            worker: Worker::default(),
         });
         let machine = Arc::new(Mutex::new(Machine::new(vcpus, Arc::clone(&ending))));
         Ok(Vm { machine, event_loop, console, ending, trace, subject })

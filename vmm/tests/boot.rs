@@ -80,30 +80,70 @@ fn a_machine_starts_once() {
     }
 }
 
+/// A flyrun-vmm whose guest has said `up` and does nothing else.
+fn spinning(dir: &std::path::Path, more: &[&str]) -> std::process::Child {
+    let mut spec = spec(dir, &[&say("up\n"), &SPIN], 1);
+    spec.console = ConsoleSpec::Stdio;
+    let file = dir.join("spec.json");
+    std::fs::write(&file, serde_json::to_vec(&spec).unwrap()).unwrap();
+    let mut command = Command::new(env!("CARGO_BIN_EXE_flyrun-vmm"));
+    command.arg("--spec").arg(&file).args(more).stdin(Stdio::null());
+    let mut vmm = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    let mut line = String::new();
+    std::io::BufRead::read_line(&mut std::io::BufReader::new(vmm.stdout.as_mut().unwrap()), &mut line)
+        .unwrap();
+    assert_eq!(line, "up\n");
+    vmm
+}
+
+/// Ends it; what it has said on standard error.
+fn terminate(vmm: std::process::Child) -> String {
+    assert!(Command::new("kill").arg(vmm.id().to_string()).status().unwrap().success());
+    let output = vmm.wait_with_output().unwrap();
+    assert_eq!(
+        (String::from_utf8_lossy(&output.stdout).as_ref(), output.status.code()),
+        ("", Some(7)),
+        "{output:?}"
+    );
+    String::from_utf8(output.stderr).unwrap()
+}
+
 #[test]
 fn sigterm_ends_a_guest_that_never_does() {
     if kvm() {
         let dir = tempfile::tempdir().unwrap();
-        let mut spec = spec(dir.path(), &[&say("up\n"), &SPIN], 1);
-        spec.console = ConsoleSpec::Stdio;
-        let file = dir.path().join("spec.json");
-        std::fs::write(&file, serde_json::to_vec(&spec).unwrap()).unwrap();
-        let mut vmm = Command::new(env!("CARGO_BIN_EXE_flyrun-vmm"))
-            .arg("--spec")
-            .arg(&file)
-            .stdin(Stdio::null())
-            .stdout(Stdio::piped())
-            .stderr(Stdio::piped())
-            .spawn()
-            .unwrap();
-        let mut line = String::new();
-        std::io::BufRead::read_line(&mut std::io::BufReader::new(vmm.stdout.as_mut().unwrap()), &mut line)
-            .unwrap();
-        assert_eq!(line, "up\n");
-        assert!(Command::new("kill").arg(vmm.id().to_string()).status().unwrap().success());
-        let output = vmm.wait_with_output().unwrap();
-        assert_eq!(output.status.code(), Some(VmExit::Terminated as i32));
-        assert_eq!(String::from_utf8_lossy(&output.stderr), "flyrun-vmm: ended by SIGTERM\n");
+        assert_eq!(terminate(spinning(dir.path(), &[])), "flyrun-vmm: ended by SIGTERM\n");
+    }
+}
+
+/// How the threads of a process are filtered: by `Seccomp` of proc(5), 0 or 2. Of the kernel's own threads some are listed too.
+fn filters(pid: u32) -> Vec<String> {
+    let tasks = std::fs::read_dir(format!("/proc/{pid}/task")).unwrap();
+    let texts = tasks.filter_map(|task| std::fs::read_to_string(task.unwrap().path().join("status")).ok());
+    let value = |text: &str, name: &str| {
+        text.lines().find_map(|line| Some(line.strip_prefix(name)?.trim().to_owned())).unwrap_or_default()
+    };
+    let texts = texts.filter(|text| !value(text, "Name:").starts_with("kvm-"));
+    texts.map(|text| value(&text, "Seccomp:")).collect()
+}
+
+#[test]
+fn all_threads_are_filtered_unless_that_is_switched_off_which_is_said() {
+    if kvm() {
+        let dir = tempfile::tempdir().unwrap();
+        let vmm = spinning(dir.path(), &[]);
+        // The guest may speak before the event loop begins.
+        while filters(vmm.id()) != ["2", "2", "2"] {
+            std::thread::sleep(std::time::Duration::from_millis(10));
+        }
+        terminate(vmm);
+        let vmm = spinning(dir.path(), &["--no-seccomp"]);
+        while filters(vmm.id()).len() < 3 {
+            std::thread::sleep(std::time::Duration::from_millis(10));
+        }
+        assert_eq!(filters(vmm.id()), ["0", "0", "0"]);
+        let told = terminate(vmm);
+        assert!(told.starts_with("flyrun-vmm: --no-seccomp: threads may make any system call"), "{told}");
     }
 }
 

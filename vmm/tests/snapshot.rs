@@ -3,6 +3,7 @@
 //! Where KVM cannot run guests each test says so and is skipped, unless FLYRUN_REQUIRE_KVM=1 makes that a failure.
 //! `make test` runs them through tests/host/run.
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a test that cannot go on panics")]
+#![allow(clippy::disallowed_methods, reason = "threads of tests, and of a guest")]
 
 mod linux;
 mod mutate;

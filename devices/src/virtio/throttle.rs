@@ -6,12 +6,12 @@
 use std::{
     io,
     os::fd::{AsFd, BorrowedFd, OwnedFd},
+    time::Instant,
 };
 
 use event_manager::{EventOps, EventSet, Events};
 use rustix::time::{
-    ClockId, Itimerspec, TimerfdClockId, TimerfdFlags, TimerfdTimerFlags, Timespec, clock_gettime,
-    timerfd_create, timerfd_settime,
+    Itimerspec, TimerfdClockId, TimerfdFlags, TimerfdTimerFlags, Timespec, timerfd_create, timerfd_settime,
 };
 
 use super::rate::{Limiter, Rate};
@@ -87,21 +87,23 @@ impl Throttle {
     }
 }
 
-/// CLOCK_MONOTONIC and a timerfd of it.
-struct Timer(OwnedFd);
+/// A clock that begins at zero, and a timerfd beside it.
+struct Timer {
+    file: OwnedFd,
+    began: Instant,
+}
 
 impl Timer {
     fn new() -> io::Result<Self> {
         // Not blocking: a timer that was set anew has nothing to read, though its event is on the way.
         let flags = TimerfdFlags::NONBLOCK | TimerfdFlags::CLOEXEC;
-        Ok(Timer(timerfd_create(TimerfdClockId::Monotonic, flags)?))
+        Ok(Timer { file: timerfd_create(TimerfdClockId::Monotonic, flags)?, began: Instant::now() })
     }
 }
 
 impl Alarm for Timer {
     fn now_ns(&self) -> u64 {
-        let now = clock_gettime(ClockId::Monotonic);
-        now.tv_sec.cast_unsigned().saturating_mul(SECOND_NS).saturating_add(now.tv_nsec.cast_unsigned())
+        u64::try_from(self.began.elapsed().as_nanos()).unwrap_or(u64::MAX)
     }
 
     fn set(&mut self, after_ns: u64) {
@@ -110,17 +112,17 @@ impl Alarm for Timer {
             tv_nsec: (after_ns % SECOND_NS).cast_signed(),
         };
         let once = Itimerspec { it_interval: Timespec::default(), it_value };
-        if let Err(error) = timerfd_settime(&self.0, TimerfdTimerFlags::empty(), &once) {
+        if let Err(error) = timerfd_settime(&self.file, TimerfdTimerFlags::empty(), &once) {
             log::error!("cannot set a rate limit's timer: {error}");
         }
     }
 
     fn file(&self) -> BorrowedFd<'_> {
-        self.0.as_fd()
+        self.file.as_fd()
     }
 
     fn acknowledge(&mut self) {
-        let _ = rustix::io::read(&self.0, &mut [0; 8]);
+        let _ = rustix::io::read(&self.file, &mut [0; 8]);
     }
 }
 
@@ -138,7 +140,7 @@ mod tests {
         for wait_ns in [1, 2_000_000] {
             let before = timer.now_ns();
             timer.set(wait_ns);
-            poll(&mut [PollFd::new(&timer.0, PollFlags::IN)], None).unwrap();
+            poll(&mut [PollFd::new(&timer.file, PollFlags::IN)], None).unwrap();
             assert!(timer.now_ns() >= before + wait_ns);
             timer.acknowledge();
             timer.acknowledge();

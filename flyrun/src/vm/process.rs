@@ -399,6 +399,8 @@ fn explain(exit: VmExit, told: String, see_console: &str) -> Error {
         VmExit::TripleFault | VmExit::Panic => {
             Error::new(fact("the guest's kernel crashed")).advice(see_console)
         }
+        VmExit::Forbidden => Error::new(fact("flyrun-vmm made a system call that its seccomp filter does not allow"))
+            .advice("The guest may have attacked flyrun-vmm. If it did not, this is an error of flyrun: please report it."),
         VmExit::Refused => Error::new(fact("the machine's snapshot cannot be resumed")),
         VmExit::KvmInternal => {
             Error::new(fact("KVM could not go on")).advice("`flyrun doctor` checks this host's KVM.")

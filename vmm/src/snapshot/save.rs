@@ -8,7 +8,7 @@ use std::{
     io::{self, Write},
     os::unix::fs::OpenOptionsExt,
     path::Path,
-    sync::mpsc::{RecvTimeoutError, channel},
+    sync::{Arc, Condvar, Mutex, PoisonError},
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
@@ -23,7 +23,7 @@ use super::{
     sections::State,
     subject::{Asked, Subject},
 };
-use crate::{hold, machine::Standing};
+use crate::{hold, machine::Standing, worker::Worker};
 
 const NEW_MEMORY: &str = "memory.new";
 const NEW_STATE: &str = "state.new";
@@ -106,7 +106,7 @@ fn attempt(
     let plan = subject.backing.plan(dir, &still).map_err(failed("/proc/self/pagemap"))?;
     let mut state = subject.state(devices).map_err(NotSaved::Failed)?;
     hold::at("vmm writes");
-    let written = write_memory(&plan, &still, dir, given_up)?;
+    let written = write_memory(&plan, &still, dir, &subject.worker, given_up)?;
     state.memory = plan.state(&written);
     hold::at("vmm has written memory");
     let checksum = match checksum {
@@ -128,6 +128,7 @@ fn write_memory(
     plan: &Plan,
     still: &Still<'_>,
     dir: &Path,
+    worker: &Worker,
     given_up: &mut dyn FnMut() -> bool,
 ) -> Result<Written, NotSaved> {
     let name = if plan.in_place { MEMORY } else { NEW_MEMORY };
@@ -144,23 +145,30 @@ fn write_memory(
     }
     let written = plan.write(still, &file, given_up).map_err(failed(path.display()))?;
     let written = written.ok_or(NotSaved::GivenUp)?;
-    sync(file, given_up).map_err(failed(path.display()))?.then_some(written).ok_or(NotSaved::GivenUp)
+    sync(file, worker, given_up).map_err(failed(path.display()))?.then_some(written).ok_or(NotSaved::GivenUp)
 }
 
 /// Waits until the file is on the disk, or the snapshot is given up: then the disk goes on by itself. Returns whether it is.
-fn sync(file: File, given_up: &mut dyn FnMut() -> bool) -> io::Result<bool> {
-    let (done, told) = channel();
-    let builder = std::thread::Builder::new().name("fsync".into()).stack_size(64 << 10);
-    builder.spawn(move || {
-        // Nobody listens any more if the snapshot was given up.
-        let _ = done.send(file.sync_all());
+fn sync(file: File, worker: &Worker, given_up: &mut dyn FnMut() -> bool) -> io::Result<bool> {
+    let result = Arc::new((Mutex::new(None), Condvar::new()));
+    let told = Arc::clone(&result);
+    worker.give(move |_| {
+        let (synced, changed) = &*told;
+        *synced.lock().unwrap_or_else(PoisonError::into_inner) = Some(file.sync_all());
+        changed.notify_all();
     })?;
+    let (synced, changed) = &*result;
     loop {
-        match told.recv_timeout(PATIENCE) {
-            Ok(synced) => return synced.map(|()| true),
-            Err(RecvTimeoutError::Timeout) if given_up() => return Ok(false),
-            Err(RecvTimeoutError::Timeout) => {}
-            Err(RecvTimeoutError::Disconnected) => return Err(io::Error::other("fsync did not return")),
+        let waited = changed.wait_timeout_while(
+            synced.lock().unwrap_or_else(PoisonError::into_inner),
+            PATIENCE,
+            |synced| synced.is_none(),
+        );
+        if let Some(synced) = waited.unwrap_or_else(PoisonError::into_inner).0.take() {
+            return synced.map(|()| true);
+        }
+        if given_up() {
+            return Ok(false);
         }
     }
 }
@@ -193,7 +201,8 @@ fn write_state(
         file.write_all(&bytes)?;
         Ok(file)
     };
-    let synced = write().and_then(|file| sync(file, given_up)).map_err(failed(path.display()))?;
+    let synced =
+        write().and_then(|file| sync(file, &subject.worker, given_up)).map_err(failed(path.display()))?;
     synced.then_some(bytes.len() as u64).ok_or(NotSaved::GivenUp)
 }
 

@@ -18,7 +18,7 @@ use super::{
     vcpu,
     working_set::{Ahead, Pages, WorkingSet},
 };
-use crate::{attach::Transport, console::Console, cpuid::Template, spec::VmSpec};
+use crate::{attach::Transport, console::Console, cpuid::Template, spec::VmSpec, worker::Worker};
 
 /// What is known of the kernel that runs.
 #[derive(Clone, Debug)]
@@ -64,6 +64,8 @@ pub struct Subject {
     pub backing: Backing,
     /// What is known of the pages that it touches first.
     pub learning: Mutex<Learning>,
+    /// Does what the event loop cannot wait for.
+    pub worker: Worker,
 }
 
 /// What is known of the pages that a machine from a snapshot touches first.

@@ -20,7 +20,10 @@ use super::{
     image::{Backing, Extent, without},
     pages::{self, Touched},
 };
-use crate::memory::{HUGE_PAGE, PAGE};
+use crate::{
+    memory::{HUGE_PAGE, PAGE},
+    worker::Worker,
+};
 
 const MAGIC: [u8; 8] = *b"flywset\x1a";
 /// Magic, version and CRC.
@@ -212,20 +215,21 @@ impl Ahead {
         (Self { memory: self.memory, written, read }, later)
     }
 
-    /// Has the pages that are only read there for this process, by a thread, while the guest runs.
+    /// Has the pages that are only read there for this process, by the worker, while the guest runs.
     ///
     /// Not those that are written: while the kernel copies a page that was mapped already, KVM has the vCPU try again and again,
     /// and that lasts as long as the thread waits for a CPU. For the same reason the thread has no lower priority than others:
     /// it holds what a fault of the guest may wait for.
-    pub fn in_background(self) {
+    pub fn in_background(self, worker: &Worker) {
         if self.read.is_empty() {
             return;
         }
-        let populate = move || {
-            self.read.iter().for_each(|range| pages::populate(&self.memory, range.clone(), false));
-        };
+        let populated = worker.give(move |queue| {
+            let ranges = self.read.iter().take_while(|_| !queue.is_waiting());
+            ranges.for_each(|range| pages::populate(&self.memory, range.clone(), false));
+        });
         // Without a thread, nothing is read ahead.
-        let _ = std::thread::Builder::new().name("read-ahead".into()).stack_size(64 << 10).spawn(populate);
+        let _ = populated;
     }
 }
 

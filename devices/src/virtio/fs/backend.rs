@@ -49,9 +49,9 @@ impl Backend {
     ///
     /// # Errors
     /// Nobody listens on `socket`, does not answer within `limit`, or lacks a feature.
-    pub fn connect(socket: &Path, queues: usize, limit: Duration) -> io::Result<Self> {
+    pub fn connect(socket: &Path, queues: usize, limit: Duration, begin: fn()) -> io::Result<Self> {
         let stream = UnixStream::connect(socket)?;
-        let watchdog = Watchdog::new(stream.try_clone()?, limit)?;
+        let watchdog = Watchdog::new(stream.try_clone()?, limit, begin)?;
         let frontend = Frontend::from_stream(stream.try_clone()?, queues as u64);
         let mut backend = Backend { frontend, stream, watchdog };
         backend.step(|frontend| agree(frontend, queues))?;
@@ -177,11 +177,13 @@ enum Step {
 }
 
 impl Watchdog {
-    fn new(stream: UnixStream, limit: Duration) -> io::Result<Self> {
+    #[allow(clippy::disallowed_methods, reason = "the one thread of this crate; it begins as it is told")]
+    fn new(stream: UnixStream, limit: Duration, begin: fn()) -> io::Result<Self> {
         let (steps, told) = channel();
         let has_bitten = Arc::new(AtomicBool::new(false));
         let bite = Arc::clone(&has_bitten);
         let watch = move || {
+            begin();
             if is_late(&told, limit) {
                 bite.store(true, Ordering::Release);
                 let _ = stream.shutdown(Shutdown::Both);

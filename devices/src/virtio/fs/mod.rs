@@ -53,18 +53,19 @@ struct Active {
 }
 
 impl Fs {
-    /// Makes a device that the virtiofsd listening on `socket` serves, which answers each step within `limit`.
+    /// Makes a device that the virtiofsd listening on `socket` serves, which answers each step within `limit`. `begin` is the
+    /// first that the thread does which minds the limit.
     ///
     /// # Errors
     /// It does not listen, answer or do what is needed, or the host grants no more descriptors.
-    pub fn new(tag: &str, socket: &Path, limit: Duration) -> io::Result<Self> {
+    pub fn new(tag: &str, socket: &Path, limit: Duration, begin: fn()) -> io::Result<Self> {
         let mut config = [0; CONFIG_BYTES];
         let (name, queues) = config.split_at_mut(TAG_BYTES);
         for (place, byte) in name.iter_mut().zip(tag.bytes()) {
             *place = byte;
         }
         queues.copy_from_slice(&(QUEUES as u32 - 1).to_le_bytes());
-        let backend = Backend::connect(socket, QUEUES, limit)?;
+        let backend = Backend::connect(socket, QUEUES, limit, begin)?;
         Ok(Fs { config, backend, is_lost: false, events: QueueEvents::new()?, active: None })
     }
 

@@ -133,12 +133,13 @@ fn connect(daemon: Daemon, limit: Duration) -> io::Result<Setup> {
     let socket = directory.path().join("fs");
     let listener = UnixListener::bind(&socket).unwrap();
     let (sender, connections) = std::sync::mpsc::channel();
+    #[allow(clippy::disallowed_methods, reason = "a test's own")]
     let daemon = std::thread::spawn(move || {
         let (mut stream, _) = listener.accept().unwrap();
         sender.send(stream.try_clone().unwrap()).unwrap();
         daemon.serve(&mut stream)
     });
-    let device = Arc::new(Mutex::new(Fs::new("fs0", &socket, limit)?));
+    let device = Arc::new(Mutex::new(Fs::new("fs0", &socket, limit, || {})?));
     Ok(Setup { device, daemon, connection: connections.recv().unwrap(), _directory: directory })
 }
 
