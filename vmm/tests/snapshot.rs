@@ -19,7 +19,7 @@ use linux::Machine;
 use tiny::{RESET, WAIT, kvm, say, spec};
 use vmm::{
     exit::VmExit,
-    snapshot::{restore::Snapshot, save},
+    snapshot::{dir::Dir, restore::Snapshot, save},
     trace::Trace,
     vm::Vm,
 };
@@ -27,7 +27,12 @@ use vmm::{
 fn save_to(vm: &Vm, dir: &Path) -> Result<save::Report, save::NotSaved> {
     let mut machine = vm.machine();
     let standing = machine.standing().unwrap();
-    save::save(vm.subject(), &standing, save::Order { dir, checksum: false, any_disks: false }, &mut || false)
+    save::save(
+        vm.subject(),
+        &standing,
+        save::Order { dir: &Dir::at(dir).unwrap(), checksum: false, any_disks: false },
+        &mut || false,
+    )
 }
 
 #[test]
