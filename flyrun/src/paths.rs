@@ -262,7 +262,8 @@ mod tests {
         std::fs::create_dir_all(paths.run_dir("m")).unwrap();
         std::fs::write(paths.run_dir("m").join("monitor"), "").unwrap();
         let run_dir = paths.make_run_dir("m").unwrap();
-        assert_eq!(std::fs::read_dir(run_dir.path()).unwrap().count(), 0);
+        assert!(!run_dir.path().join("monitor").exists());
+        assert_eq!(std::fs::read_dir(run_dir.sockets()).unwrap().count(), 0);
     }
 
     #[test]
