@@ -5,6 +5,9 @@ use std::path::{Path, PathBuf};
 
 use crate::error::{Context, Error, Result};
 
+/// Short, as the address of a socket is.
+const SOCKETS: &str = "j/s";
+
 /// The directories that a command works on.
 #[derive(Clone, Debug)]
 pub struct Paths {
@@ -61,6 +64,7 @@ impl Paths {
             lock.lock().context(format!("cannot lock {}", path.display()))?;
             if is_same_file(&lock, &path) {
                 empty(&path);
+                make_sockets_dir(&path.join(SOCKETS))?;
                 return Ok(RunDir { path, _lock: lock });
             }
         }
@@ -79,6 +83,17 @@ impl Paths {
             }
         }
     }
+}
+
+/// The directory of the guest's sockets, which is the root of its jailed flyrun-vmm, another user.
+fn make_sockets_dir(path: &Path) -> Result<()> {
+    use std::os::unix::fs::PermissionsExt;
+    let told = || format!("cannot make the directory {}", path.display());
+    std::fs::create_dir_all(path).context(told())?;
+    for path in path.ancestors().take(Path::new(SOCKETS).components().count()) {
+        std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o711)).context(told())?;
+    }
+    Ok(())
 }
 
 /// Removes what an owner that was killed left in a directory.
@@ -114,9 +129,14 @@ impl RunDir {
         vsock(&self.path)
     }
 
+    /// The directory of that socket and those of [`Self::vsock_port`], which holds nothing else.
+    pub fn sockets(&self) -> PathBuf {
+        self.path.join(SOCKETS)
+    }
+
     /// Removes the sockets of an earlier life of the machine, so that the next can make its own.
     pub fn clear_sockets(&self) {
-        for entry in std::fs::read_dir(&self.path).into_iter().flatten().flatten() {
+        for entry in std::fs::read_dir(self.sockets()).into_iter().flatten().flatten() {
             if entry.file_name().to_str().is_some_and(|name| name == "v" || name.starts_with("v_")) {
                 let _ = std::fs::remove_file(entry.path());
             }
@@ -125,7 +145,7 @@ impl RunDir {
 
     /// The unix socket that a guest's connection to `port` arrives at.
     pub fn vsock_port(&self, port: u32) -> PathBuf {
-        self.path.join(format!("v_{port}"))
+        self.sockets().join(format!("v_{port}"))
     }
 }
 
@@ -137,7 +157,7 @@ impl Drop for RunDir {
 
 /// The unix socket of a guest's vsock device, in its machine's directory of sockets.
 pub fn vsock(run_dir: &Path) -> PathBuf {
-    run_dir.join("v")
+    run_dir.join(SOCKETS).join("v")
 }
 
 /// Makes a directory, and those above it, that only its owner may enter.
@@ -242,7 +262,8 @@ mod tests {
         std::fs::create_dir_all(paths.run_dir("m")).unwrap();
         std::fs::write(paths.run_dir("m").join("monitor"), "").unwrap();
         let run_dir = paths.make_run_dir("m").unwrap();
-        assert_eq!(std::fs::read_dir(run_dir.path()).unwrap().count(), 0);
+        assert!(!run_dir.path().join("monitor").exists());
+        assert_eq!(std::fs::read_dir(run_dir.sockets()).unwrap().count(), 0);
     }
 
     #[test]

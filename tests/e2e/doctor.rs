@@ -4,7 +4,8 @@ use tests::Flyrun;
 
 #[test]
 fn doctor_finds_this_host_fit() {
-    Flyrun::shared().command(&["doctor"]).end().code(0).prints_something_with("kvm");
+    let outcome = Flyrun::shared().command(&["doctor"]).end().code(0).prints_something_with("kvm");
+    outcome.prints_something_with("jail     machines are locked up, as users 2000000000-2000065535");
 }
 
 #[test]

@@ -9,6 +9,7 @@ mod exec;
 mod figures;
 mod host_directories;
 mod iperf3_and_fio;
+mod jail;
 mod lease;
 mod network;
 mod one_liners;

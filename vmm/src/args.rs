@@ -2,6 +2,7 @@
 
 use std::path::PathBuf;
 
+use crate::jail::Jail;
 use crate::spec::{ConsoleSpec, DiskSpec, NetBackend, NetSpec, ShareSpec, VmSpec, VsockSpec, default_mtu};
 
 /// The text of `--help`.
@@ -14,6 +15,7 @@ Usage: flyrun-vmm --spec FILE|- [--trace FILE] [--owner PID] [--cgroup DIR] [--c
        flyrun-vmm --inspect DIR [--verify]
        flyrun-vmm --probe [--json]
        flyrun-vmm seccomp [--json]
+       flyrun-vmm --probe --jail DIR [--uid N]
 
   --spec FILE        the whole machine as JSON (`VmSpec`), `-` for standard input
   --kernel FILE      an uncompressed vmlinux (ELF) or a bzImage
@@ -33,6 +35,10 @@ Usage: flyrun-vmm --spec FILE|- [--trace FILE] [--owner PID] [--cgroup DIR] [--c
   --probe            say whether this host's KVM can run a guest kernel, by running a tiny one; --json: for programs
   --owner PID        end when this process, the parent of flyrun-vmm, ends
   --cgroup DIR       move into this cgroup first, so that all that is done for the machine counts there
+  --jail DIR         before anything is read of what a kernel, a snapshot or a guest has written: go into namespaces of its own, in
+                     which this directory, that of --vsock and alone in the one above it, is the root and cannot be written to, give up
+                     all capabilities and keep nothing but what is open; with --probe: do that and no more
+  --uid N            with --jail, for root: become this user and group, which no other process is
   --control          take requests on standard input, a stream socket: `pause`, `resume`, `snapshot DIR`,
                      `checked-snapshot DIR`, `base-snapshot DIR`, `working-set DIR`, a line each, answered by `ok` or
                      `error REASON`. A snapshot, of a paused machine, is answered by `ok` and JSON; a `resume` that comes
@@ -78,6 +84,8 @@ pub enum Command {
         /// Whether all of it is read.
         verify: bool,
     },
+    /// Find out whether this host grants a jail.
+    TryJail(Jail),
     /// Run a machine.
     Run(Box<Run>),
 }
@@ -104,6 +112,8 @@ pub struct Process {
     pub control: bool,
     /// Whether the threads are not filtered.
     pub no_seccomp: bool,
+    /// Where the process goes before it reads what a stranger wrote.
+    pub jail: Option<Jail>,
 }
 
 /// Where the spec of a machine comes from.
@@ -139,7 +149,7 @@ pub fn parse(arguments: impl IntoIterator<Item = String>) -> Result<Command, Str
     let mut process = Process::default();
     let mut options = Options::default();
     let (mut probe, mut json, mut paused, mut verify) = (false, false, false, false);
-    let (mut restore, mut inspect) = (None, None);
+    let (mut restore, mut inspect, mut jail, mut uid) = (None, None, None, None);
     while let Some(name) = arguments.next() {
         match name.as_str() {
             "--help" | "-h" => return Ok(Command::Help),
@@ -191,9 +201,19 @@ pub fn parse(arguments: impl IntoIterator<Item = String>) -> Result<Command, Str
             "--inspect" => inspect = Some(PathBuf::from(value()?)),
             "--trace" => process.trace = Some(PathBuf::from(value()?)),
             "--cgroup" => process.cgroup = Some(PathBuf::from(value()?)),
+            "--jail" => jail = Some(PathBuf::from(value()?)),
+            "--uid" => uid = Some(number("--uid", &value()?)?),
             "--owner" => process.owner = Some(number("--owner", &value()?)?),
             _ => options.take(&name, &mut value)?,
         }
+    }
+    process.jail = match (jail, uid) {
+        (Some(root), uid) => Some(Jail { root, uid }),
+        (None, Some(_)) => return Err("--uid belongs to --jail; see --help".to_owned()),
+        (None, None) => None,
+    };
+    if probe && let Some(jail) = process.jail {
+        return Ok(Command::TryJail(jail));
     }
     let for_run = process != Process::default() || restore.is_some() || paused;
     let for_run = for_run || spec_file.is_some() || options.given.is_some();
@@ -212,6 +232,9 @@ pub fn parse(arguments: impl IntoIterator<Item = String>) -> Result<Command, Str
     let machine = match (restore, spec_file, options.given.take()) {
         (Some(_), _, Some(option)) => {
             return Err(format!("{option} and --restore exclude each other; see --help"));
+        }
+        (Some(_), None, None) if process.jail.is_some() => {
+            return Err("--restore with --jail wants --spec; see --help".to_owned());
         }
         (Some(dir), spec, None) => Machine::Snapshot { dir, spec, paused, verify },
         (None, ..) if paused || verify => {
@@ -427,6 +450,21 @@ mod tests {
     }
 
     #[test]
+    fn a_jail_has_a_root_and_perhaps_a_user_and_a_snapshot_in_it_has_a_spec() {
+        let jail = |line| match parse_words(line).unwrap() {
+            Command::Run(run) => run.process.jail.unwrap(),
+            Command::TryJail(jail) => jail,
+            other => panic!("{other:?}"),
+        };
+        let root = PathBuf::from("/r");
+        assert_eq!(jail("--spec s --jail /r --uid 7"), Jail { root: root.clone(), uid: Some(7) });
+        assert_eq!(jail("--probe --jail=/r"), Jail { root, uid: None });
+        for line in ["--spec s --uid 7", "--restore d --jail /r", "--spec s --jail /r --uid x"] {
+            assert!(parse_words(line).is_err(), "{line}");
+        }
+    }
+
+    #[test]
     fn a_probe_is_alone() {
         assert_eq!(parse_words("--probe"), Ok(Command::Probe { json: false }));
         assert_eq!(parse_words("--json --probe"), Ok(Command::Probe { json: true }));
@@ -468,6 +506,8 @@ mod tests {
             "--paused",
             "--inspect",
             "--verify",
+            "--jail",
+            "--uid",
         ] {
             assert!(HELP.contains(option), "{option}");
         }

@@ -1,9 +1,7 @@
 //! Puts devices where the guest finds them: a window of registers, an interrupt line, a place in the event loop.
 
 use std::{
-    fs::{File, OpenOptions},
-    io::{stdin, stdout},
-    os::fd::{AsFd, BorrowedFd},
+    fs::File,
     sync::{Arc, Mutex},
 };
 
@@ -12,13 +10,8 @@ use devices::{
     virtio::{
         Memory, VirtioDevice,
         balloon::Balloon,
-        block::{Backend, Block},
         fs::{ANSWER_LIMIT, Fs},
         mmio::{MMIO_SIZE, MmioTransport, QUEUE_NOTIFY},
-        net::{Net, NetConfig, Tap, VhostNet},
-        rng::Rng,
-        throttle::Throttle,
-        vsock::Vsock,
     },
 };
 use kvm_ioctls::{IoEventAddress, VmFd};
@@ -34,9 +27,9 @@ use crate::{
     exit::VmExit,
     memory::LOW_END,
     mptable::IRQ_LINES,
+    parts::{Card, Devices},
     reclaim::{GivenBack, Reclaimer},
     seccomp::{self, Thread},
-    spec::{ConsoleSpec, DiskSpec, NetBackend, NetSpec, RateSpec, VmSpec},
     trace::Trace,
 };
 
@@ -48,8 +41,6 @@ const I8042_PORTS: u64 = 5;
 /// virtio's windows and lines are counted from here on; below are the lines of a PC's timer, keyboard and serial ports.
 const FIRST_WINDOW: u64 = LOW_END;
 const FIRST_IRQ: u8 = 5;
-
-const NO_VHOST: &str = "/dev/vhost-net cannot be used (load vhost_net, or choose the backend \"user\")";
 
 /// All that devices are attached to.
 #[derive(Debug)]
@@ -88,24 +79,17 @@ impl Attach<'_> {
         self.guest_devices
     }
 
-    /// The first serial port, unless the console is off. A saved one goes on where it was.
+    /// The first serial port, if there is one. A saved one goes on where it was.
     ///
     /// # Errors
-    /// The console's file does not open, or the host refuses.
+    /// The host refuses.
     pub fn console(
         &mut self,
-        spec: &VmSpec,
+        files: Option<(File, Option<File>)>,
         saved: Option<&ConsoleState>,
         trace: &Arc<Trace>,
     ) -> Result<Option<Console>, SetupError> {
-        let (output, input) = match &spec.console {
-            ConsoleSpec::Off => return Ok(None),
-            ConsoleSpec::File(path) => {
-                let opened = OpenOptions::new().append(true).create(true).open(path);
-                (opened.map_err(SetupError::io(format!("console {}", path.display())))?, None)
-            }
-            ConsoleSpec::Stdio => (duplicate(stdout().as_fd())?, Some(duplicate(stdin().as_fd())?)),
-        };
+        let Some((output, input)) = files else { return Ok(None) };
         let irq = event()?;
         self.fd.register_irqfd(&irq, SERIAL_IRQ.into()).map_err(SetupError::kvm("KVM_IRQFD"))?;
         let (console, input) =
@@ -126,66 +110,39 @@ impl Attach<'_> {
         self.ports(I8042_PORT, I8042_PORTS, Reset { device, reset, ending: Arc::clone(self.ending) })
     }
 
-    /// All virtio devices, in the spec's order. `given_back` is told what the balloon gives to the host.
+    /// All virtio devices, in the spec's order. `given_back` is told what a balloon gives to the host.
     ///
     /// # Errors
-    /// A disk's file or a TAP does not open, a virtiofsd does not answer, or the host refuses.
-    pub fn virtio(&mut self, spec: &VmSpec, given_back: &Arc<GivenBack>) -> Result<(), SetupError> {
-        for (index, disk) in spec.disks.iter().enumerate() {
-            let block = self.block(disk, &format!("disk{index}"))?;
-            self.mmio(block)?;
+    /// The host refuses.
+    pub fn virtio(
+        &mut self,
+        devices: Devices,
+        balloon: bool,
+        given_back: &Arc<GivenBack>,
+    ) -> Result<(), SetupError> {
+        let Devices { disks, nets, vsock, shares, rng, console: _ } = devices;
+        for disk in disks {
+            self.mmio(disk)?;
         }
-        for net in &spec.nets {
-            self.net(net)?;
+        for net in nets {
+            match net {
+                Card::Kernel(device) => self.mmio(*device)?,
+                Card::User(device) => self.mmio(*device)?,
+            }
         }
-        if let Some(vsock) = &spec.vsock {
-            let what = format!("vsock socket {}", vsock.socket.display());
-            let device = Vsock::new(vsock.guest_cid, &vsock.socket).map_err(SetupError::io(what))?;
-            self.mmio(device)?;
+        if let Some(vsock) = vsock {
+            self.mmio(vsock)?;
         }
-        for share in &spec.shares {
-            let what = format!("shared directory {}", share.tag);
-            let device =
-                Fs::new(&share.tag, &share.socket, ANSWER_LIMIT, || seccomp::enter(Thread::Watchdog));
-            let device = device.map_err(SetupError::io(what))?;
-            self.mmio(device)?;
+        for (tag, stream) in shares {
+            let device = Fs::new(&tag, stream, ANSWER_LIMIT, || seccomp::enter(Thread::Watchdog));
+            self.mmio(device.map_err(SetupError::io(format!("shared directory {tag}")))?)?;
         }
-        let rng = Rng::new().map_err(SetupError::io("rng"))?;
         self.mmio(rng)?;
-        if spec.balloon {
+        if balloon {
             let reclaimer = Reclaimer::new(self.memory.clone(), Arc::clone(given_back));
             self.mmio(Balloon::new(Box::new(reclaimer)).map_err(SetupError::io("balloon"))?)?;
         }
         Ok(())
-    }
-
-    fn block(&self, disk: &DiskSpec, id: &str) -> Result<Block, SetupError> {
-        let backend =
-            Backend::open(&disk.files, disk.read_only).map_err(|e| SetupError::Disk(e.to_string()))?;
-        let ending = Arc::clone(self.ending);
-        let on_fault = move |fault: devices::virtio::block::BackendFault| {
-            ending.end(VmExit::HostIo, format!("the host's disk failed the guest: {fault}"));
-        };
-        let device = Block::new(backend, id, Box::new(on_fault)).map_err(SetupError::io("disk"))?;
-        Ok(device.with_throttle(throttle(disk.rate)?))
-    }
-
-    fn net(&mut self, net: &NetSpec) -> Result<(), SetupError> {
-        let mut tap = Tap::open(&net.tap, net.queue_pairs)
-            .map_err(SetupError::io(format!("TAP interface {}", net.tap)))?;
-        let config = NetConfig { mac: net.mac, mtu: net.mtu, pairs: net.queue_pairs };
-        // validate() refuses a rate with Vhost.
-        if net.backend != NetBackend::User && net.rate.is_none() {
-            tap = match VhostNet::new(tap, config) {
-                Ok(device) => return self.mmio(device),
-                Err((_, error)) if net.backend == NetBackend::Vhost => {
-                    return Err(SetupError::Io { what: NO_VHOST.into(), source: error });
-                }
-                Err((tap, _)) => tap,
-            };
-        }
-        let device = Net::new(Box::new(tap), config).map_err(SetupError::io("network device"))?;
-        self.mmio(device.with_throttles(throttle(net.rate)?, throttle(net.rate)?))
     }
 
     fn mmio(&mut self, device: impl VirtioDevice + 'static) -> Result<(), SetupError> {
@@ -263,17 +220,8 @@ impl BusDevice for Reset {
     }
 }
 
-fn throttle(rate: Option<RateSpec>) -> Result<Throttle, SetupError> {
-    let new = |rate: RateSpec| Throttle::new(rate.into()).map_err(SetupError::io("timerfd"));
-    rate.map_or(Ok(Throttle::default()), new)
-}
-
 fn event() -> Result<EventFd, SetupError> {
     EventFd::new(EFD_CLOEXEC | EFD_NONBLOCK).map_err(SetupError::io("eventfd"))
-}
-
-fn duplicate(fd: BorrowedFd<'_>) -> Result<File, SetupError> {
-    Ok(fd.try_clone_to_owned().map_err(SetupError::io("standard streams"))?.into())
 }
 
 #[cfg(test)]

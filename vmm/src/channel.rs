@@ -3,7 +3,7 @@
 //! ```text
 //! pause          ok, when all vCPUs stand
 //! resume         ok
-//! snapshot DIR   ok and a JSON object of figures, when the machine, which is paused, is in that directory
+//! snapshot DIR   ok and a JSON object of figures, when the machine, which is paused, is in that directory, which is there
 //! checked-snapshot DIR
 //!                the same, with a checksum of memory, all of which is read for it
 //! base-snapshot DIR
@@ -14,6 +14,10 @@
 //!                ok, when the list of what the machine has touched of its snapshot's memory is in that directory, beside
 //!                that snapshot or a later one of this machine
 //! ```
+//!
+//! A process without a way to DIR, for which [`crate::jail`] sees, is sent a descriptor with the line: the open directory for a
+//! snapshot, and an empty file for a working set. The answer to that says whether the file is `written`, or the list that is there is
+//! `outdated`.
 //!
 //! The figures: `full`, whether all of memory was looked at or what was written since the machine was resumed;
 //! `memory_bytes`, its size; `seen_bytes` and `written_bytes`, of pages looked at and of those that were not zero;
@@ -27,9 +31,11 @@
 
 use std::{
     ffi::OsStr,
-    io::{self, Read, Write},
+    fs::File,
+    io::{self, IoSliceMut, Write},
+    mem::MaybeUninit,
     os::{
-        fd::AsFd,
+        fd::{AsFd, OwnedFd},
         unix::{ffi::OsStrExt, net::UnixStream},
     },
     path::Path,
@@ -37,6 +43,7 @@ use std::{
 };
 
 use event_manager::{EventOps, EventSet, Events, MutEventSubscriber};
+use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, recvmsg};
 
 use crate::{
     ending::Ending,
@@ -44,20 +51,28 @@ use crate::{
     machine::Machine,
     owner::Owner,
     snapshot::{
+        dir::Dir,
         save::{Order, save},
         subject::{Learning, Subject},
-        working_set::{Pages, WorkingSet},
+        working_set::{Ahead, Pages, WorkingSet},
     },
 };
 
 /// The most bytes of one request.
 pub const MAX_LINE: usize = 4096;
+/// The most descriptors that are looked at in one message; the kernel closes others.
+const MAX_GIVEN: usize = 1;
+/// Behind the `ok` to `working-set` with a file: the list is in there, or that beside the snapshot is to be removed.
+const WRITTEN: &str = " written";
+const OUTDATED: &str = " outdated";
 
 /// The machine's end of the stream.
 #[derive(Debug)]
 pub struct Channel {
     stream: UnixStream,
     pending: Vec<u8>,
+    /// What came with the requests, and belongs to the next that takes it.
+    given: Option<OwnedFd>,
     machine: Arc<Mutex<Machine>>,
     owned: Owned,
 }
@@ -88,7 +103,7 @@ impl Channel {
 
     /// Serves the machine's owner at the other end of `stream`.
     pub fn new(stream: UnixStream, machine: Arc<Mutex<Machine>>, owned: Owned) -> Self {
-        Self { stream, pending: Vec::new(), machine, owned }
+        Self { stream, pending: Vec::new(), given: None, machine, owned }
     }
 
     /// Answers all requests that have come; `false` when there will be none any more.
@@ -114,7 +129,7 @@ impl Channel {
     /// Takes what the stream has, up to a line's length.
     fn take_in(&mut self) -> Input {
         let mut chunk = [0; MAX_LINE];
-        match self.stream.read(&mut chunk) {
+        match self.receive(&mut chunk) {
             Ok(0) => Input::End,
             Ok(count) => {
                 self.pending.extend(chunk.iter().take(count));
@@ -136,9 +151,9 @@ impl Channel {
                 self.read_ahead();
                 return String::new();
             }
-            _ => match (request.strip_prefix(b"working-set "), order(request)) {
+            _ => match (request.strip_prefix(b"working-set "), snapshot_asked(request)) {
                 (Some(dir), _) => self.working_set(Path::new(OsStr::from_bytes(dir))),
-                (None, Some(order)) => self.snapshot(order).map(|figures| format!(" {figures}")),
+                (None, Some(asked)) => self.snapshot(asked).map(|figures| format!(" {figures}")),
                 (None, None) => Err(format!("{:?} is not a request", String::from_utf8_lossy(request))),
             },
         };
@@ -148,19 +163,42 @@ impl Channel {
         }
     }
 
+    /// Reads bytes, and the descriptor that came with them.
+    fn receive(&mut self, chunk: &mut [u8]) -> io::Result<usize> {
+        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MAX_GIVEN))];
+        let mut beside = RecvAncillaryBuffer::new(&mut space);
+        let mut bytes = [IoSliceMut::new(chunk)];
+        let received = recvmsg(&self.stream, &mut bytes, &mut beside, RecvFlags::CMSG_CLOEXEC)?;
+        let rights = beside.drain().filter_map(|message| match message {
+            RecvAncillaryMessage::ScmRights(rights) => Some(rights),
+            _ => None,
+        });
+        if let Some(given) = rights.flatten().last() {
+            self.given = Some(given);
+        }
+        Ok(received.bytes)
+    }
+
     fn machine(&self) -> MutexGuard<'_, Machine> {
         self.machine.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Writes the paused machine to a directory; returns the figures.
-    fn snapshot(&mut self, order: Order<'_>) -> Result<String, String> {
+    fn snapshot(&mut self, asked: Asked<'_>) -> Result<String, String> {
+        let Asked { path, checksum, any_disks } = asked;
+        let dir = match self.given.take() {
+            Some(given) => Dir::given(path, given),
+            None => Dir::at(path).map_err(|error| format!("{}: {error}", path.display()))?,
+        };
+        let order = Order { dir: &dir, checksum, any_disks };
         let subject = self.owned.subject.clone().ok_or("this machine cannot be saved")?;
         let machine = Arc::clone(&self.machine);
         let mut machine = machine.lock().unwrap_or_else(PoisonError::into_inner);
         let standing = machine.standing().map_err(|refusal| refusal.to_string())?;
         let ending = Arc::clone(&self.owned.ending);
         let owner = self.owned.owner;
-        let saved = Owner::outlive(owner, &ending, || {
+        let stream = self.stream.try_clone().map_err(|error| error.to_string())?;
+        let saved = Owner::outlive(owner, &stream, &ending, || {
             save(&subject, &standing, order, &mut || {
                 self.resume_waits() || ending.get().is_some() || signal_waits()
             })
@@ -169,21 +207,28 @@ impl Channel {
         serde_json::to_string(&report).map_err(|error| error.to_string())
     }
 
-    fn working_set(&self, dir: &Path) -> Result<String, String> {
+    fn working_set(&mut self, dir: &Path) -> Result<String, String> {
+        let given = self.given.take().map(File::from);
         let subject = self.owned.subject.as_ref().ok_or("this machine has no snapshot")?;
         let noted =
             Pages::touched(&subject.memory, &subject.backing).and_then(|touched| {
                 match &mut *subject.learning.lock().unwrap_or_else(PoisonError::into_inner) {
-                    Learning::Known { list, .. } if list.is_outdated(&touched) => WorkingSet::forget(dir),
-                    Learning::Known { .. } => Ok(()),
+                    Learning::Known { list, .. } if list.is_outdated(&touched) => match given {
+                        Some(_) => Ok(OUTDATED),
+                        None => WorkingSet::forget(dir).map(|()| ""),
+                    },
+                    Learning::Known { .. } => Ok(""),
                     Learning::Watched { apart, first } => {
                         *apart = None;
-                        WorkingSet::new(first.take().unwrap_or_default(), &touched).write(dir)
+                        let list = WorkingSet::new(first.take().unwrap_or_default(), &touched);
+                        match given {
+                            Some(mut file) => list.write_to(&mut file).map(|()| WRITTEN),
+                            None => list.write(dir).map(|()| ""),
+                        }
                     }
                 }
             });
-        noted.map_err(|error| format!("{}: {error}", dir.display()))?;
-        Ok(String::new())
+        noted.map(str::to_owned).map_err(|error| format!("{}: {error}", dir.display()))
     }
 
     fn read_ahead(&self) {
@@ -214,15 +259,21 @@ impl Channel {
 }
 
 /// A snapshot that is asked for.
-fn order(request: &[u8]) -> Option<Order<'_>> {
+struct Asked<'a> {
+    path: &'a Path,
+    checksum: bool,
+    any_disks: bool,
+}
+
+fn snapshot_asked(request: &[u8]) -> Option<Asked<'_>> {
     let kinds = [
         (b"snapshot ".as_slice(), false, false),
         (b"checked-snapshot ", true, false),
         (b"base-snapshot ", false, true),
     ];
     kinds.into_iter().find_map(|(word, checksum, any_disks)| {
-        let dir = Path::new(OsStr::from_bytes(request.strip_prefix(word)?));
-        Some(Order { dir, checksum, any_disks })
+        let path = Path::new(OsStr::from_bytes(request.strip_prefix(word)?));
+        Some(Asked { path, checksum, any_disks })
     })
 }
 
@@ -254,6 +305,8 @@ impl MutEventSubscriber for Channel {
 
 #[cfg(test)]
 mod tests {
+    use std::io::Read;
+
     use super::*;
 
     fn channel() -> (UnixStream, Channel, Arc<Mutex<Machine>>) {

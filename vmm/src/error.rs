@@ -5,7 +5,8 @@ use std::io;
 use thiserror::Error;
 
 use crate::{
-    boot::BootError, exit::VmExit, memory::MemoryError, snapshot::refusal::Refusal, validate::SpecError,
+    boot::BootError, exit::VmExit, jail::NoJail, memory::MemoryError, snapshot::refusal::Refusal,
+    validate::SpecError,
 };
 
 /// Why a machine could not be set up: one line, facts first, what to do last.
@@ -39,6 +40,9 @@ pub enum SetupError {
         /// What the host said.
         source: io::Error,
     },
+    /// The process cannot be locked up.
+    #[error(transparent)]
+    Jail(#[from] NoJail),
     /// A snapshot is not resumed.
     #[error("the snapshot cannot be resumed ({name}): {0}", name = .0.name())]
     Refused(#[from] Refusal),

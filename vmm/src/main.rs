@@ -14,10 +14,13 @@ use vmm::{
     ending::End,
     error::SetupError,
     exit::VmExit,
+    hold,
+    jail::{Jail, limits::Limits},
     owner::Owner,
+    parts::{Parts, Purpose},
     probe,
     seccomp::{self, Thread},
-    snapshot::{self, refusal::Refusal, restore::Snapshot},
+    snapshot::{self, files::Files, refusal::Refusal, restore::Snapshot},
     spec::VmSpec,
     trace::{self, Trace},
     vm::Vm,
@@ -32,6 +35,7 @@ fn main() -> ExitCode {
         Ok(Command::Probe { json }) => probe(json),
         Ok(Command::Seccomp { json: true }) => print(&format!("{}\n", seccomp::json())),
         Ok(Command::Seccomp { json: false }) => print(&seccomp::table()),
+        Ok(Command::TryJail(jail)) => try_jail(&jail),
         Ok(Command::Inspect { dir, verify }) => inspect(&dir, verify),
         Ok(Command::Run(run)) => match prepare(&run.process) {
             Ok(owner) => self::run(*run, owner, started_us),
@@ -90,7 +94,9 @@ type Ownership = (Option<Owner>, Option<UnixStream>);
 
 /// What comes before all else.
 fn prepare(process: &Process) -> Result<Ownership, String> {
-    let owner = process.owner.map(Owner::end_with).transpose()?;
+    let stream = process.control.then(Channel::from_stdin).transpose();
+    let stream = stream.map_err(|e| format!("--control: standard input: {e}"))?;
+    let owner = process.owner.map(|owner| Owner::end_with(owner, stream.as_ref())).transpose()?;
     if let Some(cgroup) = &process.cgroup {
         enter(cgroup)?;
     }
@@ -98,8 +104,14 @@ fn prepare(process: &Process) -> Result<Ownership, String> {
         false => seccomp::enforce().map_err(|e| format!("seccomp: {e}"))?,
         true => eprintln!("flyrun-vmm: --no-seccomp: threads may make any system call. For debugging only"),
     }
-    let stream = process.control.then(Channel::from_stdin).transpose();
-    Ok((owner, stream.map_err(|e| format!("--control: standard input: {e}"))?))
+    Ok((owner, stream))
+}
+
+fn try_jail(jail: &Jail) -> End {
+    match jail.enter(&Limits::default()) {
+        Ok(()) => print("this host grants the jail\n"),
+        Err(error) => End { exit: VmExit::Setup, reason: error.to_string() },
+    }
 }
 
 fn inspect(dir: &Path, verify: bool) -> End {
@@ -129,27 +141,41 @@ fn run(run: Run, (owner, stream): Ownership, started_us: u64) -> End {
         Err(e) => return End { exit: VmExit::Setup, reason: format!("--trace: {e}") },
     };
     trace.step_at("start", started_us);
+    let confine = |parts: Parts| confine(parts, &run.process, owner, stream.as_ref(), &trace);
     let made = match run.machine {
         Machine::Snapshot { dir, spec, paused, verify } => {
-            let snapshot = match Snapshot::open(&dir) {
-                Ok(snapshot) => snapshot,
+            let files = match Files::open(&dir) {
+                Ok(files) => files,
                 Err(refusal) => return refused(refusal),
             };
-            let spec = match spec.map_or_else(|| Ok(snapshot.header.spec.clone()), read_spec) {
-                Ok(spec) => spec,
-                Err(reason) => return End { exit: VmExit::Usage, reason },
+            // Without a jail and of somebody's own, as the help says.
+            let spec = spec.map_or_else(|| own_spec(&dir), |path| Ok(read_spec(path)));
+            let spec = match spec {
+                Ok(Ok(spec)) => spec,
+                Ok(Err(reason)) => return End { exit: VmExit::Usage, reason },
+                Err(refusal) => return refused(refusal),
             };
-            trace.step("snapshot read");
-            Vm::restore(snapshot, &spec, verify, Arc::clone(&trace)).map(|vm| (vm, paused))
+            trace.step("spec read");
+            let parts = Parts::open(&spec, Purpose::Restore, &trace).and_then(confine);
+            parts.and_then(|parts| {
+                let snapshot = Snapshot::read(files)?;
+                trace.step("snapshot read");
+                Ok((Vm::go_on(parts, snapshot, verify, Arc::clone(&trace))?, paused))
+            })
         }
-        Machine::Options(spec) => Vm::new(&spec, Arc::clone(&trace)).map(|vm| (vm, false)),
-        Machine::File(path) => {
-            let spec = match read_spec(path) {
+        machine @ (Machine::Options(_) | Machine::File(_)) => {
+            let spec = match machine {
+                Machine::Options(spec) => Ok(*spec),
+                Machine::File(path) => read_spec(path),
+                Machine::Snapshot { .. } => Err("a snapshot has no options".to_owned()),
+            };
+            let spec = match spec {
                 Ok(spec) => spec,
                 Err(reason) => return End { exit: VmExit::Usage, reason },
             };
             trace.step("spec read");
-            Vm::new(&spec, Arc::clone(&trace)).map(|vm| (vm, false))
+            let parts = Parts::open(&spec, Purpose::Boot, &trace).and_then(confine);
+            parts.and_then(|parts| Ok((Vm::boot(parts, Arc::clone(&trace))?, false)))
         }
     };
     let started = made.and_then(|(mut vm, paused)| {
@@ -165,6 +191,26 @@ fn run(run: Run, (owner, stream): Ownership, started_us: u64) -> End {
     };
     trace.flush();
     end
+}
+
+/// Goes to the jail, if the process is to, with all that is open.
+fn confine(
+    parts: Parts,
+    process: &Process,
+    owner: Option<Owner>,
+    stream: Option<&UnixStream>,
+    trace: &Trace,
+) -> Result<Parts, SetupError> {
+    let Some(jail) = &process.jail else { return Ok(parts) };
+    hold::prepare();
+    let parts = parts.lock_up(jail, trace)?;
+    let ended = |reason| SetupError::Io { what: reason, source: std::io::ErrorKind::BrokenPipe.into() };
+    owner.map_or(Ok(()), |owner| owner.still_end_with(stream)).map_err(ended)?;
+    Ok(parts)
+}
+
+fn own_spec(dir: &Path) -> Result<Result<VmSpec, String>, Refusal> {
+    snapshot::restore::header(dir).map(|header| Ok(header.spec))
 }
 
 fn read_spec(path: PathBuf) -> Result<VmSpec, String> {

@@ -23,11 +23,12 @@ use crate::{
     machine::Machine,
     memory, mptable,
     owner::Owner,
+    parts::{Devices, Parts, Purpose},
     seccomp::{self, Thread},
     snapshot::{
         apart::Apart,
         clock, cpu,
-        identity::{self, FileId},
+        identity::OpenFiles,
         image::Backing,
         refusal::Refusal,
         restore::Snapshot,
@@ -37,7 +38,6 @@ use crate::{
     },
     spec::VmSpec,
     trace::Trace,
-    validate::validate,
     vcpu::Vcpu,
     worker::Worker,
 };
@@ -58,17 +58,18 @@ pub struct Vm {
 }
 
 /// A machine that has no parts yet.
-struct Frame {
+pub(crate) struct Frame {
     kvm: Kvm,
     fd: VmFd,
     event_loop: EventLoop,
-    ending: Arc<Ending>,
+    pub(crate) ending: Arc<Ending>,
     buses: Buses,
 }
 
 /// What only a machine from a snapshot or only one from a kernel brings.
 struct Origin {
     kernel: Kernel,
+    files: OpenFiles,
     backing: Backing,
     cpuid: Template,
     learning: Learning,
@@ -80,19 +81,28 @@ impl Vm {
     /// # Errors
     /// The spec is not valid, or the host or one of the files refuses.
     pub fn new(spec: &VmSpec, trace: Arc<Trace>) -> Result<Self, SetupError> {
-        validate(spec)?;
-        let mut frame = Frame::new(&trace)?;
-        let guest = reserve_memory(spec)?;
+        Self::boot(Parts::open(spec, Purpose::Boot, &trace)?, trace)
+    }
+
+    /// The same, of parts that are open. From here on what is read is a stranger's.
+    ///
+    /// # Errors
+    /// The host or one of the files refuses.
+    pub fn boot(parts: Parts, trace: Arc<Trace>) -> Result<Self, SetupError> {
+        let Parts { spec, mut frame, devices, files, kernel, boot, .. } = parts;
+        let guest = reserve_memory(&spec)?;
         memory::register(&frame.fd, &guest)?;
         trace.step("memory ready");
 
         let backing = Backing::default();
-        let (console, devices) = frame.attach(spec, &guest, &backing, None, &trace)?;
-        let loaded = load_guest(spec, &guest, console.is_some(), &devices)?;
+        let (console, devices) = frame.attach(devices, spec.balloon, &guest, &backing, None, &trace)?;
+        let boot = boot.map_or_else(|| boot::Files::open(&spec), Ok)?;
+        let loaded = load_guest(&spec, boot, &guest, console.is_some(), &devices)?;
         trace.step("kernel loaded");
 
         let origin = Origin {
-            kernel: FileId::of(&spec.kernel).map_or(Kernel::Unknown, Kernel::Booted),
+            kernel: kernel.map_or(Kernel::Unknown, Kernel::Booted),
+            files,
             backing,
             cpuid: frame.template(spec.cpus)?,
             learning: Learning::Watched { apart: None, first: None },
@@ -116,11 +126,23 @@ impl Vm {
         verify: bool,
         trace: Arc<Trace>,
     ) -> Result<Self, SetupError> {
+        Self::go_on(Parts::open(spec, Purpose::Restore, &trace)?, snapshot, verify, trace)
+    }
+
+    /// The same, of parts that are open.
+    ///
+    /// # Errors
+    /// The host refuses, or the snapshot is refused.
+    pub fn go_on(
+        parts: Parts,
+        snapshot: Snapshot,
+        verify: bool,
+        trace: Arc<Trace>,
+    ) -> Result<Self, SetupError> {
+        let Parts { spec, mut frame, devices, files, .. } = parts;
         // The guest's alone: no part of the host's side.
-        let spec = &VmSpec { balloon: snapshot.header.spec.balloon, ..spec.clone() };
-        validate(spec)?;
-        snapshot.check(spec)?;
-        let mut frame = Frame::new(&trace)?;
+        let spec = VmSpec { balloon: snapshot.header.spec.balloon, ..spec };
+        snapshot.check(&spec, &files)?;
         cpu::check(&snapshot.state.machine.cpuid, frame.template(spec.cpus)?.entries())?;
         let (guest, backing) = snapshot.memory(spec.memory_mib, verify)?;
         // A base's guest has all its work before it.
@@ -141,9 +163,8 @@ impl Vm {
         let Snapshot { header, state, .. } = snapshot;
         trace.step("memory ready");
 
-        let (console, devices) = frame.attach(spec, &guest, &backing, state.console.as_ref(), &trace)?;
-        // Again, now that nobody else can write to them.
-        identity::check_disks(header.disks.as_deref(), spec)?;
+        let (console, devices) =
+            frame.attach(devices, spec.balloon, &guest, &backing, state.console.as_ref(), &trace)?;
         let cpuid = Template::saved(state.machine.cpuid.clone());
         let buses = Arc::new(std::mem::take(&mut frame.buses));
         let mut saved = state.vcpus.iter();
@@ -172,7 +193,7 @@ impl Vm {
         }
         crate::hold::at("vmm has restored");
         let kernel = header.kernel.map_or(Kernel::Unknown, Kernel::Resumed);
-        let origin = Origin { kernel, backing, cpuid, learning };
+        let origin = Origin { kernel, files, backing, cpuid, learning };
         frame.finish(spec, guest, console, devices, vcpus, origin, trace)
     }
 
@@ -238,8 +259,14 @@ impl Vm {
     }
 }
 
+impl std::fmt::Debug for Frame {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Frame")
+    }
+}
+
 impl Frame {
-    fn new(trace: &Trace) -> Result<Self, SetupError> {
+    pub(crate) fn new(trace: &Trace) -> Result<Self, SetupError> {
         let ending = Arc::new(Ending::new().map_err(SetupError::io("eventfd"))?);
         let mut event_loop = EventLoop::new(Arc::clone(&ending)).map_err(SetupError::io("epoll"))?;
         event_loop.serve_signals().map_err(SetupError::io("signalfd"))?;
@@ -251,7 +278,8 @@ impl Frame {
 
     fn attach(
         &mut self,
-        spec: &VmSpec,
+        mut parts: Devices,
+        balloon: bool,
         guest: &Memory,
         backing: &Backing,
         saved: Option<&ConsoleState>,
@@ -265,9 +293,9 @@ impl Frame {
             ending: &self.ending,
             guest_devices: GuestDevices::default(),
         };
-        let console = attach.console(spec, saved, trace)?;
+        let console = attach.console(parts.console.take(), saved, trace)?;
         attach.reset_controller()?;
-        attach.virtio(spec, backing.given_back())?;
+        attach.virtio(parts, balloon, backing.given_back())?;
         let devices = attach.finish();
         trace.step("devices ready");
         Ok((console, devices))
@@ -300,7 +328,7 @@ impl Frame {
     #[allow(clippy::too_many_arguments, reason = "each is a part of the machine, and there is no more to it")]
     fn finish(
         self,
-        spec: &VmSpec,
+        spec: VmSpec,
         memory: Memory,
         console: Option<Console>,
         devices: GuestDevices,
@@ -314,12 +342,13 @@ impl Frame {
             kvm,
             fd,
             memory,
-            spec: spec.clone(),
+            spec,
             cpuid: origin.cpuid,
             vcpus: handles.map_err(SetupError::io("vCPU"))?,
             transports: devices.transports,
             console: console.clone(),
             kernel: origin.kernel,
+            files: origin.files,
             backing: origin.backing,
             learning: Mutex::new(origin.learning),
             worker: Worker::default(),
@@ -373,13 +402,14 @@ fn reserve_memory(spec: &VmSpec) -> Result<Memory, SetupError> {
 
 fn load_guest(
     spec: &VmSpec,
+    files: boot::Files,
     guest: &Memory,
     console: bool,
     devices: &GuestDevices,
 ) -> Result<LoadedKernel, SetupError> {
     let bytes = u64::from(spec.memory_mib) << 20;
-    let kernel = boot::load_kernel(guest, &spec.kernel)?;
-    let initrd = boot::initrd::load(guest, bytes.min(memory::LOW_END), &kernel, &spec.initrd)?;
+    let kernel = boot::load_kernel(guest, files.kernel)?;
+    let initrd = boot::initrd::load(guest, bytes.min(memory::LOW_END), &kernel, files.initrd)?;
     let line = command_line::build(console, spec.balloon, &devices.windows, &spec.command_line);
     command_line::write(guest, &line)?;
     params::write(guest, bytes, &kernel, line.len(), initrd)?;

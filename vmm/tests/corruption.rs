@@ -29,7 +29,10 @@ use vm_memory::GuestAddress;
 use vmm::{
     memory::reserve,
     snapshot::{
-        MEMORY, STATE, format,
+        MEMORY, STATE,
+        files::MemoryFiles,
+        format,
+        identity::OpenFiles,
         image::Backing,
         refusal::Refusal,
         restore::{self, Snapshot},
@@ -141,10 +144,11 @@ impl Bench {
 
     fn goes_on(&mut self, snapshot: Snapshot) {
         let spec = snapshot.header.spec.clone();
-        if let Err(refusal) = snapshot.check(&spec) {
+        let open = OpenFiles { kernel: None, disks: vec![] };
+        if let Err(refusal) = snapshot.check(&spec, &open) {
             self.is_refused(&refusal);
         }
-        match Backing::restore(&snapshot.dir, &self.memory, &snapshot.state.memory) {
+        match Backing::restore(&snapshot.files, &self.memory, &snapshot.state.memory) {
             Ok(_) => {}
             Err(refusal) => self.is_refused(&refusal),
         }
@@ -220,7 +224,9 @@ fn files_of_memory_that_are_not_what_they_were_are_refused() {
     let mut random = Random::new(2);
     let snapshot = bench.read(FIXTURES[0]).unwrap();
     let path = bench.dir.path().join(MEMORY);
-    let restore = |bench: &Bench, dir: &Path| Backing::restore(dir, &bench.memory, &snapshot.state.memory);
+    let restore = |bench: &Bench, dir: &Path| {
+        Backing::restore(&MemoryFiles::open(dir), &bench.memory, &snapshot.state.memory)
+    };
     for _ in 0..200 {
         let length = random.next() % (32 * MIB);
         File::options().write(true).open(&path).unwrap().set_len(length).unwrap();

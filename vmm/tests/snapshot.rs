@@ -20,7 +20,7 @@ use linux::Machine;
 use tiny::{RESET, WAIT, kvm, say, spec};
 use vmm::{
     exit::VmExit,
-    snapshot::{restore::Snapshot, save},
+    snapshot::{dir::Dir, restore::Snapshot, save},
     trace::Trace,
     vm::Vm,
 };
@@ -28,7 +28,12 @@ use vmm::{
 fn save_to(vm: &Vm, dir: &Path) -> Result<save::Report, save::NotSaved> {
     let mut machine = vm.machine();
     let standing = machine.standing().unwrap();
-    save::save(vm.subject(), &standing, save::Order { dir, checksum: false, any_disks: false }, &mut || false)
+    save::save(
+        vm.subject(),
+        &standing,
+        save::Order { dir: &Dir::at(dir).unwrap(), checksum: false, any_disks: false },
+        &mut || false,
+    )
 }
 
 #[test]
@@ -318,7 +323,6 @@ fn clones_of_one_snapshot_live_and_are_suspended_apart() {
     life.kill();
     let mut clone = Machine::new(machine.spec.kernel.clone());
     clone.spec.vsock.as_mut().unwrap().guest_cid = 77;
-    std::fs::create_dir(clone.snapshot()).unwrap();
     std::fs::hard_link(machine.snapshot().join("memory"), clone.snapshot().join("memory")).unwrap();
     std::fs::copy(machine.snapshot().join("state"), clone.snapshot().join("state")).unwrap();
     for (machine, byte, rounds) in [(&machine, 1, 3), (&clone, 2, 3)] {

@@ -11,7 +11,7 @@ use crate::exit_code::ExitCode;
 use crate::paths::{Library, Part, Paths, make_private_dir};
 use crate::share::Daemon;
 use crate::size::Size;
-use crate::{cgroup, host, network};
+use crate::{cgroup, host, network, vm};
 
 /// The least free memory and disk that a first machine is comfortable with.
 const WANTED_MEMORY: Size = Size::mib(512);
@@ -87,7 +87,7 @@ fn tell(check: &Check) -> Result<()> {
 fn all(paths: &Paths) -> Vec<Check> {
     let library = Library::find();
     let mut checks = match &library {
-        Ok(library) => vec![kvm(library), parts(library)],
+        Ok(library) => vec![kvm(library), jail(library, paths), parts(library)],
         Err(error) => vec![Check::failed("parts", error.to_string(), "Install flyrun with `make install`.")],
     };
     checks.extend([
@@ -135,6 +135,19 @@ fn kvm(library: &Library) -> Check {
     }
 }
 
+fn jail(library: &Library, paths: &Paths) -> Check {
+    if vm::jail::is_on().is_ok_and(|on| !on) {
+        let told = "flyrun-vmm is not jailed: whoever breaks out of a guest has this host";
+        return Check::warning("jail", told, "Leave FLYRUN_JAIL=off away.");
+    }
+    match vm::jail::check(&library.path(Part::Vmm), paths) {
+        Ok(told) => Check::ok("jail", told),
+        Err(error) => {
+            Check::failed("jail", error.to_string(), "ARCHITECTURE.md, \"Jail\", says what it takes.")
+        }
+    }
+}
+
 fn parts(library: &Library) -> Check {
     let missing: Vec<_> = Part::ALL.into_iter().filter(|part| !library.path(*part).is_file()).collect();
     if missing.is_empty() {
@@ -147,7 +160,7 @@ fn parts(library: &Library) -> Check {
 
 /// The address of a unix socket holds 107 bytes (unix(7)).
 fn vsock_room(paths: &Paths) -> Check {
-    let longest = paths.run.join("unpack-00000000000000/v_4").as_os_str().len();
+    let longest = paths.run.join("unpack-00000000000000/j/s/v_4").as_os_str().len();
     if longest <= 107 {
         return Check::ok("sockets", format!("{} is short enough for sockets", paths.run.display()));
     }

@@ -13,7 +13,7 @@ use std::path::{Component, Path, PathBuf};
 use serde::{Deserialize, Serialize};
 
 pub use become_daemon::{Order, become_daemon};
-pub use daemon::Daemon;
+pub use daemon::{Daemon, is_root};
 pub use serve::Served;
 
 use crate::error::{Error, Result};

@@ -7,7 +7,7 @@ use std::time::SystemTime;
 
 use vmm::snapshot::{BASE, MEMORY, WORKING_SET};
 
-use crate::error::{Context, Result};
+use crate::error::{Context, Error, Result};
 use crate::machine::{DISK, Record, SNAPSHOT, SNAPSHOT_STATE, now};
 use crate::usage::now_ms;
 
@@ -54,6 +54,10 @@ pub fn copy(from: &Path, to: &Path) -> Result<()> {
     link(&from.join(BASE), &to.join(BASE))?;
     // Replaced, never written.
     link(&from.join(WORKING_SET), &to.join(WORKING_SET))?;
+    // A machine that was killed while it wrote may have been in its guest's hands.
+    if from.join(SNAPSHOT_STATE).symlink_metadata().is_ok_and(|found| !found.is_file()) {
+        return Err(Error::new(format!("{} is no file", from.join(SNAPSHOT_STATE).display())));
+    }
     copy_file(&from.join(SNAPSHOT_STATE), &to.join(SNAPSHOT_STATE), &|| false)?;
     sync(&to.join(SNAPSHOT_STATE))?;
     sync(&to)

@@ -1,9 +1,13 @@
 //! What happens to a virtual machine, told by threads that each wait for one thing.
 
 use std::io;
+use std::os::fd::OwnedFd;
 use std::os::unix::net::{UnixListener, UnixStream};
+use std::process::Command;
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::thread;
+
+use rustix::process::{Pid, PidfdFlags, pidfd_open};
 
 use protocol::{FromGuest, ToGuest, TtySize, frame};
 
@@ -160,11 +164,32 @@ fn pass_frames(mut reader: UnixStream, post: &Post) -> Option<String> {
     }
 }
 
-/// Waits for the VMM process to end.
-pub fn watch_process(mut child: std::process::Child, post: Post) -> io::Result<()> {
+/// Starts the VMM process and waits for it to end. On one thread: the kernel ends the process with the thread that started it, and
+/// `own_pids` is a property of that thread.
+pub fn start_process(mut command: Command, own_pids: bool, post: Post) -> io::Result<(u32, OwnedFd)> {
+    let (sender, started) = channel();
     spawn("vmm", move || {
-        post.send(Event::VmmExited(child.wait()));
-    })
+        let mut start = || {
+            if own_pids {
+                vmm::jail::ask_for_own_pids()?;
+            }
+            let child = command.spawn()?;
+            let pidfd = pidfd_open(Pid::from_child(&child), PidfdFlags::empty())?;
+            Ok((child, pidfd))
+        };
+        let outcome = start();
+        // With its ends of the child's sockets.
+        drop(command);
+        match outcome {
+            Ok((mut child, pidfd)) => {
+                // Whoever asked waits for it.
+                let _ = sender.send(Ok((child.id(), pidfd)));
+                post.send(Event::VmmExited(child.wait()));
+            }
+            Err(error) => _ = sender.send(Err(error)),
+        }
+    })?;
+    started.recv().unwrap_or_else(|_| Err(io::ErrorKind::BrokenPipe.into()))
 }
 
 /// Starts a thread that needs little stack, as all of these do.

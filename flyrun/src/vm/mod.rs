@@ -1,6 +1,7 @@
 //! One virtual machine, seen from the process that owns it.
 
 mod events;
+pub mod jail;
 mod process;
 mod streams;
 

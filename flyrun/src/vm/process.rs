@@ -1,22 +1,23 @@
 //! Starting flyrun-vmm, and understanding its end.
 
 use std::fs::File;
-use std::io::{self, BufRead, BufReader, Read, Write};
+use std::io::{self, BufRead, BufReader, Read, Seek, SeekFrom, Write};
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, ExitStatus, Stdio};
+use std::process::{Command, ExitStatus, Stdio};
 use std::sync::Arc;
 use std::time::Duration;
 
 use protocol::BootConfig;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::net::{RecvFlags, recv};
-use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
+use rustix::process::{Signal, pidfd_send_signal};
 use vmm::exit::VmExit;
 use vmm::spec::{ConsoleSpec, DiskSpec, NetSpec, ShareSpec, VmSpec, VsockSpec};
 
-use super::events::{Event, Post, spawn as spawn_thread, watch_control, watch_process};
+use super::events::{Event, Post, spawn as spawn_thread, start_process, watch_control};
+use super::jail::{Draft, Jail, send_with, take_back};
 use super::streams::{Serving, Streams, listen};
 use crate::cpio;
 use crate::delivery::{Handing, Parcel};
@@ -35,6 +36,9 @@ const MAX_ANSWER: u64 = 4096;
 /// glibc's own: by default each thread has its own heap, which takes longer to make than all that a thread of a monitor or of
 /// flyrun-vmm ever puts there.
 pub const ONE_ARENA: (&str, &str) = ("MALLOC_ARENA_MAX", "1");
+
+/// Variables that flyrun-vmm sees.
+const KEPT: [&str; 3] = ["FLYRUN_HOLD", "FLYRUN_HOLD_FIFO", "RUST_BACKTRACE"];
 
 /// How long the kernel may take to end flyrun-vmm.
 const END_LIMIT: Timespec = Timespec { tv_sec: 5, tv_nsec: 0 };
@@ -72,6 +76,7 @@ pub struct Vm {
     control: UnixStream,
     pidfd: rustix::fd::OwnedFd,
     run_dir: Arc<RunDir>,
+    jail: Option<Jail>,
     console: Option<PathBuf>,
     serving: Option<Serving>,
     _handing: Option<Handing>,
@@ -91,14 +96,14 @@ impl Vm {
         let handing = parcel.map(|parcel| parcel.hand_over(&run_dir)).transpose()?;
         let spec = write_start_files(plan, &run_dir)?;
         trace::step("sockets");
-        let (child, control) = spawn(plan, &spec, &run_dir)?;
+        let jail = Jail::prepare(&run_dir)?;
+        let (command, control) = command(plan, &spec, &run_dir, jail.as_ref())?;
+        let own_pids = jail.as_ref().is_some_and(Jail::has_own_pids);
+        let (pid, pidfd) = start_process(command, own_pids, post.clone())
+            .context(format!("cannot start {}", plan.vmm.display()))?;
         trace::step("vmm spawned");
-        let process = child.id();
-        let pidfd =
-            pidfd_open(Pid::from_child(&child), PidfdFlags::empty()).context("cannot watch flyrun-vmm")?;
-        watch_process(child, post.clone()).context("cannot start a thread")?;
         let console = plan.console.clone();
-        Ok(Vm { pid: process, control, pidfd, run_dir, console, serving, _handing: handing })
+        Ok(Vm { pid, control, pidfd, run_dir, jail, console, serving, _handing: handing })
     }
 
     /// The process id of flyrun-vmm.
@@ -162,10 +167,22 @@ impl Vm {
         let post = post.clone();
         // Guest memory may be large and the disk slow.
         stream.set_read_timeout(None).context(LOST)?;
-        self.tell(&format!("{request} {}", directory.display()))?;
+        let request = format!("{request} {}", directory.display());
+        let lent = self.jail.as_ref().map(|jail| jail.lend(directory)).transpose()?;
+        match &lent {
+            Some(lent) => send_with(&self.control, &format!("{request}\n"), lent).context(LOST)?,
+            None => {
+                make_private_dir(directory)?;
+                self.tell(&request)?;
+            }
+        }
+        let lent = lent.map(|_| directory.to_path_buf());
         spawn_thread("snapshot", move || {
             let done = beside();
-            let written = read_answer(&stream).and(done);
+            let written = read_answer(&stream).map(drop);
+            // Whatever came of it; nobody else looks into it before this is told.
+            let taken = lent.map_or(Ok(()), |directory| take_back(&directory));
+            let written = written.and(taken).and(done);
             post.send(Event::Snapshotted(written.map_err(|error| error.to_string())));
         })
         .context("cannot start a thread")
@@ -182,7 +199,15 @@ impl Vm {
     /// # Errors
     /// The list cannot be written, or flyrun-vmm does not answer.
     pub fn note_working_set(&self, snapshot: &Path) -> Result<()> {
-        self.ask(&format!("working-set {}", snapshot.display()))
+        let request = format!("working-set {}", snapshot.display());
+        if self.jail.is_none() {
+            return self.ask(&request);
+        }
+        let draft = Draft::new(snapshot)?;
+        self.control.set_read_timeout(Some(ANSWER_LIMIT)).context(LOST)?;
+        send_with(&self.control, &format!("{request}\n"), &draft.file).context(LOST)?;
+        let answer = read_answer(&self.control)?;
+        draft.settle(&answer)
     }
 
     /// Lets the machine run on although its snapshot is not complete; that, too, is posted as [`Event::Snapshotted`], and
@@ -200,7 +225,7 @@ impl Vm {
     /// flyrun-vmm does not answer, or does not run on.
     pub fn await_resume(&self) -> Result<()> {
         self.control.set_read_timeout(Some(ANSWER_LIMIT)).context(LOST)?;
-        read_answer(&self.control)
+        read_answer(&self.control).map(drop)
     }
 
     /// Whether flyrun-vmm has closed its end of the conversation: it has ended, and writes nothing any more.
@@ -218,7 +243,7 @@ impl Vm {
     fn ask(&self, request: &str) -> Result<()> {
         self.control.set_read_timeout(Some(ANSWER_LIMIT)).context(LOST)?;
         self.tell(request)?;
-        read_answer(&self.control)
+        read_answer(&self.control).map(drop)
     }
 
     fn tell(&self, request: &str) -> Result<()> {
@@ -281,25 +306,36 @@ impl Drop for Vm {
 impl Vm {
     /// A process that only waits in the place of flyrun-vmm, and the other end of its conversation.
     pub fn example(run_dir: RunDir) -> (Vm, UnixStream) {
+        use rustix::process::{Pid, PidfdFlags, pidfd_open};
         #[allow(clippy::zombie_processes)] // Killed with the Vm; the test's process ends soon after.
         let child = Command::new("sleep").arg("1000").spawn().unwrap();
         let pidfd = pidfd_open(Pid::from_child(&child), PidfdFlags::empty()).unwrap();
         let (control, theirs) = UnixStream::pair().unwrap();
         let run_dir = Arc::new(run_dir);
         (
-            Vm { pid: child.id(), control, pidfd, run_dir, console: None, serving: None, _handing: None },
+            Vm {
+                pid: child.id(),
+                control,
+                pidfd,
+                run_dir,
+                jail: None,
+                console: None,
+                serving: None,
+                _handing: None,
+            },
             theirs,
         )
     }
 }
 
 /// Nothing follows an answer before the next request, but for that to [`Vm::cancel_snapshot`]: not a byte more is read.
-fn read_answer(stream: &UnixStream) -> Result<()> {
+/// Returns what stands behind its `ok`.
+fn read_answer(stream: &UnixStream) -> Result<String> {
     let mut answer = String::new();
     BufReader::with_capacity(1, stream.take(MAX_ANSWER)).read_line(&mut answer).context(LOST)?;
     match answer.trim_end().split_once(' ') {
-        None if answer.trim_end() == "ok" => Ok(()),
-        Some(("ok", _)) => Ok(()),
+        None if answer.trim_end() == "ok" => Ok(String::new()),
+        Some(("ok", told)) => Ok(told.to_string()),
         Some(("error", reason)) => Err(Error::new(format!("flyrun-vmm: {reason}"))),
         _ => Err(Error::new(LOST)),
     }
@@ -341,7 +377,12 @@ fn write(path: &Path, contents: &[u8]) -> Result<()> {
     file.write_all(contents).context(told())
 }
 
-fn spawn(plan: &VmPlan, spec: &Path, run_dir: &RunDir) -> Result<(Child, UnixStream)> {
+fn command(
+    plan: &VmPlan,
+    spec: &Path,
+    run_dir: &RunDir,
+    jail: Option<&Jail>,
+) -> Result<(Command, UnixStream)> {
     make_private_dir(run_dir.path())?;
     let log = run_dir.path().join("vmm.log");
     let log = File::create(&log).context(format!("cannot write {}", log.display()))?;
@@ -350,7 +391,11 @@ fn spawn(plan: &VmPlan, spec: &Path, run_dir: &RunDir) -> Result<(Child, UnixStr
         set(&ours, Some(ANSWER_LIMIT)).context("cannot limit the time of a socket")?;
     }
     let mut command = Command::new(&plan.vmm);
+    // What flyrun was told by its environment is no machine's business.
+    let kept = KEPT.into_iter().filter_map(|name| Some((name, std::env::var_os(name)?)));
     command
+        .env_clear()
+        .envs(kept)
         .env(ONE_ARENA.0, ONE_ARENA.1)
         .arg("--spec")
         .arg(spec)
@@ -376,14 +421,26 @@ fn spawn(plan: &VmPlan, spec: &Path, run_dir: &RunDir) -> Result<(Child, UnixStr
     if let Some(file) = trace::vmm_file() {
         command.arg("--trace").arg(file);
     }
-    let child = command.spawn().context(format!("cannot start {}", plan.vmm.display()))?;
-    Ok((child, ours))
+    if let Some(jail) = jail {
+        jail.apply(&mut command, run_dir);
+    }
+    Ok((command, ours))
 }
 
+/// What flyrun-vmm said last. It may have been in its guest's hands: not much is read, and no control character passed on.
 fn last_line(path: &Path) -> String {
-    let text = std::fs::read_to_string(path).unwrap_or_default();
+    let read = || {
+        let mut file = File::open(path)?;
+        let length = file.metadata()?.len();
+        file.seek(SeekFrom::Start(length.saturating_sub(MAX_ANSWER)))?;
+        let mut bytes = Vec::new();
+        file.take(MAX_ANSWER).read_to_end(&mut bytes)?;
+        Ok::<_, io::Error>(bytes)
+    };
+    let bytes = read().unwrap_or_default();
+    let text = String::from_utf8_lossy(&bytes);
     let line = text.lines().rev().find(|line| !line.trim().is_empty()).unwrap_or_default();
-    line.trim_start_matches("flyrun-vmm: ").to_string()
+    line.trim_start_matches("flyrun-vmm: ").replace(char::is_control, " ")
 }
 
 fn prefixed(prefix: &str, text: &str) -> String {

@@ -130,8 +130,15 @@ impl Door {
 
 /// A listening socket for one port of the guest's vsock.
 pub fn listen(run_dir: &RunDir, port: u32) -> Result<UnixListener> {
+    use std::os::unix::fs::PermissionsExt;
     let path = run_dir.vsock_port(port);
-    UnixListener::bind(&path).context(format!("cannot listen on {}", path.display()))
+    let listen = || {
+        let listener = UnixListener::bind(&path)?;
+        // For flyrun-vmm, another user. Nobody else gets into the directory above.
+        std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o666))?;
+        Ok::<_, io::Error>(listener)
+    };
+    listen().context(format!("cannot listen on {}", path.display()))
 }
 
 /// Copies until the guest is done, or until nobody reads any more: then the guest is told, as a pipe would.

@@ -1,10 +1,8 @@
 //! Places the initramfs: all files behind one another, as high in memory as the kernel takes it.
 
-use std::{fs::File, path::PathBuf};
-
 use devices::virtio::Memory;
 
-use super::{BootError, LoadedKernel};
+use super::{BootError, LoadedKernel, Named};
 use crate::memory::{self, LOW_END, PAGE};
 
 /// Where the initramfs lies.
@@ -29,13 +27,12 @@ pub fn load(
     memory: &Memory,
     low_memory: u64,
     kernel: &LoadedKernel,
-    paths: &[PathBuf],
+    initrd: Vec<Named>,
 ) -> Result<Option<Initrd>, BootError> {
-    let mut files = Vec::with_capacity(paths.len());
+    let mut files = Vec::with_capacity(initrd.len());
     let mut total = 0u64;
-    for path in paths {
+    for Named { path, file } in initrd {
         let error = |source| BootError::File { what: "initramfs", path: path.display().to_string(), source };
-        let file = File::open(path).map_err(error)?;
         let length = file.metadata().map_err(error)?.len();
         files.push((path, file, total, length));
         total = total.saturating_add(length).saturating_add(ARCHIVE_ALIGN - 1) & !(ARCHIVE_ALIGN - 1);
@@ -80,6 +77,10 @@ mod tests {
         LoadedKernel { entry: GuestAddress(0x10_0000), end, setup_header: None }
     }
 
+    fn named(paths: &[std::path::PathBuf]) -> Vec<Named> {
+        paths.iter().map(|path| Named::open("initramfs", path).unwrap()).collect()
+    }
+
     #[test]
     fn files_follow_one_another_on_four_bytes() {
         let memory = reserve(4).unwrap();
@@ -87,7 +88,7 @@ mod tests {
         let paths = [dir.path().join("a"), dir.path().join("b")];
         std::fs::write(&paths[0], b"first").unwrap();
         std::fs::write(&paths[1], b"second").unwrap();
-        let initrd = load(&memory, 4 << 20, &kernel(0x20_0000), &paths).unwrap().unwrap();
+        let initrd = load(&memory, 4 << 20, &kernel(0x20_0000), named(&paths)).unwrap().unwrap();
         assert_eq!(initrd, Initrd { address: (4 << 20) - 4096, size: 16 });
         let mut bytes = [0u8; 14];
         memory.read_slice(&mut bytes, GuestAddress(initrd.address)).unwrap();
@@ -98,14 +99,13 @@ mod tests {
     fn no_files_and_empty_files_are_no_initramfs() {
         let memory = reserve(4).unwrap();
         let empty = tempfile::NamedTempFile::new().unwrap();
-        assert_eq!(load(&memory, 4 << 20, &kernel(0), &[]).unwrap(), None);
-        assert_eq!(load(&memory, 4 << 20, &kernel(0), &[empty.path().to_owned()]).unwrap(), None);
+        assert_eq!(load(&memory, 4 << 20, &kernel(0), vec![]).unwrap(), None);
+        assert_eq!(load(&memory, 4 << 20, &kernel(0), named(&[empty.path().to_owned()])).unwrap(), None);
     }
 
     #[test]
     fn a_missing_file_is_named() {
-        let memory = reserve(4).unwrap();
-        let error = load(&memory, 4 << 20, &kernel(0), &["/no/such".into()]).unwrap_err().to_string();
+        let error = Named::open("initramfs", "/no/such".as_ref()).unwrap_err().to_string();
         assert!(error.contains("/no/such"), "{error}");
     }
 

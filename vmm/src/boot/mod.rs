@@ -8,12 +8,19 @@ pub mod initrd;
 pub mod params;
 pub mod registers;
 
-use std::{fs::File, io, os::unix::fs::FileExt, path::Path};
+use std::{
+    fs::File,
+    io,
+    os::unix::fs::FileExt,
+    path::{Path, PathBuf},
+};
 
 use devices::virtio::Memory;
 use linux_loader::bootparam::setup_header;
 use thiserror::Error;
 use vm_memory::{GuestAddress, GuestMemoryError};
+
+use crate::spec::VmSpec;
 
 /// Lowest address at which a kernel may be loaded: below lie the tables of this module and the BIOS area.
 pub const KERNEL_MIN: u64 = 0x10_0000;
@@ -75,14 +82,54 @@ pub struct LoadedKernel {
     pub setup_header: Option<setup_header>,
 }
 
+/// A file and what it is called.
+#[derive(Debug)]
+pub struct Named {
+    /// As given.
+    pub path: PathBuf,
+    /// Open for reading.
+    pub file: File,
+}
+
+impl Named {
+    /// Opens the file.
+    ///
+    /// # Errors
+    /// The host's; `what` says what it is for.
+    pub fn open(what: &'static str, path: &Path) -> Result<Self, BootError> {
+        match File::open(path) {
+            Ok(file) => Ok(Self { path: path.to_path_buf(), file }),
+            Err(source) => Err(BootError::File { what, path: path.display().to_string(), source }),
+        }
+    }
+}
+
+/// The files that a machine boots from.
+#[derive(Debug)]
+pub struct Files {
+    /// The kernel.
+    pub kernel: Named,
+    /// What makes up the initramfs.
+    pub initrd: Vec<Named>,
+}
+
+impl Files {
+    /// Opens those of the spec.
+    ///
+    /// # Errors
+    /// The first that does not open.
+    pub fn open(spec: &VmSpec) -> Result<Self, BootError> {
+        let initrd = spec.initrd.iter().map(|path| Named::open("initramfs", path));
+        Ok(Self { kernel: Named::open("kernel", &spec.kernel)?, initrd: initrd.collect::<Result<_, _>>()? })
+    }
+}
+
 /// Loads an ELF vmlinux or a bzImage, whichever the file is.
 ///
 /// # Errors
 /// The file cannot be read, or is neither, or is broken, or does not fit the memory.
-pub fn load_kernel(memory: &Memory, path: &Path) -> Result<LoadedKernel, BootError> {
+pub fn load_kernel(memory: &Memory, Named { path, file }: Named) -> Result<LoadedKernel, BootError> {
     let shown = || path.display().to_string();
-    let file =
-        File::open(path).map_err(|source| BootError::File { what: "kernel", path: shown(), source })?;
     let mut magic = [0u8; 4];
     let loaded = match file.read_exact_at(&mut magic, 0) {
         Ok(()) if magic == *b"\x7fELF" => elf::load(memory, &file),

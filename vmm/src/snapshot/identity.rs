@@ -3,7 +3,7 @@
 
 use std::{
     fs::{File, Metadata},
-    io::{self, Read},
+    io::{self, Read, Seek, SeekFrom},
     os::unix::fs::{FileExt, FileTypeExt, MetadataExt},
     path::Path,
 };
@@ -51,6 +51,29 @@ impl FileId {
         }
         Ok(Self { bytes: found.len(), modified_ns: Some(modified_ns(&found)) })
     }
+
+    /// That of an open file.
+    ///
+    /// # Errors
+    /// The host's.
+    pub fn of_open(mut file: &File) -> io::Result<Self> {
+        let found = file.metadata()?;
+        if found.file_type().is_block_device() {
+            // Nobody reads or writes at the position.
+            return Ok(Self { bytes: file.seek(SeekFrom::End(0))?, modified_ns: None });
+        }
+        Ok(Self { bytes: found.len(), modified_ns: Some(modified_ns(&found)) })
+    }
+}
+
+/// What a machine's parts are known by, open as long as it lives: closing a disk's file would let go of the lock that this process
+/// has on it (fcntl(2)), and a jailed machine cannot open one again.
+#[derive(Debug)]
+pub struct OpenFiles {
+    /// The kernel, unless it is gone.
+    pub kernel: Option<File>,
+    /// Each disk's files.
+    pub disks: Vec<Vec<File>>,
 }
 
 /// Not by opening it: closing it again would let go of the lock that this process has on its disk (fcntl(2)).
@@ -66,15 +89,15 @@ fn modified_ns(found: &Metadata) -> i64 {
 }
 
 impl DiskId {
-    /// That of the disk.
+    /// That of the disk, whose files are open.
     ///
     /// # Errors
     /// The host's, with the path.
-    pub fn of(disk: &DiskSpec) -> Result<Self, String> {
-        let id = |path: &std::path::PathBuf| {
-            FileId::of(path).map_err(|error| format!("{}: {error}", path.display()))
+    pub fn of(disk: &DiskSpec, open: &[File]) -> Result<Self, String> {
+        let id = |(path, file): (&std::path::PathBuf, &File)| {
+            FileId::of_open(file).map_err(|error| format!("{}: {error}", path.display()))
         };
-        Ok(Self { files: disk.files.iter().map(id).collect::<Result<_, _>>()? })
+        Ok(Self { files: disk.files.iter().zip(open).map(id).collect::<Result<_, _>>()? })
     }
 }
 
@@ -82,11 +105,11 @@ impl DiskId {
 ///
 /// # Errors
 /// [`Refusal::ChangedDisk`].
-pub fn check_disks(saved: Option<&[DiskId]>, spec: &VmSpec) -> Result<(), Refusal> {
+pub fn check_disks(saved: Option<&[DiskId]>, spec: &VmSpec, open: &[Vec<File>]) -> Result<(), Refusal> {
     let Some(saved) = saved else { return Ok(()) };
-    for (index, (disk, saved)) in spec.disks.iter().zip(saved).enumerate() {
+    for (index, ((disk, open), saved)) in spec.disks.iter().zip(open).zip(saved).enumerate() {
         let changed = |fact: String| Refusal::ChangedDisk(format!("disk {index}: {fact}"));
-        let found = DiskId::of(disk).map_err(changed)?;
+        let found = DiskId::of(disk, open).map_err(changed)?;
         if found.files.len() != saved.files.len() {
             return Err(changed(format!("{} files, and {} then", found.files.len(), saved.files.len())));
         }
@@ -108,9 +131,9 @@ pub fn check_disks(saved: Option<&[DiskId]>, spec: &VmSpec) -> Result<(), Refusa
 impl KernelId {
     /// That of the kernel that was read from this file when it was like `booted`. A file that has changed since tells
     /// nothing of the running kernel.
-    pub fn of(path: &Path, booted: FileId) -> Self {
-        let unchanged = FileId::of(path).is_ok_and(|now| now == booted);
-        let digest = if unchanged { digest(path).ok() } else { None };
+    pub fn of(kernel: Option<&File>, booted: FileId) -> Self {
+        let unchanged = kernel.filter(|file| FileId::of_open(file).is_ok_and(|now| now == booted));
+        let digest = unchanged.and_then(|file| digest(file).ok());
         Self { file: booted, digest }
     }
 
@@ -118,9 +141,10 @@ impl KernelId {
     ///
     /// # Errors
     /// [`Refusal::OtherKernel`].
-    pub fn check(&self, path: &Path) -> Result<(), Refusal> {
-        let Ok(found) = FileId::of(path) else { return Ok(()) };
-        if found == self.file || self.digest.is_some() && digest(path).ok() == self.digest {
+    pub fn check(&self, path: &Path, kernel: Option<&File>) -> Result<(), Refusal> {
+        let Some(kernel) = kernel else { return Ok(()) };
+        let found = FileId::of_open(kernel).ok();
+        if found.as_ref() == Some(&self.file) || self.digest.is_some() && digest(kernel).ok() == self.digest {
             return Ok(());
         }
         Err(Refusal::OtherKernel(format!("the guest runs another kernel than {}", path.display())))
@@ -138,11 +162,11 @@ const MAX_PROGRAM_HEADERS: u16 = 64;
 
 /// What tells this content from any other. A linker's note of it is found in microseconds; hashing a kernel of 11 MB takes
 /// more than all the rest of a suspend.
-fn digest(path: &Path) -> io::Result<String> {
-    let mut file = File::open(path)?;
-    if let Some(id) = build_id(&file)? {
+fn digest(mut file: &File) -> io::Result<String> {
+    if let Some(id) = build_id(file)? {
         return Ok(format!("build-id:{}", hex(&id)));
     }
+    file.seek(SeekFrom::Start(0))?;
     let mut hash = Sha256::new();
     let mut chunk = vec![0; 1 << 16];
     loop {
@@ -256,14 +280,19 @@ mod tests {
         path
     }
 
+    fn open(path: &Path) -> File {
+        File::open(path).unwrap()
+    }
+
     #[test]
     fn a_kernel_is_known_by_its_build_id_and_else_by_its_content() {
         let dir = tempfile::tempdir().unwrap();
-        assert_eq!(digest(&at(&dir, "elf", &elf(&[0xab, 0xcd, 1]))).unwrap(), "build-id:abcd01");
-        assert_eq!(digest(&at(&dir, "plain", b"abc")).unwrap(), format!("sha256:{}", sha256(b"abc")));
+        let digest = |name, bytes: &[u8]| digest(&open(&at(&dir, name, bytes))).unwrap();
+        assert_eq!(digest("elf", &elf(&[0xab, 0xcd, 1])), "build-id:abcd01");
+        assert_eq!(digest("plain", b"abc"), format!("sha256:{}", sha256(b"abc")));
         let good = elf(&[1, 2, 3, 4]);
         for end in 0..good.len() {
-            assert!(digest(&at(&dir, "cut", &good[..end])).unwrap().starts_with("sha256:"), "{end}");
+            assert!(digest("cut", &good[..end]).starts_with("sha256:"), "{end}");
         }
     }
 
@@ -271,11 +300,12 @@ mod tests {
     fn a_copy_is_the_same_kernel_and_another_one_is_not() {
         let dir = tempfile::tempdir().unwrap();
         let path = at(&dir, "kernel", b"one");
-        let id = KernelId::of(&path, FileId::of(&path).unwrap());
-        assert_eq!(id.check(&path), Ok(()));
-        assert_eq!(id.check(&at(&dir, "copy", b"one")), Ok(()));
-        assert_eq!(id.check(Path::new("/no/such/kernel")), Ok(()));
-        assert_eq!(id.check(&at(&dir, "other", b"another")).unwrap_err().name(), "other-kernel");
+        let id = KernelId::of(Some(&open(&path)), FileId::of(&path).unwrap());
+        let check = |path: &Path| id.check(path, File::open(path).ok().as_ref());
+        assert_eq!(check(&path), Ok(()));
+        assert_eq!(check(&at(&dir, "copy", b"one")), Ok(()));
+        assert_eq!(check(Path::new("/no/such/kernel")), Ok(()));
+        assert_eq!(check(&at(&dir, "other", b"another")).unwrap_err().name(), "other-kernel");
     }
 
     #[test]
@@ -283,7 +313,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let path = at(&dir, "kernel", b"one");
         let booted = FileId { bytes: 7, modified_ns: Some(1) };
-        assert_eq!(KernelId::of(&path, booted).digest, None);
+        assert_eq!(KernelId::of(Some(&open(&path)), booted).digest, None);
     }
 
     #[test]
@@ -295,19 +325,18 @@ mod tests {
             "disks": [{"files": [&path], "read_only": true}],
         }))
         .unwrap();
-        let saved = vec![DiskId::of(&spec.disks[0]).unwrap()];
-        assert_eq!(check_disks(Some(&saved), &spec), Ok(()));
+        let files = [vec![open(&path)]];
+        let saved = vec![DiskId::of(&spec.disks[0], &files[0]).unwrap()];
+        assert_eq!(check_disks(Some(&saved), &spec, &files), Ok(()));
         File::options()
             .write(true)
             .open(&path)
             .unwrap()
             .set_modified(std::time::SystemTime::UNIX_EPOCH)
             .unwrap();
-        let refusal = check_disks(Some(&saved), &spec).unwrap_err();
+        let refusal = check_disks(Some(&saved), &spec, &files).unwrap_err();
         assert!(refusal.name() == "changed-disk" && refusal.to_string().starts_with("disk 0: "), "{refusal}");
         at(&dir, "disk", &[0; 512]);
-        assert!(check_disks(Some(&saved), &spec).unwrap_err().to_string().contains("512 bytes"));
-        std::fs::remove_file(&path).unwrap();
-        assert_eq!(check_disks(Some(&saved), &spec).unwrap_err().name(), "changed-disk");
+        assert!(check_disks(Some(&saved), &spec, &files).unwrap_err().to_string().contains("512 bytes"));
     }
 }

@@ -15,7 +15,6 @@ use std::{
     io,
     ops::Range,
     os::unix::fs::{FileExt, MetadataExt},
-    path::Path,
     sync::Arc,
 };
 
@@ -28,6 +27,8 @@ use serde::{Deserialize, Serialize};
 
 use super::{
     BASE, MEMORY,
+    dir::Dir,
+    files::MemoryFiles,
     pages::{self, Still, push},
     refusal::Refusal,
     sections::MemoryState,
@@ -104,9 +105,9 @@ impl Backing {
     ///
     /// # Errors
     /// A file is missing or has another length, or the list of a clone's pages is none.
-    pub fn restore(dir: &Path, memory: &Memory, state: &MemoryState) -> Result<Self, Refusal> {
+    pub fn restore(files: &MemoryFiles, memory: &Memory, state: &MemoryState) -> Result<Self, Refusal> {
         let bytes = pages::image_bytes(memory);
-        let own = open(dir, MEMORY, bytes)?;
+        let own = files.own(bytes)?;
         let failed = |error: io::Error| Refusal::Host(format!("cannot map the snapshot's memory: {error}"));
         let Some(extents) = &state.extents else {
             let data = map_data(memory, &own, bytes, state)?;
@@ -114,7 +115,7 @@ impl Backing {
             return Ok(Self { own: Some(own), base: None, data, mapped, given_back });
         };
         let extents = ranges(extents, bytes)?;
-        let base = open(dir, BASE, bytes)?;
+        let base = files.base(bytes)?;
         let data = map_data(memory, &base, bytes, state)?;
         let mut mapped = data.clone();
         let mut mappings = 0;
@@ -146,24 +147,24 @@ impl Backing {
     ///
     /// # Errors
     /// The host's.
-    pub fn plan(&self, dir: &Path, memory: &Still<'_>) -> io::Result<Plan> {
+    pub fn plan(&self, dir: &Dir, memory: &Still<'_>) -> io::Result<Plan> {
         let changed = memory.anonymous()?;
         let zeros = without(self.given_back.ranges(), &changed);
-        let (own_here, base_here) = (dir.join(MEMORY), dir.join(BASE));
+        let is = |file: &File, name| dir.holds(file, name);
         let Some(own) = &self.own else { return Ok(Plan::full(changed)) };
         let alone = own.metadata()?.nlink() == 1;
         let plan = match &self.base {
-            None if is(own, &own_here) && alone => {
+            None if is(own, MEMORY) && alone => {
                 let (ranges, extents, data) = (changed, None, self.data.clone());
                 Plan { in_place: true, promote: false, since_resume: true, ranges, zeros, extents, data }
             }
-            None if is(own, &own_here) || is(own, &base_here) => {
-                Plan::differing(changed, zeros, self.data.clone(), is(own, &own_here))
+            None if is(own, MEMORY) || is(own, BASE) => {
+                Plan::differing(changed, zeros, self.data.clone(), is(own, MEMORY))
             }
             None => Plan::full(self.everything(memory)?),
-            Some((base, extents)) if is(base, &base_here) => {
+            Some((base, extents)) if is(base, BASE) => {
                 let all = union(changed.clone(), extents.clone());
-                if is(own, &own_here) && alone {
+                if is(own, MEMORY) && alone {
                     let then = coarse(union(all, zeros.clone()), NEAR_BYTES);
                     let new = without(then.clone(), &union(extents.clone(), zeros.clone()));
                     let (ranges, extents, data) = (union(changed, new), Some(then), self.data.clone());
@@ -368,36 +369,6 @@ fn punch(file: &File, offset: u64, length: u64) -> io::Result<()> {
         Ok(()) => Ok(()),
         Err(Errno::OPNOTSUPP | Errno::NOSYS) => file.write_all_at(&vec![0; length as usize], offset),
         Err(error) => Err(error.into()),
-    }
-}
-
-/// Whether the open file is the one at the path.
-fn is(file: &File, path: &Path) -> bool {
-    match (file.metadata(), path.symlink_metadata()) {
-        (Ok(open), Ok(there)) => (open.dev(), open.ino()) == (there.dev(), there.ino()),
-        _ => false,
-    }
-}
-
-fn open(dir: &Path, name: &str, bytes: u64) -> Result<File, Refusal> {
-    let path = dir.join(name);
-    let missing = |error: io::Error| Refusal::Missing(format!("{}: {error}", path.display()));
-    // Written is only what nobody else has a link to; a clone's base may well be read-only.
-    let writable = File::options().read(true).write(true).open(&path);
-    let file = writable.or_else(|_| File::open(&path)).map_err(missing)?;
-    let found = file.metadata().map_err(missing)?;
-    if !found.is_file() {
-        return Err(Refusal::Corrupted(format!("{} is no file", path.display())));
-    }
-    match found.len() {
-        length if length < bytes => {
-            Err(Refusal::Truncated { what: path.display().to_string(), wanted: bytes, found: length })
-        }
-        length if length > bytes => {
-            let told = format!("{} has {length} bytes, and the machine has {bytes}", path.display());
-            Err(Refusal::Corrupted(told))
-        }
-        _ => Ok(file),
     }
 }
 

@@ -14,6 +14,8 @@
 pub mod apart;
 pub mod clock;
 pub mod cpu;
+pub mod dir;
+pub mod files;
 pub mod format;
 pub mod header;
 pub mod identity;

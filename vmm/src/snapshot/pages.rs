@@ -14,6 +14,7 @@ use std::{
         fd::{AsRawFd, BorrowedFd},
         unix::fs::FileExt,
     },
+    sync::OnceLock,
 };
 
 use devices::virtio::Memory;
@@ -179,6 +180,22 @@ pub fn fault_in(memory: &Memory, range: Range<u64>, vcpu: BorrowedFd<'_>) -> io:
     Ok(())
 }
 
+static PAGEMAP: OnceLock<File> = OnceLock::new();
+
+/// This process's page tables, open since somebody asked for them first: in a jail there is no /proc.
+///
+/// # Errors
+/// The host does not let this process see them.
+pub fn pagemap() -> io::Result<&'static File> {
+    match PAGEMAP.get() {
+        Some(open) => Ok(open),
+        None => {
+            let open = File::open("/proc/self/pagemap")?;
+            Ok(PAGEMAP.get_or_init(|| open))
+        }
+    }
+}
+
 /// What of a file's mapping is there.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Touched {
@@ -193,11 +210,11 @@ pub struct Touched {
 /// # Errors
 /// The host does not let this process see its page tables.
 pub fn touched(memory: &Memory, parts: &[Range<u64>]) -> io::Result<Touched> {
-    let pagemap = File::open("/proc/self/pagemap")?;
+    let pagemap = pagemap()?;
     let mut touched = Touched::default();
     for piece in parts.iter().flat_map(|part| pieces(memory, part.clone())) {
         let first = piece.address as u64;
-        words(&pagemap, first..first + piece.bytes, &mut |address, word| {
+        words(pagemap, first..first + piece.bytes, &mut |address, word| {
             let page = address - first + piece.offset..address - first + piece.offset + PAGE;
             match (word & (PM_PRESENT | PM_SWAP) != 0, word & PM_FILE != 0) {
                 (true, true) => push(&mut touched.read, page),
@@ -238,7 +255,7 @@ impl<'a> Still<'a> {
     /// # Errors
     /// The host does not let this process see its page tables.
     pub fn anonymous(&self) -> io::Result<Vec<Range<u64>>> {
-        let pagemap = File::open("/proc/self/pagemap")?;
+        let pagemap = pagemap()?;
         let mut ranges = Vec::new();
         for piece in pieces(self.0, 0..image_bytes(self.0)) {
             let first = piece.address as u64;
@@ -246,10 +263,10 @@ impl<'a> Still<'a> {
             let mut add = |found: Range<u64>| {
                 push(&mut ranges, found.start - first + piece.offset..found.end - first + piece.offset);
             };
-            if let Err(error) = scan(&pagemap, addresses.clone(), &mut add) {
+            if let Err(error) = scan(pagemap, addresses.clone(), &mut add) {
                 match error.raw_os_error() {
                     // Before Linux 6.7 there is no such request.
-                    Some(libc::ENOTTY | libc::EINVAL) => read_pagemap(&pagemap, addresses, &mut add)?,
+                    Some(libc::ENOTTY | libc::EINVAL) => read_pagemap(pagemap, addresses, &mut add)?,
                     _ => return Err(error),
                 }
             }
@@ -420,10 +437,10 @@ mod tests {
         let piece = pieces(&memory, 0..4 << 20).next().unwrap();
         let addresses = piece.address as u64..piece.address as u64 + piece.bytes;
         let (mut scanned, mut read) = (Vec::new(), Vec::new());
-        let pagemap = File::open("/proc/self/pagemap").unwrap();
-        read_pagemap(&pagemap, addresses.clone(), &mut |range| push(&mut read, range)).unwrap();
+        let pagemap = pagemap().unwrap();
+        read_pagemap(pagemap, addresses.clone(), &mut |range| push(&mut read, range)).unwrap();
         assert_eq!(read.len(), 4);
-        match scan(&pagemap, addresses, &mut |range| push(&mut scanned, range)) {
+        match scan(pagemap, addresses, &mut |range| push(&mut scanned, range)) {
             Ok(()) => assert_eq!(scanned, read),
             Err(error) => assert_eq!(error.raw_os_error(), Some(libc::ENOTTY)),
         }

@@ -2,7 +2,7 @@
 
 use std::{
     fs::File,
-    io::{self, Read},
+    io::Read,
     path::{Path, PathBuf},
 };
 
@@ -10,9 +10,10 @@ use devices::virtio::Memory;
 
 use super::{
     STATE,
+    files::{Files, MemoryFiles, open_state},
     format::{self, MAX_FILE_BYTES, PRELUDE_BYTES},
     header::Header,
-    identity,
+    identity::{self, OpenFiles},
     image::{Backing, checksum},
     pages::Still,
     refusal::Refusal,
@@ -30,20 +31,13 @@ use crate::{
 pub struct Snapshot {
     /// Where it is.
     pub dir: PathBuf,
+    /// The files of its memory.
+    pub files: MemoryFiles,
+    working_set: Option<File>,
     /// Its header.
     pub header: Header,
     /// Everything else but guest memory.
     pub state: State,
-}
-
-fn open(dir: &Path) -> Result<File, Refusal> {
-    let path = dir.join(STATE);
-    let missing = |error: io::Error| Refusal::Missing(format!("{}: {error}", path.display()));
-    let file = File::open(&path).map_err(missing)?;
-    match file.metadata().map_err(missing)? {
-        found if found.is_file() => Ok(file),
-        _ => Err(Refusal::Corrupted(format!("{} is no file", path.display()))),
-    }
 }
 
 /// Reads at most so many bytes.
@@ -58,7 +52,7 @@ fn read(file: &mut File, most: u64) -> Result<Vec<u8>, Refusal> {
 /// # Errors
 /// There is none, or it is not what was written.
 pub fn header(dir: &Path) -> Result<Header, Refusal> {
-    let mut file = open(dir)?;
+    let mut file = open_state(dir)?;
     let bytes = read(&mut file, PRELUDE_BYTES as u64)?;
     let Ok(first) = <&[u8; PRELUDE_BYTES]>::try_from(bytes.as_slice()) else {
         let (wanted, found) = (PRELUDE_BYTES as u64, bytes.len() as u64);
@@ -75,15 +69,24 @@ impl Snapshot {
     /// # Errors
     /// There is none, or it is not what was written.
     pub fn open(dir: &Path) -> Result<Self, Refusal> {
-        let bytes = read(&mut open(dir)?, MAX_FILE_BYTES + 1)?;
+        Self::read(Files::open(dir)?)
+    }
+
+    /// Reads a snapshot whose files are open, but for its memory.
+    ///
+    /// # Errors
+    /// It is not what was written.
+    pub fn read(files: Files) -> Result<Self, Refusal> {
+        let Files { dir, mut state, memory, working_set } = files;
+        let bytes = read(&mut state, MAX_FILE_BYTES + 1)?;
         let (header, sections) = format::decode(&bytes)?;
         let state = State::decode(&sections)?;
-        Ok(Self { dir: dir.to_path_buf(), header, state })
+        Ok(Self { dir, files: memory, working_set, header, state })
     }
 
     /// What to read ahead of its memory.
     pub fn working_set(&self) -> Option<WorkingSet> {
-        WorkingSet::read(&self.dir)
+        WorkingSet::read_from(self.working_set.as_ref()?)
     }
 
     /// Guest memory of that size with the snapshot's content, mapped, and where it comes from. `verify`: all of it is read
@@ -101,7 +104,7 @@ impl Snapshot {
             // What is in the files and in no list counts too.
             state.data = None;
         }
-        let backing = Backing::restore(&self.dir, &memory, &state)?;
+        let backing = Backing::restore(&self.files, &memory, &state)?;
         if verify {
             // SAFETY: nobody else knows this memory yet.
             let still = unsafe { Still::new(&memory) };
@@ -116,21 +119,30 @@ impl Snapshot {
         Ok((memory, backing))
     }
 
-    /// Refuses to go on as the machine of that spec: with other parts, another kernel, or disks that have changed.
+    /// Refuses to go on as the machine of that spec: with other parts, another kernel, or disks that have changed. Those were opened
+    /// and locked before, so that nobody else writes to them any more.
     ///
     /// # Errors
     /// The first that is not as it was.
-    pub fn check(&self, spec: &VmSpec) -> Result<(), Refusal> {
-        same_parts(&self.header.spec, spec).map_err(Refusal::OtherMachine)?;
-        let disks = self.header.disks.as_ref().map_or(spec.disks.len(), Vec::len);
-        if disks != spec.disks.len() || self.state.vcpus.len() != usize::from(spec.cpus) {
-            return Err(Refusal::Corrupted("the header and the state tell of different machines".into()));
-        }
-        if let Some(kernel) = &self.header.kernel {
-            kernel.check(&spec.kernel)?;
-        }
-        identity::check_disks(self.header.disks.as_deref(), spec)
+    pub fn check(&self, spec: &VmSpec, open: &OpenFiles) -> Result<(), Refusal> {
+        check(&self.header, &self.state, spec, open)
     }
+}
+
+/// [`Snapshot::check`] of what was read.
+///
+/// # Errors
+/// As there.
+pub fn check(header: &Header, state: &State, spec: &VmSpec, open: &OpenFiles) -> Result<(), Refusal> {
+    same_parts(&header.spec, spec).map_err(Refusal::OtherMachine)?;
+    let disks = header.disks.as_ref().map_or(spec.disks.len(), Vec::len);
+    if disks != spec.disks.len() || state.vcpus.len() != usize::from(spec.cpus) {
+        return Err(Refusal::Corrupted("the header and the state tell of different machines".into()));
+    }
+    if let Some(kernel) = &header.kernel {
+        kernel.check(&spec.kernel, open.kernel.as_ref())?;
+    }
+    identity::check_disks(header.disks.as_deref(), spec, &open.disks)
 }
 
 /// What the guest knows must be as it was. Its host's side, and addresses that guest-init can change, may be others.

@@ -4,10 +4,8 @@
 //! place: the `state` that goes with what was in it is removed before, as the machine has gone on from there anyway.
 
 use std::{
-    fs::{self, File},
+    fs::File,
     io::{self, Write},
-    os::unix::fs::OpenOptionsExt,
-    path::Path,
     sync::{Arc, Condvar, Mutex, PoisonError},
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
@@ -16,7 +14,9 @@ use serde::Serialize;
 use thiserror::Error;
 
 use super::{
-    BASE, MEMORY, STATE, format,
+    BASE, MEMORY, STATE,
+    dir::Dir,
+    format,
     format::Section,
     image::{self, Plan, Written},
     pages::Still,
@@ -62,8 +62,8 @@ fn failed(what: impl std::fmt::Display) -> impl FnOnce(io::Error) -> NotSaved {
 /// What is asked of a snapshot.
 #[derive(Clone, Copy, Debug)]
 pub struct Order<'a> {
-    /// Where it goes; the directory is made if it is missing.
-    pub dir: &'a Path,
+    /// Where it goes.
+    pub dir: &'a Dir,
     /// Whether the header is to have a checksum of memory, which takes reading all of it.
     pub checksum: bool,
     /// Whether the guest has read nothing of its disks, so that it may go on with others.
@@ -86,7 +86,7 @@ pub fn save(
     if saved.is_err() {
         for name in [NEW_MEMORY, NEW_STATE] {
             // Most often it was not there.
-            let _ = fs::remove_file(order.dir.join(name));
+            let _ = order.dir.remove(name);
         }
     }
     saved
@@ -102,7 +102,6 @@ fn attempt(
     // SAFETY: `_standing` says that no vCPU runs, and none will before it is given back. `stop_devices` has taken guest
     // memory from the host's kernel; the devices of this process use it on this thread alone.
     let still = unsafe { Still::new(&subject.memory) };
-    fs::create_dir_all(dir).map_err(failed(dir.display()))?;
     let plan = subject.backing.plan(dir, &still).map_err(failed("/proc/self/pagemap"))?;
     let mut state = subject.state(devices).map_err(NotSaved::Failed)?;
     hold::at("vmm writes");
@@ -118,7 +117,7 @@ fn attempt(
     if given_up() {
         return Err(NotSaved::GivenUp);
     }
-    put_in_place(&plan, dir).map_err(failed(dir.display()))?;
+    put_in_place(&plan, dir).map_err(failed(dir.path().display()))?;
     hold::at("vmm has put in place");
     let memory_bytes = super::pages::image_bytes(&subject.memory);
     Ok(Report { full: !plan.since_resume(), memory_bytes, written, state_bytes })
@@ -127,21 +126,16 @@ fn attempt(
 fn write_memory(
     plan: &Plan,
     still: &Still<'_>,
-    dir: &Path,
+    dir: &Dir,
     worker: &Worker,
     given_up: &mut dyn FnMut() -> bool,
 ) -> Result<Written, NotSaved> {
     let name = if plan.in_place { MEMORY } else { NEW_MEMORY };
-    let path = dir.join(name);
-    let options = || {
-        let mut options = File::options();
-        // The guest's secrets are in there.
-        options.write(true).create(!plan.in_place).truncate(!plan.in_place).mode(0o600);
-        options
-    };
-    let file = options().open(&path).map_err(failed(path.display()))?;
+    let path = dir.path().join(name);
+    let file = if plan.in_place { dir.write(name) } else { dir.create(name) };
+    let file = file.map_err(failed(path.display()))?;
     if plan.in_place {
-        remove_state(dir).map_err(failed(dir.display()))?;
+        remove_state(dir).map_err(failed(dir.path().display()))?;
     }
     let written = plan.write(still, &file, given_up).map_err(failed(path.display()))?;
     let written = written.ok_or(NotSaved::GivenUp)?;
@@ -183,7 +177,7 @@ fn write_state(
     plan: &Plan,
     state: &State,
     asked: Asked,
-    dir: &Path,
+    dir: &Dir,
     given_up: &mut dyn FnMut() -> bool,
 ) -> Result<u64, NotSaved> {
     let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
@@ -195,9 +189,9 @@ fn write_state(
             bytes.len()
         )));
     }
-    let path = dir.join(NEW_STATE);
+    let path = dir.path().join(NEW_STATE);
     let write = || {
-        let mut file = File::options().write(true).create(true).truncate(true).mode(0o600).open(&path)?;
+        let mut file = dir.create(NEW_STATE)?;
         file.write_all(&bytes)?;
         Ok(file)
     };
@@ -220,22 +214,22 @@ pub fn encode(header: &super::header::Header, state: &State) -> Result<Vec<u8>, 
     Ok(format::encode(&header, &sections))
 }
 
-fn put_in_place(plan: &Plan, dir: &Path) -> io::Result<()> {
+fn put_in_place(plan: &Plan, dir: &Dir) -> io::Result<()> {
     if !plan.in_place {
         // Between here and the last rename there is no snapshot rather than a state with another's memory.
         remove_state(dir)?;
         if plan.promote {
-            fs::rename(dir.join(MEMORY), dir.join(BASE))?;
+            dir.rename(MEMORY, BASE)?;
         }
-        fs::rename(dir.join(NEW_MEMORY), dir.join(MEMORY))?;
+        dir.rename(NEW_MEMORY, MEMORY)?;
     }
-    fs::rename(dir.join(NEW_STATE), dir.join(STATE))?;
-    File::open(dir)?.sync_all()
+    dir.rename(NEW_STATE, STATE)?;
+    dir.sync()
 }
 
-fn remove_state(dir: &Path) -> io::Result<()> {
-    match fs::remove_file(dir.join(STATE)) {
-        Ok(()) => File::open(dir)?.sync_all(),
+fn remove_state(dir: &Dir) -> io::Result<()> {
+    match dir.remove(STATE) {
+        Ok(()) => dir.sync(),
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
         Err(error) => Err(error),
     }

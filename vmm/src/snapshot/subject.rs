@@ -12,7 +12,7 @@ use super::{
     apart::Apart,
     clock, cpu,
     header::{Header, MemorySummary},
-    identity::{DiskId, FileId, KernelId},
+    identity::{DiskId, FileId, KernelId, OpenFiles},
     image::{Backing, Plan},
     sections::{MemoryState, State},
     vcpu,
@@ -60,6 +60,8 @@ pub struct Subject {
     pub console: Option<Console>,
     /// The kernel.
     pub kernel: Kernel,
+    /// What kernel and disks are known by.
+    pub files: OpenFiles,
     /// Where memory comes from.
     pub backing: Backing,
     /// What is known of the pages that it touches first.
@@ -136,9 +138,13 @@ impl Subject {
     /// A disk's file is gone.
     pub fn header(&self, taken_unix_ms: u64, plan: &Plan, asked: Asked) -> Result<Header, String> {
         let kernel = match &self.kernel {
-            Kernel::Booted(file) => Some(KernelId::of(&self.spec.kernel, file.clone())),
+            Kernel::Booted(file) => Some(KernelId::of(self.files.kernel.as_ref(), file.clone())),
             Kernel::Resumed(id) => Some(id.clone()),
             Kernel::Unknown => None,
+        };
+        let disks = || {
+            let disks = self.spec.disks.iter().zip(&self.files.disks);
+            disks.map(|(disk, open)| DiskId::of(disk, open))
         };
         Ok(Header {
             flyrun: env!("CARGO_PKG_VERSION").to_owned(),
@@ -148,7 +154,7 @@ impl Subject {
             kernel,
             disks: match asked.any_disks {
                 true => None,
-                false => Some(self.spec.disks.iter().map(DiskId::of).collect::<Result<_, _>>()?),
+                false => Some(disks().collect::<Result<_, _>>()?),
             },
             memory: MemorySummary {
                 bytes: super::pages::image_bytes(&self.memory),

@@ -17,6 +17,7 @@ use serde::{Deserialize, Serialize};
 
 use super::{
     WORKING_SET,
+    files::open_to_read,
     image::{Backing, Extent, without},
     pages::{self, Touched},
 };
@@ -121,23 +122,35 @@ impl WorkingSet {
     /// # Errors
     /// The host's.
     pub fn write(&self, dir: &Path) -> io::Result<()> {
-        let payload = postcard::to_allocvec(self).map_err(io::Error::other)?;
         let draft = dir.join(format!("{WORKING_SET}.new{}", std::process::id()));
         let put = || {
             let mut file =
                 File::options().write(true).create(true).truncate(true).mode(0o600).open(&draft)?;
-            file.write_all(&head(&payload))?;
-            file.write_all(&payload)?;
+            self.write_to(&mut file)?;
             fs::rename(&draft, dir.join(WORKING_SET))
         };
         put().inspect_err(|_| _ = fs::remove_file(&draft))
     }
 
+    /// Writes it to a file that nobody reads yet.
+    ///
+    /// # Errors
+    /// The host's.
+    pub fn write_to(&self, file: &mut File) -> io::Result<()> {
+        let payload = postcard::to_allocvec(self).map_err(io::Error::other)?;
+        file.write_all(&head(&payload))?;
+        file.write_all(&payload)
+    }
+
     /// That of the snapshot, if there is one that can be read.
     pub fn read(dir: &Path) -> Option<Self> {
-        let file = File::options().read(true).custom_flags(libc::O_NONBLOCK).open(dir.join(WORKING_SET));
+        Self::read_from(&open_to_read(&dir.join(WORKING_SET)).ok()?)
+    }
+
+    /// That in the file, if it can be read.
+    pub fn read_from(file: &File) -> Option<Self> {
         let mut bytes = Vec::with_capacity(EXPECTED_BYTES);
-        file.ok()?.take(MAX_FILE_BYTES).read_to_end(&mut bytes).ok()?;
+        file.take(MAX_FILE_BYTES).read_to_end(&mut bytes).ok()?;
         let (found, payload) = bytes.split_first_chunk::<HEAD_BYTES>()?;
         if *found != head(payload) {
             return None;
@@ -295,7 +308,7 @@ mod tests {
     use vm_memory::{Bytes, GuestAddress};
 
     use super::*;
-    use crate::snapshot::apart::Apart;
+    use crate::snapshot::{apart::Apart, files::MemoryFiles};
     use crate::{memory::reserve, snapshot::sections::MemoryState};
 
     fn set() -> WorkingSet {
@@ -360,7 +373,8 @@ mod tests {
         file.write_all(&vec![7; 4 << 20]).unwrap();
         let restored = || {
             let memory = reserve(4).unwrap();
-            let backing = Backing::restore(dir.path(), &memory, &MemoryState::default()).unwrap();
+            let backing =
+                Backing::restore(&MemoryFiles::open(dir.path()), &memory, &MemoryState::default()).unwrap();
             (memory, backing)
         };
         let (memory, backing) = restored();
@@ -400,9 +414,11 @@ mod tests {
 
     #[test]
     fn what_is_read_ahead_meanwhile_ends_when_the_machine_is_to_pause() {
-        let memory = reserve(4).unwrap();
-        let ahead =
-            Ahead { memory: memory.clone(), written: vec![0..PAGE, 2 * PAGE..3 * PAGE], read: vec![] };
+        // Whole huge pages, which the host may back memory with.
+        let (one, other) = (0..HUGE_PAGE, 2 * HUGE_PAGE..3 * HUGE_PAGE);
+        let memory = reserve(8).unwrap();
+        let written = vec![one.clone(), other.clone()];
+        let ahead = Ahead { memory: memory.clone(), written, read: vec![] };
         let no_vcpu = File::open("/dev/null").unwrap();
         let all = [Range { start: 0, end: pages::image_bytes(&memory) }];
         let written_while = |turns: usize| {
@@ -424,7 +440,7 @@ mod tests {
         let memory = reserve(4).unwrap();
         // The rest of the second 2 MiB is of no file.
         let state = MemoryState { extents: None, data: Some(vec![Extent(0, 800)]) };
-        let backing = Backing::restore(dir.path(), &memory, &state).unwrap();
+        let backing = Backing::restore(&MemoryFiles::open(dir.path()), &memory, &state).unwrap();
         let Ok(_apart) = Apart::new(&memory, backing.mapped()) else {
             eprintln!("skipped: this host cannot map pages apart");
             return;

@@ -133,8 +133,11 @@ impl Machine {
         self.dir.path().join("disk")
     }
 
+    /// Where a snapshot of it may be written.
     pub fn snapshot(&self) -> PathBuf {
-        self.dir.path().join("snapshot")
+        let directory = self.dir.path().join("snapshot");
+        std::fs::create_dir_all(&directory).unwrap();
+        directory
     }
 
     /// `flyrun-vmm` with these arguments and the spec.

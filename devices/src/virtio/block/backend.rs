@@ -163,6 +163,14 @@ impl Backend {
         Ok(Backend { extents, read_only })
     }
 
+    /// Its files once more, to look at. As long as this backend lives they must stay open: closing one lets go of the lock on it.
+    ///
+    /// # Errors
+    /// The host gives no descriptor.
+    pub fn share(&self) -> io::Result<Vec<File>> {
+        self.extents.iter().map(|extent| extent.file.try_clone()).collect()
+    }
+
     /// Whether the guest may only read.
     pub fn read_only(&self) -> bool {
         self.read_only

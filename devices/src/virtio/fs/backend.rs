@@ -8,7 +8,6 @@ use std::{
     io,
     net::Shutdown,
     os::unix::net::UnixStream,
-    path::Path,
     sync::{
         Arc,
         atomic::{AtomicBool, Ordering},
@@ -45,12 +44,11 @@ pub struct Backend {
 }
 
 impl Backend {
-    /// Connects, and agrees on features.
+    /// Agrees on features with the one at the other end.
     ///
     /// # Errors
-    /// Nobody listens on `socket`, does not answer within `limit`, or lacks a feature.
-    pub fn connect(socket: &Path, queues: usize, limit: Duration, begin: fn()) -> io::Result<Self> {
-        let stream = UnixStream::connect(socket)?;
+    /// It does not answer within `limit`, or lacks a feature.
+    pub fn greet(stream: UnixStream, queues: usize, limit: Duration, begin: fn()) -> io::Result<Self> {
         let watchdog = Watchdog::new(stream.try_clone()?, limit, begin)?;
         let frontend = Frontend::from_stream(stream.try_clone()?, queues as u64);
         let mut backend = Backend { frontend, stream, watchdog };

@@ -9,7 +9,7 @@
 mod abandoned;
 mod backend;
 
-use std::{io, path::Path, sync::Arc, time::Duration};
+use std::{io, os::unix::net::UnixStream, sync::Arc, time::Duration};
 
 use event_manager::{EventOps, EventSet, Events, MutEventSubscriber};
 use vmm_sys_util::eventfd::EventFd;
@@ -53,19 +53,19 @@ struct Active {
 }
 
 impl Fs {
-    /// Makes a device that the virtiofsd listening on `socket` serves, which answers each step within `limit`. `begin` is the
-    /// first that the thread does which minds the limit.
+    /// Makes a device that the virtiofsd at the other end of `stream` serves, which answers each step within `limit`. `begin` is
+    /// the first that the thread does which minds the limit.
     ///
     /// # Errors
-    /// It does not listen, answer or do what is needed, or the host grants no more descriptors.
-    pub fn new(tag: &str, socket: &Path, limit: Duration, begin: fn()) -> io::Result<Self> {
+    /// It does not answer or do what is needed, or the host grants no more descriptors.
+    pub fn new(tag: &str, stream: UnixStream, limit: Duration, begin: fn()) -> io::Result<Self> {
         let mut config = [0; CONFIG_BYTES];
         let (name, queues) = config.split_at_mut(TAG_BYTES);
         for (place, byte) in name.iter_mut().zip(tag.bytes()) {
             *place = byte;
         }
         queues.copy_from_slice(&(QUEUES as u32 - 1).to_le_bytes());
-        let backend = Backend::connect(socket, QUEUES, limit, begin)?;
+        let backend = Backend::greet(stream, QUEUES, limit, begin)?;
         Ok(Fs { config, backend, is_lost: false, events: QueueEvents::new()?, active: None })
     }
 

@@ -139,7 +139,7 @@ fn connect(daemon: Daemon, limit: Duration) -> io::Result<Setup> {
         sender.send(stream.try_clone().unwrap()).unwrap();
         daemon.serve(&mut stream)
     });
-    let device = Arc::new(Mutex::new(Fs::new("fs0", &socket, limit, || {})?));
+    let device = Arc::new(Mutex::new(Fs::new("fs0", UnixStream::connect(&socket)?, limit, || {})?));
     Ok(Setup { device, daemon, connection: connections.recv().unwrap(), _directory: directory })
 }
 

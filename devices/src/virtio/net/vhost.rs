@@ -1,9 +1,8 @@
 //! The network device served by the host's kernel, vhost-net.
 //!
 //! vhost gets the rings, the event that the guest's notification fires and the one that interrupts the guest, so that
-//! packets pass without this process. It is opened at each activation, once for each pair of queues, and closed at reset:
-//! closing ends it for certain. The first activation gets the one that was opened to see what it can do, since the kernel takes some
-//! 10 ms to close one (vhost_net_release waits for RCU). The control queue is served here.
+//! packets pass without this process. It is opened once for each pair of queues, before this process gives up the right to open
+//! anything, and disowned at reset: that ends it for certain, as closing would. The control queue is served here.
 
 use std::{
     fs::File,
@@ -54,8 +53,8 @@ pub struct VhostNet {
     pub(super) config: NetConfig,
     /// What this kernel's vhost can do, of what concerns it.
     features: u64,
-    /// Opened, and used for nothing yet.
-    spare: Option<Handle>,
+    /// Open, and used for nothing now.
+    spare: Vec<Handle>,
     commands: Throttle,
     events: QueueEvents,
     pub(super) active: Option<Active>,
@@ -78,16 +77,14 @@ impl VhostNet {
     /// # Errors
     /// /dev/vhost-net does not open or lacks what every kernel's has; `tap` is given back.
     pub fn new(tap: Tap, config: NetConfig) -> Result<Self, (Tap, io::Error)> {
-        let opened = open(Memory::default()).and_then(|handle| Ok((handle.get_features()?, handle)));
-        let prepared = opened
+        let prepared = open_all(config.pairs)
             .map_err(io::Error::other)
             .and_then(|opened| Ok((opened, control::throttle(config)?, QueueEvents::new()?)));
         match prepared {
             Ok(((features, _), ..)) if features & F_VERSION_1 == 0 => {
                 Err((tap, io::ErrorKind::Unsupported.into()))
             }
-            Ok(((features, handle), commands, events)) => {
-                let spare = Some(handle);
+            Ok(((features, spare), commands, events)) => {
                 Ok(VhostNet { tap, config, features, spare, commands, events, active: None })
             }
             Err(error) => Err((tap, error)),
@@ -124,6 +121,13 @@ impl Active {
         }
         Ok(more)
     }
+}
+
+/// One for each pair of queues, and what they can do.
+fn open_all(pairs: u16) -> Result<(u64, Vec<Handle>), ::vhost::Error> {
+    let handles = (0..pairs).map(|_| open(Memory::default())).collect::<Result<Vec<_>, _>>()?;
+    let features = handles.first().ok_or(::vhost::Error::InvalidOperation)?.get_features()?;
+    Ok((features, handles))
 }
 
 fn open(memory: Memory) -> Result<Handle, ::vhost::Error> {
@@ -237,7 +241,7 @@ impl VirtioDevice for VhostNet {
         let mut handles = Vec::with_capacity(pairs.len());
         for (index, pair) in pairs.into_iter().enumerate() {
             let file = self.tap.as_file(index).ok_or_else(|| io::Error::from(io::ErrorKind::NotConnected))?;
-            let handle = start(self.spare.take(), memory.clone(), &pair, ring_features, file, &call, &failed);
+            let handle = start(self.spare.pop(), memory.clone(), &pair, ring_features, file, &call, &failed);
             let handle = handle.map_err(|error| io::Error::other(format!("vhost-net: {error}")))?;
             handles.push((handle, pair));
         }
@@ -252,7 +256,10 @@ impl VirtioDevice for VhostNet {
     }
 
     fn reset(&mut self) {
-        self.active = None;
+        let handles = self.active.take().map(|active| active.handles).unwrap_or_default();
+        // One that the kernel does not disown is closed.
+        let disowned = handles.into_iter().filter(|(handle, _)| handle.reset_owner().is_ok());
+        self.spare.extend(disowned.map(|(handle, _)| handle));
         forget_pairs(&mut self.tap);
         self.events.forget();
     }

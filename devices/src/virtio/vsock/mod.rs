@@ -87,6 +87,12 @@ impl Vsock {
         })
     }
 
+    /// The same socket by the path that leads to it for this process from now on: it has gone where others lead nowhere.
+    pub fn found_at(mut self, path: &Path) -> Self {
+        self.muxer = Muxer::new(self.guest_cid, path.to_path_buf());
+        self
+    }
+
     /// Number of connections, those included whose last bytes are still going out.
     pub fn connections(&self) -> usize {
         self.muxer.len()

@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 
 use images::Store;
 use tar::{Builder, Header, HeaderMode};
+use vmm::snapshot::files::open_to_read;
 use vmm::snapshot::{BASE, MEMORY, STATE};
 
 use super::{Described, MANIFEST, Manifest, NAMES, ROOTFS, VERSION, digest::digest};
@@ -55,7 +56,8 @@ struct Part {
 impl Part {
     fn open(name: &str, path: PathBuf) -> Result<Part> {
         let told = || format!("cannot read {}", path.display());
-        let file = File::open(&path).context(told())?;
+        // The names were a machine's, which may have been in its guest's hands when it was killed.
+        let file = open_to_read(&path).context(told())?;
         let bytes = file.metadata().context(told())?.len();
         let described = Described { name: name.to_string(), bytes, digest: digest(&file).context(told())? };
         Ok(Part { described, file })

@@ -35,17 +35,16 @@ pub(super) const LIST: List = List {
             &[&[is(1, F_DUPFD_CLOEXEC)], &[is(1, F_GETFD)]],
             "a second handle of a vCPU or an event; a debug build, before close",
         ),
-        // Snapshots, by path.
+        // Snapshots, in a directory that is open.
         any(
             "openat",
             "a snapshot's files and directory, the list of touched pages, /proc/self/pagemap, the kernel's file",
         ),
         any("statx", "whether a file is still the one that it was"),
-        any("mkdir", "a snapshot's directory"),
         any("ftruncate", "a snapshot's memory has its length before its content"),
         any("fsync", "a snapshot's directory"),
-        any("rename", "a snapshot takes its place"),
-        any("unlink", "the state that no longer goes with its memory, half a snapshot that was given up"),
+        any("renameat", "a snapshot takes its place"),
+        any("unlinkat", "the state that no longer goes with its memory, half a snapshot that was given up"),
         // vsock.
         only(
             "socket",
@@ -54,7 +53,8 @@ pub(super) const LIST: List = List {
         ),
         any("connect", "a connection of the guest, to the socket of its port"),
         any("accept4", "a connection of the host"),
-        any("recvfrom", "a client's greeting, and its data"),
+        any("recvfrom", "a client's greeting, and its data; whether the owner has ended meanwhile"),
+        any("recvmsg", "the owner's requests, with the directory of a snapshot"),
         any("sendto", "data that a client has not taken at once"),
         any("sendmsg", "vsock out of guest memory"),
         any("shutdown", "an end of a connection, or of one half"),
@@ -96,7 +96,6 @@ pub(super) const LIST: List = List {
         any("rt_sigprocmask", "the C library's, around tgkill"),
         any("rt_sigpending", "whether SIGTERM waits while a snapshot is written"),
         only("prctl", &[&[is(0, PR_SET_PDEATHSIG)]], "a snapshot is finished though its owner ends"),
-        any("getppid", "whether the owner has ended meanwhile"),
         // The C library's memory.
         any("brk", "malloc"),
         only("mmap", &[&[lacks(2, PROT_EXEC)]], "malloc; a vCPU's page; memory that the guest gave back"),

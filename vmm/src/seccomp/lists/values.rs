@@ -44,6 +44,7 @@ values! {
 values! {
     VHOST_SET_FEATURES = request(WRITE, VHOST, 0x00, 8);
     VHOST_SET_OWNER = request(NONE, VHOST, 0x01, 0);
+    VHOST_RESET_OWNER = request(NONE, VHOST, 0x02, 0);
     VHOST_SET_MEM_TABLE = request(WRITE, VHOST, 0x03, 8);
     VHOST_SET_VRING_NUM = request(WRITE, VHOST, 0x10, 8);
     VHOST_SET_VRING_ADDR = request(WRITE, VHOST, 0x11, 40);
@@ -77,7 +78,6 @@ values! {
 values! {
     F_GETFD = 1;
     F_DUPFD_CLOEXEC = 1030;
-    O_RDWR_NONBLOCK_CLOEXEC = 0o2 | 0o4000 | 0o2_000_000;
     AF_UNIX = 1;
     SOCK_STREAM_NONBLOCK_CLOEXEC = 1 | 0o4000 | 0o2_000_000;
     SIGABRT = 6;

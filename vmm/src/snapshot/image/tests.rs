@@ -1,4 +1,4 @@
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use tempfile::TempDir;
 use vm_memory::{Bytes, GuestAddress};
@@ -32,7 +32,7 @@ impl Machine {
 
     fn resumed(dir: &Path, state: &MemoryState) -> Self {
         let memory = memory();
-        let backing = Backing::restore(dir, &memory, state).unwrap();
+        let backing = Backing::restore(&MemoryFiles::open(dir), &memory, state).unwrap();
         Self { memory, backing, dir: dir.to_path_buf() }
     }
 
@@ -51,7 +51,7 @@ impl Machine {
     fn suspend(&self) -> (MemoryState, Written, Plan) {
         // SAFETY: nobody else knows this memory.
         let still = unsafe { Still::new(&self.memory) };
-        let plan = self.backing.plan(&self.dir, &still).unwrap();
+        let plan = self.backing.plan(&Dir::at(&self.dir).unwrap(), &still).unwrap();
         let name = if plan.in_place { MEMORY } else { "new" };
         let path = self.dir.join(name);
         let file = File::options().write(true).create(true).truncate(false).open(&path).unwrap();
@@ -298,7 +298,7 @@ fn a_snapshot_that_is_given_up_stops_soon() {
     (0..2048).for_each(|page| machine.set(page, 7));
     // SAFETY: nobody else knows this memory.
     let still = unsafe { Still::new(&machine.memory) };
-    let plan = machine.backing.plan(dir.path(), &still).unwrap();
+    let plan = machine.backing.plan(&Dir::at(dir.path()).unwrap(), &still).unwrap();
     let file = tempfile::tempfile().unwrap();
     assert_eq!(plan.write(&still, &file, &mut || true).unwrap(), None);
     assert_eq!(file.metadata().unwrap().blocks() * 512, CHUNK_BYTES);
@@ -325,7 +325,10 @@ fn what_is_not_listed_is_zeros_and_not_looked_at() {
     let machine = Machine::resumed(dir.path(), &state);
     assert_eq!([2, 3, 4, 5, 1023, 1024, 1025].map(|page| machine.get(page)), [0, 1, 1, 0, 0, 1, 0]);
     let bad = MemoryState { extents: None, data: Some(vec![Extent(2048, 1)]) };
-    assert_eq!(Backing::restore(dir.path(), &memory(), &bad).unwrap_err().name(), "corrupted");
+    assert_eq!(
+        Backing::restore(&MemoryFiles::open(dir.path()), &memory(), &bad).unwrap_err().name(),
+        "corrupted"
+    );
 }
 
 #[test]
@@ -373,7 +376,11 @@ fn lists_of_pages_that_no_clone_has_are_refused() {
 #[test]
 fn files_of_another_length_or_kind_are_refused() {
     let dir = tempfile::tempdir().unwrap();
-    let refused = || Backing::restore(dir.path(), &memory(), &MemoryState::default()).unwrap_err().name();
+    let refused = || {
+        Backing::restore(&MemoryFiles::open(dir.path()), &memory(), &MemoryState::default())
+            .unwrap_err()
+            .name()
+    };
     assert_eq!(refused(), "missing");
     let file = File::create(dir.path().join(MEMORY)).unwrap();
     assert_eq!(refused(), "truncated");
