@@ -1,6 +1,7 @@
 //! A guest that attacks its VMM: a kernel of a few KiB that knows virtio well enough to break each of its rules.
 //!
-//! What it does stands on its command line: `attack=NAME…` in this order, `seed=`, `rounds=` (a factor in percent). Each
+//! What it does stands on its command line: `attack=NAME…` in this order, `seed=`, `rounds=` (a factor in percent), and
+//! `only=` the name of a kind of device; with `alone=1` nobody is waited for. Each
 //! attack ends with a line, `did NAME …`, and a wait for the host's word: it looks at the VMM meanwhile. After that all
 //! devices are used as a good driver would: `sane …`, so that a device that has silently died does not pass for a safe
 //! one. Nothing is ever written to some parts of memory; `canaries` says whether that held.
@@ -44,8 +45,12 @@ impl Scene {
         let mut scene =
             Self { devices: [Device::default(); MAX_DEVICES], count: 0, random: Random::new(seed), percent };
         for base in words.values("virtio_mmio.device").filter_map(words::window).take(MAX_DEVICES) {
-            scene.devices[scene.count] = Device::at(base, scene.count as u64);
-            scene.count += 1;
+            let device = Device::at(base, scene.count as u64);
+            let only = words.value("only");
+            if only.is_empty() || only == device.name() {
+                scene.devices[scene.count] = device;
+                scene.count += 1;
+            }
         }
         scene
     }
@@ -93,7 +98,7 @@ pub extern "C" fn main(zero_page: u64) -> ! {
             Some(rounds) => say!("did {name} {rounds}"),
             None => say!("there is no attack {name}"),
         }
-        serial::wait_for_host();
+        wait(&words);
         match memory::dead_canary() {
             None => say!("canaries live"),
             Some(at) => say!("canaries dead at {at:#x}"),
@@ -101,8 +106,15 @@ pub extern "C" fn main(zero_page: u64) -> ! {
         sane::check(&mut scene);
     }
     say!("attacker: over");
-    serial::wait_for_host();
+    wait(&words);
     reset()
+}
+
+/// Lets the host look at the VMM, unless nobody does.
+fn wait(words: &Words) {
+    if words.number("alone") == 0 {
+        serial::wait_for_host();
+    }
 }
 
 fn reset() -> ! {

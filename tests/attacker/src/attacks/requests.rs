@@ -73,7 +73,7 @@ pub fn blocks(scene: &mut Scene) -> u64 {
 
 fn sector(random: &mut Random, sectors: u64) -> u64 {
     match random.below(6) {
-        // What the host compares afterwards lies behind the first MiB: good writes stay before it.
+        // What the host compares afterwards lies behind the first 9 MiB: good requests stay before it.
         0..3 => random.below(2048 - 512),
         3 => sectors.wrapping_sub(1),
         4 => sectors.wrapping_add(random.below(4)),
