@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdout, Command, Stdio};
 use std::sync::LazyLock;
 use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
 use std::thread;
 use std::time::Duration;
 
@@ -32,6 +33,9 @@ const READ_ONLY_BYTES: u64 = 1 << 20;
 /// The attack on the disk has good requests too, and they end before this offset or lie in the last sector.
 const UNTOUCHED: std::ops::Range<u64> = 9 << 20..DISK_BYTES - 4096;
 const PATTERN: u8 = 0xa5;
+
+/// An attack that takes longer hangs, whatever the machine is busy with: normal are a few seconds.
+const HANG: Duration = Duration::from_secs(100);
 
 /// The attacks that one processor is enough for.
 pub const ATTACKS: [&str; 14] = [
@@ -62,7 +66,7 @@ pub struct Attack<'a> {
     pub percent: u32,
     /// vCPUs: 1 or 2.
     pub cpus: u8,
-    /// `vhost`, `user` or `auto`.
+    /// `vhost` or `user`.
     pub net: &'a str,
     /// Whether the console is a file. Then the guest waits for nobody, and only its end is looked at.
     pub console_file: bool,
@@ -70,7 +74,7 @@ pub struct Attack<'a> {
 
 struct Machine {
     vmm: Child,
-    output: BufReader<ChildStdout>,
+    output: Receiver<String>,
     dir: TempDir,
     tap: String,
     fds: usize,
@@ -172,7 +176,7 @@ impl Machine {
             .stderr(File::create(path("stderr")).unwrap())
             .spawn()
             .unwrap();
-        let output = BufReader::new(vmm.stdout.take().unwrap());
+        let output = lines(vmm.stdout.take().unwrap());
         Machine { vmm, output, dir, tap, fds: 0, threads: 0 }
     }
 
@@ -188,10 +192,28 @@ impl Machine {
         std::fs::read_dir(self.proc(directory)).unwrap().count()
     }
 
+    /// The guest's next line; `None` at its end.
     fn line(&mut self) -> Option<String> {
-        let mut line = String::new();
-        let length = self.output.read_line(&mut line).unwrap();
-        (length > 0).then(|| line.trim_end().to_owned())
+        match self.output.recv_timeout(HANG) {
+            Ok(line) => Some(line),
+            Err(RecvTimeoutError::Disconnected) => None,
+            Err(RecvTimeoutError::Timeout) => panic!("nothing comes any more\n{}", self.threads_told()),
+        }
+    }
+
+    /// What each thread of the VMM does.
+    fn threads_told(&self) -> String {
+        let mut text = String::new();
+        for _ in 0..3 {
+            for task in std::fs::read_dir(self.proc("task")).unwrap().flatten() {
+                for name in ["stat", "wchan", "syscall", "stack"] {
+                    let told = std::fs::read_to_string(task.path().join(name)).unwrap_or_default();
+                    text += &format!("{name}: {}\n", told.trim());
+                }
+            }
+            thread::sleep(Duration::from_secs(1));
+        }
+        text
     }
 
     fn go_on(&mut self) {
@@ -286,6 +308,16 @@ fn many_descriptors() {
     let wanted = now.maximum.map_or(8192, |most| most.min(8192));
     let wanted = Rlimit { current: Some(wanted), ..now };
     setrlimit(Resource::Nofile, wanted).unwrap();
+}
+
+fn lines(stdout: ChildStdout) -> Receiver<String> {
+    let (sender, receiver) = channel();
+    thread::spawn(move || {
+        let lines = BufReader::new(stdout).split(b'\n').map_while(Result::ok);
+        // What comes behind a test that has failed is nobody's.
+        lines.for_each(|line| _ = sender.send(String::from_utf8_lossy(&line).trim_end().to_owned()));
+    });
+    receiver
 }
 
 fn write_pattern(path: &Path, bytes: u64) {

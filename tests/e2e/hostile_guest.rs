@@ -9,7 +9,16 @@ use tests::hostile::{ATTACKS, Attack};
 use tests::image::busybox;
 
 const ATTACK: Attack<'static> =
-    Attack { names: &ATTACKS, seed: 1, percent: 50, cpus: 1, net: "user", console_file: false };
+    Attack { names: &ATTACKS, seed: 1, percent: 25, cpus: 1, net: "user", console_file: false };
+
+/// Set also when the attack is one that succeeds, and panics.
+struct AtTheEnd<'a>(&'a AtomicBool);
+
+impl Drop for AtTheEnd<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::SeqCst);
+    }
+}
 
 #[test]
 fn a_hostile_guest_breaks_neither_its_vmm_nor_its_neighbour() {
@@ -25,8 +34,9 @@ fn a_hostile_guest_breaks_neither_its_vmm_nor_its_neighbour() {
             }
             answers
         });
+        let at_the_end = AtTheEnd(&over);
         ATTACK.run();
-        over.store(true, Ordering::SeqCst);
+        drop(at_the_end);
         neighbour.join().unwrap()
     });
     assert!(answers > 3, "the neighbour answered {answers} times");
@@ -40,6 +50,10 @@ fn hostile_descriptors_may_change_while_they_are_read() {
 
 #[test]
 fn a_hostile_driver_of_vhost_net_harms_nobody() {
+    if !std::path::Path::new("/dev/vhost-net").exists() {
+        println!("SKIPPED, nothing was tested: there is no /dev/vhost-net");
+        return;
+    }
     Attack {
         names: &["registers", "rings", "chains", "available", "frames"],
         net: "auto",
@@ -51,6 +65,6 @@ fn a_hostile_driver_of_vhost_net_harms_nobody() {
 
 #[test]
 fn a_hostile_guest_does_not_fill_the_host_with_its_console() {
-    // 3000 lines of 126 bytes, ten times.
-    Attack { names: &["console"], percent: 1000, console_file: true, ..ATTACK }.run();
+    // 700 pages of 4 KiB.
+    Attack { names: &["console"], percent: 100, console_file: true, ..ATTACK }.run();
 }

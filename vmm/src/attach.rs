@@ -100,7 +100,7 @@ impl Attach<'_> {
         let (output, input) = match &spec.console {
             ConsoleSpec::Off => return Ok(None),
             ConsoleSpec::File(path) => {
-                let opened = OpenOptions::new().append(true).create(true).open(path);
+                let opened = OpenOptions::new().read(true).append(true).create(true).open(path);
                 (opened.map_err(SetupError::io(format!("console {}", path.display())))?, None)
             }
             ConsoleSpec::Stdio => (duplicate(stdout().as_fd())?, Some(duplicate(stdin().as_fd())?)),
