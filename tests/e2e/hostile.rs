@@ -146,6 +146,9 @@ impl Machine {
         write_pattern(&path("read-only"), READ_ONLY_BYTES);
         listen(&path("vsock_1000"), echo);
         listen(&path("vsock_1001"), keep);
+        if attack.console_file {
+            std::fs::write(path("console"), "from another life\n".repeat(57_000)).unwrap();
+        }
         let tap = format!("hg{}-{}", std::process::id() % 100_000, COUNT.fetch_add(1, Ordering::Relaxed));
         for words in [&["tuntap", "add", "dev", &tap, "mode", "tap"][..], &["link", "set", &tap, "up"]] {
             assert!(Command::new("ip").args(words).status().unwrap().success(), "ip {words:?}");
@@ -287,8 +290,10 @@ impl Machine {
         let read_only = std::fs::read(self.path("read-only")).unwrap();
         assert_eq!(read_only.len() as u64, READ_ONLY_BYTES, "the read-only disk's size");
         assert!(read_only.iter().all(|byte| *byte == PATTERN), "the read-only disk has changed");
-        if let Ok(console) = std::fs::metadata(self.path("console")) {
-            assert!(console.len() <= CONSOLE_BYTES, "the console's file has {} bytes", console.len());
+        if let Ok(console) = std::fs::read_to_string(self.path("console")) {
+            assert!(console.len() as u64 <= CONSOLE_BYTES, "the console's file has {} bytes", console.len());
+            assert!(console.starts_with("[flyrun-vmm: what came before is gone"), "{}", &console[..80]);
+            assert!(console.ends_with("attacker: over\n"), "the console's end is missing");
         }
     }
 }

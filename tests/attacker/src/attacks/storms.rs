@@ -60,9 +60,9 @@ pub fn exits(scene: &mut Scene) -> u64 {
     rounds
 }
 
-/// What never ends for the console, which is a file of the host's: a page at a time, in lines and without.
+/// What never ends for the console, which is a file of the host's: pages of it, in lines and without.
 pub fn console(scene: &mut Scene) -> u64 {
-    let pages = scene.rounds(700);
+    let pages = scene.rounds(20);
     for n in 0..pages {
         (ARENA..ARENA + 4096).step_by(8).for_each(|at| cpu::write64(at, 0x6f66_6e6f_635f_6f6e));
         if n % 2 == 0 {
