@@ -18,7 +18,7 @@ HOST := tests/host/run
 # All programs are static: they start without a dynamic linker, and in guests there is none. cargo keeps them apart by --target.
 STATIC := RUSTFLAGS="-C target-feature=+crt-static -C link-arg=-Wl,-z,pack-relative-relocs" cargo build --release --target $(TARGET)
 
-.PHONY: help demo build kernel programs test unit e2e bench soak fuzz install fmt lint images clean
+.PHONY: help demo build kernel programs test unit e2e bench soak fuzz install fmt lint images attacker clean
 
 help: ## List the targets
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## (.*)/  make \1\t\2/' | expand -t 18
@@ -70,7 +70,7 @@ unit:
 # About half of the tests, by parts of their names.
 FIRST_HOST := run_ network exec:: suspend registries iperf3 deploy lease
 E2E := cargo test -p tests --test e2e -- --test-threads=2
-e2e: build images
+e2e: build images attacker
 	@mkdir -p target/e2e
 	export FLYRUN_TEST_IMAGES=$$(tests/images/build) FLYRUN_BIN=$(CURDIR)/$(DIST)/bin/flyrun
 	export RUST_BACKTRACE=0 FLYRUN_REQUIRE_KVM=1
@@ -91,12 +91,16 @@ e2e: build images
 images:
 	@tests/images/build > /dev/null
 
+# The kernel of the hostile-guest suite.
+attacker:
+	@tests/attacker/build > /dev/null
+
 bench: build ## Measure in virtual time, and write target/bench.json
 	@cargo build --release -p benches
 	benches/run --dist $(DIST)
 
 # Not part of `make test`: 300 rounds take about 20 minutes in the test host, 100 cycles some 40. NAME=part-of-a-name runs some.
-soak: build images ## Kill processes ROUNDS times (300), suspend services CYCLES times (100), make CLONES clones (200), serve for MINUTES (20)
+soak: build images attacker ## Kill processes ROUNDS times (300), suspend services CYCLES times (100), make CLONES clones (200), serve and be attacked for MINUTES (20)
 	@export FLYRUN_TEST_IMAGES=$$(tests/images/build) FLYRUN_BIN=$(CURDIR)/$(DIST)/bin/flyrun FLYRUN_SOAK_ROUNDS=$(ROUNDS)
 	export FLYRUN_SOAK_CYCLES=$(CYCLES) FLYRUN_SOAK_CLONES=$(CLONES) FLYRUN_SOAK_MINUTES=$(MINUTES)
 	export CARGO_TARGET_X86_64_UNKNOWN_LINUX_GNU_RUNNER="$(CURDIR)/$(HOST) --cpus 1 --memory 10240 --timeout 14400 --"
@@ -127,7 +131,8 @@ lint: ## Check format, lints, shell scripts, licences and duplicates
 	@tests/setup
 	cargo fmt --all --check
 	cargo clippy --workspace --all-targets -- -D warnings
-	shellcheck -x tests/e2e/{one_liners,bad_input,try}.sh tests/host/{run,prepare,stage2} tests/images/build tests/setup tests/initramfs tests/fuzz tests/deny .ci/run images/kernel/build benches/run devices/fuzz/run vmm/fuzz/run guest-init/fuzz/run flyrun/proxy/fuzz/run
+	tests/attacker/build clippy -- -D warnings > /dev/null
+	shellcheck -x tests/attacker/build tests/e2e/{one_liners,bad_input,try}.sh tests/host/{run,prepare,stage2} tests/images/build tests/setup tests/initramfs tests/fuzz tests/deny .ci/run images/kernel/build benches/run devices/fuzz/run vmm/fuzz/run guest-init/fuzz/run flyrun/proxy/fuzz/run
 	shellcheck -s sh tests/host/init benches/guest/io
 	tests/deny
 

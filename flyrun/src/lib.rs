@@ -26,6 +26,7 @@ mod monitor;
 mod mounts;
 mod network;
 mod paths;
+mod production;
 mod progress;
 mod rootfs;
 mod secrets;

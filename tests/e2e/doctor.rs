@@ -41,3 +41,31 @@ fn completions_and_man_pages_are_written() {
     Flyrun::shared().command(&["man", directory.path().to_str().unwrap()]).end().code(0);
     assert!(directory.path().join("flyrun-run.1").is_file());
 }
+
+#[test]
+fn doctor_of_a_production_host_finds_what_lets_guests_watch_each_other() {
+    let merging = [
+        "unshare",
+        "--mount",
+        "sh",
+        "-c",
+        "echo 1 > /tmp/merges; mount --bind /tmp/merges /sys/kernel/mm/ksm/run && exec \"$0\" \"$@\"",
+    ];
+    let mut outcome =
+        Flyrun::shared().command(&["doctor", "--production", "--json"]).end_under(&merging).code(1);
+    let checks = outcome.json();
+    let check =
+        |name: &str| checks.as_array().unwrap().iter().find(|check| check["name"] == name).cloned().unwrap();
+    assert_eq!(check("ksm")["result"], "failed");
+    assert!(check("ksm")["remedy"].as_str().is_some_and(|remedy| remedy.contains("/sys/kernel/mm/ksm/run")));
+    // QEMU's CPU has one thread a core.
+    assert_eq!(check("smt")["result"], "ok");
+    for name in ["mitigations", "nx_huge_pages", "swap", "kernel", "cgroup2", "thp", "root-mode", "kvm-mode"]
+    {
+        check(name);
+    }
+    Flyrun::shared()
+        .command(&["doctor", "--production"])
+        .end()
+        .prints_something_with("equal pages of different guests");
+}

@@ -10,6 +10,7 @@ pub mod bursts;
 pub mod clones;
 pub mod flyrun;
 pub mod hold;
+pub mod hostile;
 pub mod http;
 pub mod image;
 pub mod lab;

@@ -8,6 +8,7 @@ mod doctor;
 mod exec;
 mod figures;
 mod host_directories;
+mod hostile_guest;
 mod iperf3_and_fio;
 mod jail;
 mod lease;

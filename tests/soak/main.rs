@@ -2,6 +2,7 @@
 //! the next command finds out what is true and nothing has leaked. `make soak ROUNDS=300`; FLYRUN_SOAK_SEED repeats a run.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
+mod hostile;
 mod serve;
 
 use std::collections::BTreeSet;

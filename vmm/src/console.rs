@@ -13,12 +13,46 @@ use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
 use crate::{bus::BusDevice, trace::Trace};
 
-/// A file that notes when its first bytes come.
+/// The most bytes of a console's file. A guest may write for ever, and the host's disk has an end.
+pub const FILE_BYTES: u64 = 1 << 20;
+/// What stays of a file that is full: its end, where a kernel's last words are.
+const KEPT_BYTES: usize = 256 << 10;
+const CUT: &[u8] = b"[flyrun-vmm: what came before is gone: the console has written more than 1 MiB]\n";
+
+/// A file that notes when its first bytes come, and if it is a plain one, stays small.
 #[derive(Debug)]
 struct Output {
     file: File,
+    /// Of a plain file.
+    length: Option<u64>,
+    /// What was written last, and up to as much before that.
+    tail: Vec<u8>,
     trace: Arc<Trace>,
     silent: bool,
+}
+
+impl Output {
+    fn new(file: File, trace: Arc<Trace>) -> Self {
+        let length = file.metadata().ok().filter(std::fs::Metadata::is_file).map(|it| it.len());
+        Self { file, length, tail: Vec::new(), trace, silent: true }
+    }
+
+    /// Drops what is in the file but for the end of what this process has written: it is not read again, as vCPUs' threads may
+    /// read no file.
+    fn cut(&mut self) -> io::Result<u64> {
+        let kept = self.tail.get(self.tail.len().saturating_sub(KEPT_BYTES)..).unwrap_or_default();
+        self.file.set_len(0)?;
+        self.file.write_all(CUT)?;
+        self.file.write_all(kept)?;
+        Ok((CUT.len() + kept.len()) as u64)
+    }
+
+    fn remember(&mut self, bytes: &[u8]) {
+        self.tail.extend(bytes);
+        if self.tail.len() > 2 * KEPT_BYTES {
+            self.tail.drain(..self.tail.len() - KEPT_BYTES);
+        }
+    }
 }
 
 impl Write for Output {
@@ -28,7 +62,22 @@ impl Write for Output {
             self.silent = false;
             self.trace.step("first console output");
         }
+        if let Some(length) = self.length {
+            let grown = length.saturating_add(bytes.len() as u64);
+            if grown <= FILE_BYTES {
+                self.length = Some(grown);
+            } else {
+                match self.cut() {
+                    Ok(left) => self.length = Some(left.saturating_add(bytes.len() as u64)),
+                    // Output that cannot be kept small is lost.
+                    Err(_) => return Ok(bytes.len()),
+                }
+            }
+        }
         let _gone = self.file.write_all(bytes);
+        if self.length.is_some() {
+            self.remember(bytes);
+        }
         Ok(bytes.len())
     }
 
@@ -70,7 +119,7 @@ impl Console {
     ) -> io::Result<(Self, ConsoleInput)> {
         let taken = EventFd::new(EFD_CLOEXEC | EFD_NONBLOCK)?;
         let buffering = if output.is_terminal() { Buffering::None } else { Buffering::Line };
-        let output = Output { file: output, trace, silent: true };
+        let output = Output::new(output, trace);
         let taken_there = taken.try_clone()?;
         let port = match saved {
             None => legacy::Console::new(irq, taken_there, output, buffering),
@@ -223,6 +272,44 @@ mod tests {
         assert_eq!(text(&mut file), "one\n");
         console.flush();
         assert_eq!(text(&mut file), "one\ntw");
+    }
+
+    fn appended() -> (tempfile::NamedTempFile, File) {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        let output = File::options().read(true).append(true).open(file.path()).unwrap();
+        (file, output)
+    }
+
+    #[test]
+    fn a_console_that_never_ends_keeps_its_end_in_a_small_file() {
+        let (file, output) = appended();
+        let mut output = Output::new(output, Arc::new(Trace::off()));
+        let mut longest = 0;
+        for n in 0..60_000 {
+            output.write_all(format!("line {n:>60}\n").as_bytes()).unwrap();
+            longest = longest.max(file.as_file().metadata().unwrap().len());
+        }
+        assert!(longest <= FILE_BYTES, "{longest}");
+        let text = std::fs::read_to_string(file.path()).unwrap();
+        assert!(
+            text.starts_with("[flyrun-vmm: what came before is gone") && text.contains("1 MiB"),
+            "{}",
+            &text[..90]
+        );
+        let numbers: Vec<u32> =
+            text.lines().skip(2).map(|line| line["line ".len()..].trim().parse().unwrap()).collect();
+        assert!(numbers.windows(2).all(|pair| pair[0] + 1 == pair[1]), "lines are missing");
+        assert_eq!(numbers.last(), Some(&59_999));
+    }
+
+    #[test]
+    fn a_console_goes_on_in_the_file_of_its_last_life_and_keeps_it_small() {
+        let (file, output) = appended();
+        file.as_file().set_len(5 << 20).unwrap();
+        let mut output = Output::new(output, Arc::new(Trace::off()));
+        output.write_all(b"new\n").unwrap();
+        assert!(file.as_file().metadata().unwrap().len() <= FILE_BYTES);
+        assert!(std::fs::read(file.path()).unwrap().ends_with(b"new\n"));
     }
 
     #[test]

@@ -165,7 +165,7 @@ pub enum ConsoleSpec {
     /// Nowhere: the guest gets no console.
     #[default]
     Off,
-    /// To the end of this file.
+    /// To the end of this file, of which at most the last MiB is kept.
     File(PathBuf),
     /// To the standard output of `flyrun-vmm`, whose standard input is the port's input.
     Stdio,

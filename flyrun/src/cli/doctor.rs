@@ -9,6 +9,7 @@ use super::{Context, print_json, print_line};
 use crate::error::Result;
 use crate::exit_code::ExitCode;
 use crate::paths::{Library, Part, Paths, make_private_dir};
+use crate::production::{self, Facts, Finding, Grade};
 use crate::share::Daemon;
 use crate::size::Size;
 use crate::{cgroup, host, network, vm};
@@ -19,8 +20,15 @@ const WANTED_DISK: Size = Size::gib(1);
 
 /// Check whether this host can run machines, and say what to do where it cannot
 #[derive(Debug, Args)]
-#[command(after_help = "Exit code: 0 if machines can run, 1 if not; warnings do not count.")]
+#[command(
+    after_help = "Exit code: 0 if machines can run (with --production: and this host keeps them apart), 1 if not; \
+                        warnings do not count."
+)]
 pub struct Arguments {
+    /// Check also whether the host is fit for guests that do not trust each other: SECURITY.md
+    #[arg(long)]
+    production: bool,
+
     /// Print the checks as JSON
     #[arg(long)]
     json: bool,
@@ -58,8 +66,23 @@ impl Check {
     }
 }
 
+impl From<Finding> for Check {
+    fn from(finding: Finding) -> Check {
+        let Finding { name, grade, message, remedy } = finding;
+        match grade {
+            Grade::Good => Check::ok(name, message),
+            Grade::Weak => Check::warning(name, message, remedy),
+            Grade::Bad => Check::failed(name, message, remedy),
+        }
+    }
+}
+
 pub fn execute(context: &Context, arguments: &Arguments) -> Result<ExitCode> {
-    let checks = all(&context.paths);
+    let mut checks = all(&context.paths);
+    if arguments.production {
+        let facts = Facts::read(Path::new("/"), &context.paths.root);
+        checks.extend(production::judge(&facts).into_iter().map(Check::from));
+    }
     let healthy = checks.iter().all(|check| check.result != Verdict::Failed);
     if arguments.json {
         print_json(&checks)?;

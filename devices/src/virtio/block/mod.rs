@@ -45,6 +45,10 @@ const CONFIG_BYTES: usize = 60;
 /// After so many requests the driver is told of them, though more are waiting: the first should not wait for the last.
 const REQUESTS_PER_INTERRUPT: u16 = 16;
 
+/// After so many bytes other devices, and whoever asks the machine to end, have their turn: a queue full of the largest
+/// requests is 16 GiB.
+const BYTES_PER_ROUND: u64 = 64 << 20;
+
 /// What is told of a host that fails the disk. Called on the event loop's thread.
 pub type FaultHandler = Box<dyn FnMut(BackendFault) + Send>;
 
@@ -128,8 +132,12 @@ impl Active {
         let mut chain = Chain::default();
         let mut unannounced = 0;
         let mut more = true;
+        let mut moved = 0u64;
         self.ring.disable_notification(&self.memory)?;
         for _ in 0..self.ring.size() {
+            if moved >= BYTES_PER_ROUND {
+                break;
+            }
             // Without notifications until the alarm: what the driver adds must wait too.
             if !disk.throttle.admits() {
                 more = false;
@@ -145,6 +153,7 @@ impl Active {
             let Disk { backend, id, transfer, throttle, on_fault } = disk;
             let served = Server { backend, id, memory: &self.memory, transfer }.serve(&chain)?;
             throttle.charge(served.moved);
+            moved = moved.saturating_add(served.moved);
             if let Some(fault) = served.fault {
                 log::error!("block: {fault}");
                 on_fault(fault);

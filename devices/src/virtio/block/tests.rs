@@ -408,3 +408,27 @@ fn writes_are_in_the_file_before_their_status_says_so() {
         assert_eq!(seen, [byte; 512]);
     }
 }
+
+#[test]
+fn a_round_of_requests_ends_when_much_was_moved() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("disk");
+    fs::File::create(&path).unwrap().set_len(64 << 20).unwrap();
+    let backend = Backend::open(&[path], false).unwrap();
+    let device = Arc::new(Mutex::new(Block::new(backend, "disk", Box::new(|_| {})).unwrap()));
+    let mut guest = Guest::with_shared(Arc::clone(&device) as Arc<Mutex<dyn VirtioDevice>>);
+    guest.start(0, 256);
+    // Each zeroes 16 MiB, the most that one range may have.
+    let mut request = [WRITE_ZEROES.to_le_bytes(), [0; 4]].concat();
+    request.extend([0; 8]);
+    request.extend(range(0, 1 << 15, 1));
+    let (request, status) = (guest.place(&request), guest.place(&[0xee]));
+    for _ in 0..20 {
+        guest.add(0, &[(request, 32, false), (status, 1, true)]).unwrap();
+    }
+    device.lock().unwrap().process_queue();
+    let served = std::iter::from_fn(|| guest.used(0)).count() as u64;
+    assert_eq!(served, BYTES_PER_ROUND / (16 << 20));
+    guest.run();
+    assert_eq!(std::iter::from_fn(|| guest.used(0)).count() as u64, 20 - served, "the rest comes by itself");
+}

@@ -35,6 +35,7 @@ pub(super) const LIST: List = List {
         any("read", "an event that the guest's reset has fired"),
         any("write", "events for the loop and for KVM; the console; standard error"),
         any("sched_yield", "the standard library's channels and the other end, where both are at it at once"),
+        any("ftruncate", "the console's file stays small"),
         any("clock_gettime", "the trace; the vDSO asks the kernel where there is no stable TSC"),
         // A driver begins or ends.
         any("eventfd2", "tells of a ring that vhost finds broken"),
