@@ -233,7 +233,8 @@ impl Machine {
         // The guest polls its serial port all the time. A thread that turns round for nothing has as much as a vCPU.
         if others > 8 + vcpus / 4 {
             return Some(format!(
-                "devices spend {others} ticks while vCPUs spend {vcpus}: nothing was asked of them"
+                "devices spend {others} ticks while vCPUs spend {vcpus}: nothing was asked of them\n{}",
+                self.threads_told()
             ));
         }
         let peak = self.peak_mib();

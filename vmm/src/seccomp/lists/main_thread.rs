@@ -80,6 +80,7 @@ pub(super) const LIST: List = List {
                 &[request(PAGEMAP_SCAN)],
                 &[request(VHOST_NET_SET_BACKEND)],
                 &[request(VHOST_GET_VRING_BASE)],
+                &[request(VHOST_RESET_OWNER)],
                 // The number of a card's queues.
                 &[request(TUNSETQUEUE)],
             ],
