@@ -231,7 +231,8 @@ mod hostile {
             let mut record: serde_json::Value = serde_json::from_slice(&fs::read(&path).unwrap()).unwrap();
             record["state"] = "started".into();
             fs::write(path, record.to_string()).unwrap();
-            let run = flyrun.root().join("../run").join(&id);
+            // Where flyrun-vmm listens, the root directory of its jail.
+            let run = flyrun.root().join("../run").join(&id).join("j/s");
             fs::create_dir_all(&run).unwrap();
             Fake { flyrun, run, _lock: lock }
         }

@@ -98,7 +98,8 @@ fn secrets_are_in_the_workload_and_nowhere_on_the_host() {
         // Nor does whoever connects as guest-init did.
         let run = fs::read_dir(shop.0.root().with_file_name("run")).unwrap().flatten();
         assert!(
-            run.map(|machine| machine.path().join("v_5")).all(|socket| UnixStream::connect(socket).is_err())
+            run.map(|machine| machine.path().join("j/s/v_5"))
+                .all(|socket| UnixStream::connect(socket).is_err())
         );
         assert_eq!(shop.traces("nothing"), "", "{name}");
     }

@@ -3,7 +3,7 @@
 //! ```text
 //! pause          ok, when all vCPUs stand
 //! resume         ok
-//! snapshot DIR   ok and a JSON object of figures, when the machine, which is paused, is in that directory, which is there
+//! snapshot DIR   ok and a JSON object of figures, when the machine, which is paused, is in that directory
 //! checked-snapshot DIR
 //!                the same, with a checksum of memory, all of which is read for it
 //! base-snapshot DIR

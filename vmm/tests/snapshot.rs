@@ -323,6 +323,7 @@ fn clones_of_one_snapshot_live_and_are_suspended_apart() {
     life.kill();
     let mut clone = Machine::new(machine.spec.kernel.clone());
     clone.spec.vsock.as_mut().unwrap().guest_cid = 77;
+    std::fs::create_dir(clone.snapshot()).unwrap();
     std::fs::hard_link(machine.snapshot().join("memory"), clone.snapshot().join("memory")).unwrap();
     std::fs::copy(machine.snapshot().join("state"), clone.snapshot().join("state")).unwrap();
     for (machine, byte, rounds) in [(&machine, 1, 3), (&clone, 2, 3)] {

@@ -133,11 +133,8 @@ impl Machine {
         self.dir.path().join("disk")
     }
 
-    /// Where a snapshot of it may be written.
     pub fn snapshot(&self) -> PathBuf {
-        let directory = self.dir.path().join("snapshot");
-        std::fs::create_dir_all(&directory).unwrap();
-        directory
+        self.dir.path().join("snapshot")
     }
 
     /// `flyrun-vmm` with these arguments and the spec.

@@ -43,6 +43,7 @@ pub(super) const LIST: List = List {
         any("statx", "whether a file is still the one that it was"),
         any("ftruncate", "a snapshot's memory has its length before its content"),
         any("fsync", "a snapshot's directory"),
+        any("mkdir", "a snapshot's directory, where the machine is in no jail"),
         any("renameat", "a snapshot takes its place"),
         any("unlinkat", "the state that no longer goes with its memory, half a snapshot that was given up"),
         // vsock.
