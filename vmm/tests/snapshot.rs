@@ -588,6 +588,8 @@ fn an_owner_that_ends_while_its_machine_is_saved_is_outlived() {
     });
     shell.kill().unwrap();
     shell.wait().unwrap();
+    // Nobody else has an owner's end of the stream.
+    drop(owner);
     wait_until(|| !alive());
     let mut life = machine.resume();
     assert_eq!(life.ask("questions"), "1");
