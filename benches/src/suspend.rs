@@ -31,6 +31,7 @@ const WRITES: [(&str, &str); 2] = [("tick", "suspend.second"), ("twrite", "suspe
 pub fn measure(machine: &Machine, runs: u32, report: &mut Report) -> Result<()> {
     let directory = tempfile::tempdir()?;
     let snapshot = directory.path().join("snapshot");
+    std::fs::create_dir(&snapshot)?;
     let all = write_all(directory.path())?;
     for (words, second) in WRITES {
         let mut figures = Figures::default();

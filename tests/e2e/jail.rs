@@ -15,8 +15,8 @@ use rustix::fs::{CWD, Mode, OFlags, openat};
 use rustix::io::{Errno, FdFlags, fcntl_setfd};
 use rustix::mount::{OpenTreeFlags, open_tree};
 use serde_json::{Value, json};
-use tests::flyrun::scratch;
-use tests::suspended::{COUNTER, Machine, command};
+use tests::flyrun::{Invocation, scratch};
+use tests::suspended::{COUNTER, Machine, command, wait_until};
 
 /// A user that nobody is.
 const UID: u32 = 1_999_999_999;
@@ -148,18 +148,6 @@ fn there_is_no_way_to_become_root_or_anybody_else() {
     expect_each(&denied, Errno::PERM);
 }
 
-/// The flyrun-vmm of a machine that runs.
-fn vmm(machine: &Machine) -> i32 {
-    let id = machine.inspect("id").as_str().unwrap().to_string();
-    let is = |pid: &i32| {
-        let line = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
-        let line = String::from_utf8_lossy(&line).into_owned();
-        line.split('\0').next().is_some_and(|name| name.ends_with("flyrun-vmm")) && line.contains(&id)
-    };
-    let entries = fs::read_dir("/proc").unwrap().flatten();
-    entries.filter_map(|entry| entry.file_name().to_str()?.parse().ok()).find(is).unwrap()
-}
-
 fn status(pid: i32, name: &str) -> String {
     let text = fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
     let line = text.lines().find_map(|line| line.strip_prefix(&format!("{name}:")));
@@ -235,7 +223,7 @@ fn check_descriptors(pid: i32) {
         let entries = fs::read_dir(format!("/proc/{pid}/fd")).unwrap().flatten();
         entries.filter_map(|entry| fs::read_link(entry.path()).ok()).collect::<Vec<_>>()
     };
-    tests::suspended::wait_until("nothing is lent", || {
+    wait_until("nothing is lent", || {
         !links().iter().any(|to| to.to_string_lossy().starts_with("/ (deleted)"))
     });
     for entry in fs::read_dir(format!("/proc/{pid}/fd")).unwrap().flatten() {
@@ -250,7 +238,7 @@ fn check_descriptors(pid: i32) {
 fn machines_that_run_are_locked_up_each_as_a_user_of_its_own_and_so_are_those_that_come_back() {
     let one = Machine::start("jail-one", &[], COUNTER);
     let two = Machine::start("jail-two", &["--network", "none"], COUNTER);
-    let uids = [&one, &two].map(|machine| check_from_outside(vmm(machine)));
+    let uids = [&one, &two].map(|machine| check_from_outside(machine.vmm()));
     assert_ne!(uids[0], uids[1]);
     one.wait_for_lines(2);
     for _ in 0..2 {
@@ -262,14 +250,14 @@ fn machines_that_run_are_locked_up_each_as_a_user_of_its_own_and_so_are_those_th
             assert_eq!((found.uid(), found.gid(), found.is_file()), (0, 0, true), "{entry:?}");
         }
         one.call(&["resume"]).code(0);
-        check_from_outside(vmm(&one));
+        check_from_outside(one.vmm());
         one.check_count();
     }
     // From a base, whose memory all machines of its shape share: no one may write to it.
     let three = Machine("jail-three".into());
     let image = tests::image::busybox();
     command(&["run", "-d", "--name", "jail-three", &image, "sh", "-c", COUNTER]).end().code(0);
-    let pid = vmm(&three);
+    let pid = three.vmm();
     check_from_outside(pid);
     for entry in fs::read_dir(format!("/proc/{pid}/fd")).unwrap().flatten() {
         let to = fs::read_link(entry.path()).unwrap();
@@ -297,4 +285,20 @@ fn a_host_that_grants_no_jail_runs_no_machine_and_says_so_unless_it_is_told_to()
     run("FLYRUN_UIDS", "7-x").code(125).complains_about("is not a range of user ids");
     run("FLYRUN_JAIL", "maybe").code(125).complains_about("neither on nor off");
     run("FLYRUN_JAIL", "off").code(0).prints("here").complains_about("flyrun-vmm is not jailed");
+    // It has its seccomp filters then too, and all that a life needs is in them.
+    let machine = Machine("jail-off".into());
+    let call = |invocation: Invocation<'static>| invocation.env("FLYRUN_JAIL", "off").end().code(0);
+    call(Machine::invocation("jail-off", &[], COUNTER));
+    for _ in 0..2 {
+        machine.wait_for_lines(2);
+        call(machine.invoke(&["suspend"]));
+        call(machine.invoke(&["resume"]));
+        // What it has touched is noted some time after.
+        wait_until("its first pages are noted", || machine.directory().join("snapshot/working-set").exists());
+        assert_eq!(
+            (machine.last_start().as_str(), status(machine.vmm(), "NoNewPrivs").as_str()),
+            ("resumed", "1")
+        );
+    }
+    machine.check_count();
 }

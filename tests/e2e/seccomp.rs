@@ -9,20 +9,6 @@ use tests::flyrun::scratch;
 use tests::hold::Hold;
 use tests::suspended::{COUNTER, Machine, wait_until};
 
-/// The flyrun-vmm of a machine.
-fn vmm(machine: &Machine) -> i32 {
-    let id = machine.inspect("id").as_str().unwrap().to_string();
-    let entries = std::fs::read_dir("/proc").unwrap().flatten();
-    let mut pids = entries.filter_map(|entry| entry.file_name().to_str()?.parse::<i32>().ok());
-    let is = |pid: &i32| {
-        let line = std::fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
-        let words: Vec<_> = line.split(|byte| *byte == 0).map(String::from_utf8_lossy).collect();
-        words.first().is_some_and(|name| name.ends_with("flyrun-vmm"))
-            && words.iter().any(|word| word.contains(&id))
-    };
-    pids.find(is).unwrap()
-}
-
 /// Threads of the host's kernel that are listed with the process, and run none of its code.
 const KERNEL: [&str; 2] = ["vhost-", "kvm-nx-lpage"];
 
@@ -40,7 +26,7 @@ fn threads(pid: i32) -> BTreeMap<String, i32> {
 /// Checks that these are all threads, and each filtered.
 #[track_caller]
 fn check(machine: &Machine, wanted: &[&str]) {
-    let pid = vmm(machine);
+    let pid = machine.vmm();
     let wanted: Vec<_> = wanted.iter().map(|name| (name.to_string(), "2 1".to_string())).collect();
     let mut found = Vec::new();
     // One that has just begun has neither its name nor its filter.
@@ -128,7 +114,7 @@ fn seccomp_ends_a_machine_one_of_whose_threads_is_taken_over_and_flyrun_tells_by
         let share = format!("{}:/data", directory.path().display());
         let machine = Machine::start(&format!("taken-{thread}"), &["-v", &share], COUNTER);
         machine.wait_for_lines(1);
-        let pid = vmm(&machine);
+        let pid = machine.vmm();
         // One that has just begun has not got its name yet.
         wait_until("the thread is there", || threads(pid).contains_key(comm));
         make_call(threads(pid)[comm], call);
@@ -154,7 +140,7 @@ fn seccomp_kills_a_foreground_machine_with_flyruns_own_exit_code() {
         let mut told = machine.call(&["inspect"]);
         told.code == 0 && told.json()[0]["state"] == "started"
     });
-    make_call(threads(vmm(&machine))["vcpu0"], libc::SYS_openat);
+    make_call(threads(machine.vmm())["vcpu0"], libc::SYS_openat);
     let output = child.wait_with_output().unwrap();
     let told = String::from_utf8_lossy(&output.stderr);
     assert_eq!(output.status.code(), Some(125), "{told}");

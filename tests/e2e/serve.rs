@@ -7,7 +7,7 @@ use tests::http::get;
 use tests::image::layout;
 use tests::lab::Lab;
 use tests::serving::Serving;
-use tests::suspended::{command, wait_until};
+use tests::suspended::{command, pid_of, wait_until};
 
 const WELCOME: &str = "Welcome to nginx";
 
@@ -127,23 +127,6 @@ fn what_is_killed_is_started_again_for_the_next_request() {
         assert!(serving.get("x", 80).contains(WELCOME), "after {process} was killed");
     }
     assert_eq!(serving.figure("flyrun_machine_deaths_total"), 2.0);
-}
-
-/// The process with these words in its command line.
-#[track_caller]
-fn pid_of(program: &str, id: &str) -> i32 {
-    for entry in std::fs::read_dir("/proc").unwrap().flatten() {
-        let line = std::fs::read(entry.path().join("cmdline")).unwrap_or_default();
-        let line = String::from_utf8_lossy(&line).replace('\0', " ");
-        let is_meant = match program {
-            "flyrun monitor" => line.contains(" monitor ") && line.contains(id),
-            _ => line.contains("flyrun-vmm") && line.contains(id),
-        };
-        if let (true, Ok(pid)) = (is_meant, entry.file_name().to_string_lossy().parse()) {
-            return pid;
-        }
-    }
-    panic!("no {program} of {id} runs");
 }
 
 #[test]

@@ -30,6 +30,23 @@ pub fn wait_until(what: &str, mut is_true: impl FnMut() -> bool) {
     panic!("this does not come true: {what}");
 }
 
+/// The process with these words in its command line.
+#[track_caller]
+pub fn pid_of(program: &str, id: &str) -> i32 {
+    for entry in std::fs::read_dir("/proc").unwrap().flatten() {
+        let line = std::fs::read(entry.path().join("cmdline")).unwrap_or_default();
+        let line = String::from_utf8_lossy(&line).replace('\0', " ");
+        let is_meant = match program {
+            "flyrun monitor" => line.contains(" monitor ") && line.contains(id),
+            _ => line.contains("flyrun-vmm") && line.contains(id),
+        };
+        if let (true, Ok(pid)) = (is_meant, entry.file_name().to_string_lossy().parse()) {
+            return pid;
+        }
+    }
+    panic!("no {program} of {id} runs");
+}
+
 /// A machine in the background, removed at the end of its test.
 #[derive(Debug)]
 pub struct Machine(pub String);
@@ -68,6 +85,12 @@ impl Machine {
     #[track_caller]
     pub fn inspect(&self, key: &str) -> serde_json::Value {
         self.call(&["inspect"]).code(0).json()[0][key].clone()
+    }
+
+    /// The process id of its flyrun-vmm.
+    #[track_caller]
+    pub fn vmm(&self) -> i32 {
+        pid_of("flyrun-vmm", self.inspect("id").as_str().unwrap())
     }
 
     /// The machine's state.

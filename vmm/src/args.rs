@@ -508,6 +508,7 @@ mod tests {
             "--verify",
             "--jail",
             "--uid",
+            "--no-seccomp",
         ] {
             assert!(HELP.contains(option), "{option}");
         }

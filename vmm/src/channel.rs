@@ -3,7 +3,7 @@
 //! ```text
 //! pause          ok, when all vCPUs stand
 //! resume         ok
-//! snapshot DIR   ok and a JSON object of figures, when the machine, which is paused, is in that directory
+//! snapshot DIR   ok and a JSON object of figures, when the machine, which is paused, is in that directory, which is there
 //! checked-snapshot DIR
 //!                the same, with a checksum of memory, all of which is read for it
 //! base-snapshot DIR
@@ -27,7 +27,7 @@
 //! `resume` by `ok`. No device is served meanwhile, and an owner that ends is outlived.
 //!
 //! What cannot be done is answered by `error` and the reason. The owner is trusted, but no line is longer than
-//! [`MAX_LINE`]. A closed stream ends nothing: a machine that is to end with its owner has `--owner`.
+//! [`MAX_LINE`]. A closed stream ends a machine that has an `--owner`, and no other.
 
 use std::{
     ffi::OsStr,
@@ -48,9 +48,11 @@ use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, recvmsg}
 use crate::{
     ending::Ending,
     event_loop::signal_waits,
+    exit::VmExit,
     machine::Machine,
     owner::Owner,
     snapshot::{
+        WORKING_SET,
         dir::Dir,
         save::{Order, save},
         subject::{Learning, Subject},
@@ -121,7 +123,14 @@ impl Channel {
             match more {
                 Input::Some if self.pending.len() <= MAX_LINE => {}
                 Input::Nothing => return true,
-                Input::Some | Input::End => return false,
+                Input::Some => return false,
+                Input::End => {
+                    // Nobody else has the other end.
+                    if self.owned.owner.is_some() {
+                        self.owned.ending.end(VmExit::Terminated, "the owner of the machine has ended");
+                    }
+                    return false;
+                }
             }
         }
     }
@@ -215,7 +224,7 @@ impl Channel {
                 match &mut *subject.learning.lock().unwrap_or_else(PoisonError::into_inner) {
                     Learning::Known { list, .. } if list.is_outdated(&touched) => match given {
                         Some(_) => Ok(OUTDATED),
-                        None => WorkingSet::forget(dir).map(|()| ""),
+                        None => Dir::at(dir).and_then(|dir| dir.remove(WORKING_SET)).map(|()| ""),
                     },
                     Learning::Known { .. } => Ok(""),
                     Learning::Watched { apart, first } => {
@@ -223,7 +232,7 @@ impl Channel {
                         let list = WorkingSet::new(first.take().unwrap_or_default(), &touched);
                         match given {
                             Some(mut file) => list.write_to(&mut file).map(|()| WRITTEN),
-                            None => list.write(dir).map(|()| ""),
+                            None => Dir::at(dir).and_then(|dir| list.write(&dir)).map(|()| ""),
                         }
                     }
                 }
@@ -350,5 +359,17 @@ mod tests {
         let (owner, mut channel, _) = self::channel();
         drop(owner);
         assert!(!channel.serve());
+        assert_eq!(channel.owned.ending.get(), None);
+    }
+
+    #[test]
+    fn a_machine_ends_when_an_owner_closes_the_stream_whatever_was_said_last() {
+        let (mut stream, mut channel, _) = channel();
+        channel.owned.owner = Owner::end_with(std::os::unix::process::parent_id(), None).ok();
+        assert!(channel.owned.owner.is_some());
+        stream.write_all(b"read-ahead\n").unwrap();
+        drop(stream);
+        assert!(!channel.serve());
+        assert!(channel.owned.ending.get().is_some_and(|end| end.exit == VmExit::Terminated));
     }
 }

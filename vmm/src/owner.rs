@@ -56,14 +56,12 @@ impl Owner {
         ending: &Ending,
         work: impl FnOnce() -> T,
     ) -> T {
-        if owner.is_none() {
-            return work();
-        }
+        let Some(owner) = owner else { return work() };
         // Neither call can fail: the arguments are valid, and there is nothing else to fail.
         let _ = set_parent_process_death_signal(None);
         let result = work();
         let _ = set_parent_process_death_signal(Some(Signal::KILL));
-        if is_hung_up(stream) {
+        if !owner.is_there(Some(stream)) {
             ending.end(VmExit::Terminated, "the owner of the machine has ended");
         }
         result

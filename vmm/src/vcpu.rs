@@ -5,7 +5,7 @@ use std::{
     os::fd::{BorrowedFd, OwnedFd},
     sync::{
         Arc, Condvar, Mutex, PoisonError,
-        atomic::{AtomicBool, AtomicU8, Ordering},
+        atomic::{AtomicU8, Ordering},
     },
     thread::JoinHandle,
 };
@@ -48,7 +48,6 @@ pub struct Control {
     ending: Arc<Ending>,
     /// What the first vCPU is to have read ahead before it enters the guest again.
     ahead: Mutex<Option<Ahead>>,
-    has_ahead: AtomicBool,
 }
 
 impl Control {
@@ -60,7 +59,6 @@ impl Control {
             changed: Condvar::new(),
             ending,
             ahead: Mutex::new(None),
-            has_ahead: AtomicBool::new(false),
         }
     }
 
@@ -77,14 +75,12 @@ impl Control {
 
     fn order_ahead(&self, ahead: Ahead) {
         *self.ahead.lock().unwrap_or_else(PoisonError::into_inner) = Some(ahead);
-        self.has_ahead.store(true, Ordering::SeqCst);
     }
 
     /// Has what was ordered read ahead, as long as the machine is to run.
     fn read_ahead(&self, vcpu: BorrowedFd<'_>) {
-        if self.has_ahead.swap(false, Ordering::SeqCst)
-            && let Some(ahead) = self.ahead.lock().unwrap_or_else(PoisonError::into_inner).take()
-        {
+        let ordered = self.ahead.lock().unwrap_or_else(PoisonError::into_inner).take();
+        if let Some(ahead) = ordered {
             ahead.give_meanwhile(vcpu, &|| self.wanted.load(Ordering::SeqCst) == RUN);
         }
     }

@@ -38,29 +38,27 @@ impl Worker {
     /// # Errors
     /// The host gives no thread.
     pub fn start(&self) -> io::Result<()> {
-        self.with(|_| ())
+        self.with(|_| Ok(()))
     }
 
     /// Has the work done, behind what was given before.
     ///
     /// # Errors
-    /// There is no thread, and the host gives none.
+    /// There is no thread, and the host gives none; or it has ended.
     pub fn give(&self, job: impl FnOnce(&Queue) + Send + 'static) -> io::Result<()> {
         self.with(|jobs| {
             self.queue.0.fetch_add(1, Ordering::Relaxed);
-            // The thread ends only with this value.
-            let _ = jobs.send(Box::new(job));
+            jobs.send(Box::new(job)).map_err(|_| io::Error::other("the worker has ended"))
         })
     }
 
-    fn with(&self, work: impl FnOnce(&mpsc::Sender<Job>)) -> io::Result<()> {
+    fn with(&self, work: impl FnOnce(&mpsc::Sender<Job>) -> io::Result<()>) -> io::Result<()> {
         let mut jobs = self.jobs.lock().unwrap_or_else(PoisonError::into_inner);
         let there = match jobs.take() {
             Some(there) => there,
             None => begin(self.queue.clone())?,
         };
-        work(jobs.insert(there));
-        Ok(())
+        work(jobs.insert(there))
     }
 }
 

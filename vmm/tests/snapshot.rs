@@ -26,6 +26,7 @@ use vmm::{
 };
 
 fn save_to(vm: &Vm, dir: &Path) -> Result<save::Report, save::NotSaved> {
+    std::fs::create_dir_all(dir).unwrap();
     let mut machine = vm.machine();
     let standing = machine.standing().unwrap();
     save::save(
@@ -380,6 +381,7 @@ fn a_resume_gives_a_snapshot_up_and_leaves_nothing_half_written() {
     (&held).write_all(b"hold\n").unwrap();
     (&held).read_exact(&mut [0; 5]).unwrap();
     assert_eq!(life.request("pause"), "ok");
+    std::fs::create_dir(machine.snapshot()).unwrap();
     life.send(&format!("snapshot {}\nresume", machine.snapshot().display()));
     assert_eq!(life.answer(), "error the snapshot was given up");
     assert_eq!(life.answer(), "ok");
@@ -582,14 +584,13 @@ fn an_owner_that_ends_while_its_machine_is_saved_is_outlived() {
     wait_until(|| {
         std::fs::read_to_string(machine.dir.path().join("console")).is_ok_and(|it| it.contains("ready"))
     });
+    std::fs::create_dir(machine.snapshot()).unwrap();
     owner.write_all(format!("pause\nsnapshot {}\n", machine.snapshot().display()).as_bytes()).unwrap();
     wait_until(|| {
         machine.snapshot().join("memory.new").exists() || machine.snapshot().join("state").exists()
     });
     shell.kill().unwrap();
     shell.wait().unwrap();
-    // Nobody else has an owner's end of the stream.
-    drop(owner);
     wait_until(|| !alive());
     let mut life = machine.resume();
     assert_eq!(life.ask("questions"), "1");

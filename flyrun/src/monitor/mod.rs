@@ -29,7 +29,7 @@ use vmm::spec::queue_pairs;
 pub use control::{Conversation, Reply, Request, ask, socket};
 pub use front::Front;
 pub use lease::busy_seconds;
-pub use spawn::{Report, spawn};
+pub use spawn::{ONE_ARENA, Report, spawn};
 
 use self::base::FromBase;
 use self::company::{Company, Place};

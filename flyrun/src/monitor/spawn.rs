@@ -11,7 +11,10 @@ use crate::exit_code::ExitCode;
 use crate::machine::Owned;
 use crate::paths::{Library, Part, Paths};
 use crate::trace;
-use crate::vm::ONE_ARENA;
+
+/// glibc's own: by default each thread has its own heap, which takes longer to make than all that a thread of a monitor ever puts
+/// there.
+pub const ONE_ARENA: (&str, &str) = ("MALLOC_ARENA_MAX", "1");
 
 /// What a new monitor says on its standard output, as one line of JSON.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]

@@ -13,7 +13,7 @@ use rustix::thread::UnshareFlags;
 
 use super::daemon::{Kind, is_root};
 use crate::error::{Context, Error, Result};
-use crate::vm::ONE_ARENA;
+use crate::monitor::ONE_ARENA;
 
 /// What is to be served, and by which program.
 #[derive(Clone, Debug, PartialEq, Eq, clap::Args)]

@@ -19,7 +19,7 @@ use vmm::jail::uids::{Claim, Range};
 use vmm::snapshot::{MEMORY, WORKING_SET};
 
 use crate::error::{Context, Error, Result};
-use crate::paths::{Paths, RunDir, make_private_dir};
+use crate::paths::{Paths, RunDir};
 use crate::share::is_root;
 
 /// `off` runs flyrun-vmm with all the rights of whoever starts it.
@@ -95,7 +95,6 @@ impl Jail {
     /// The system's.
     pub fn lend(&self, directory: &Path) -> Result<OwnedFd> {
         let told = || format!("cannot lend {} to flyrun-vmm", directory.display());
-        make_private_dir(directory)?;
         let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
         let Some(claim) = &self.claim else {
             // Without root, flyrun-vmm is the same user.

@@ -6,5 +6,5 @@ mod process;
 mod streams;
 
 pub use events::{Control, Event, Mailbox, Post, spawn};
-pub use process::{ONE_ARENA, Vm, VmPlan};
+pub use process::{Vm, VmPlan};
 pub use streams::{Streams, listen};

@@ -33,10 +33,6 @@ const LOST: &str = "flyrun-vmm does not answer";
 const ANSWER_LIMIT: Duration = Duration::from_secs(10);
 const MAX_ANSWER: u64 = 4096;
 
-/// glibc's own: by default each thread has its own heap, which takes longer to make than all that a thread of a monitor or of
-/// flyrun-vmm ever puts there.
-pub const ONE_ARENA: (&str, &str) = ("MALLOC_ARENA_MAX", "1");
-
 /// Variables that flyrun-vmm sees.
 const KEPT: [&str; 3] = ["FLYRUN_HOLD", "FLYRUN_HOLD_FIFO", "RUST_BACKTRACE"];
 
@@ -168,13 +164,11 @@ impl Vm {
         // Guest memory may be large and the disk slow.
         stream.set_read_timeout(None).context(LOST)?;
         let request = format!("{request} {}", directory.display());
+        make_private_dir(directory)?;
         let lent = self.jail.as_ref().map(|jail| jail.lend(directory)).transpose()?;
         match &lent {
             Some(lent) => send_with(&self.control, &format!("{request}\n"), lent).context(LOST)?,
-            None => {
-                make_private_dir(directory)?;
-                self.tell(&request)?;
-            }
+            None => self.tell(&request)?,
         }
         let lent = lent.map(|_| directory.to_path_buf());
         spawn_thread("snapshot", move || {
@@ -396,7 +390,6 @@ fn command(
     command
         .env_clear()
         .envs(kept)
-        .env(ONE_ARENA.0, ONE_ARENA.1)
         .arg("--spec")
         .arg(spec)
         .arg("--owner")

@@ -93,7 +93,8 @@ pub fn enforce() -> io::Result<()> {
     Ok(())
 }
 
-/// A second heap of the C library would look into /proc/sys/vm when it shrinks, on whichever thread frees memory.
+/// A second heap of the C library would look into /proc/sys/vm when it shrinks, on whichever thread frees memory. And to make one for
+/// each thread takes longer than all that it would ever hold.
 fn one_heap() -> io::Result<()> {
     // SAFETY: it sets a number, before the first other thread.
     match unsafe { libc::mallopt(libc::M_ARENA_MAX, 1) } {

@@ -2,7 +2,7 @@
 //! request.
 
 use std::{
-    fs::{self, File},
+    fs::File,
     io,
     os::{fd::OwnedFd, unix::fs::MetadataExt},
     path::{Path, PathBuf},
@@ -19,12 +19,11 @@ pub struct Dir {
 }
 
 impl Dir {
-    /// The directory at the path, which is made if it is missing.
+    /// The directory at the path.
     ///
     /// # Errors
     /// The host's.
     pub fn at(path: &Path) -> io::Result<Self> {
-        fs::create_dir_all(path)?;
         Ok(Self { path: path.to_path_buf(), open: File::open(path)? })
     }
 
@@ -94,7 +93,7 @@ impl Dir {
 
 #[cfg(test)]
 mod tests {
-    use std::{io::Write, os::unix::fs::symlink};
+    use std::{fs, io::Write, os::unix::fs::symlink};
 
     use super::*;
 

@@ -5,10 +5,10 @@
 //! consequence but for time.
 
 use std::{
-    fs::{self, File},
+    fs::File,
     io::{self, Read, Write},
     ops::Range,
-    os::{fd::BorrowedFd, unix::fs::OpenOptionsExt},
+    os::fd::BorrowedFd,
     path::Path,
 };
 
@@ -17,6 +17,7 @@ use serde::{Deserialize, Serialize};
 
 use super::{
     WORKING_SET,
+    dir::Dir,
     files::open_to_read,
     image::{Backing, Extent, without},
     pages::{self, Touched},
@@ -109,27 +110,17 @@ impl WorkingSet {
         count(&extents(&others)) > (count(&first.written) + count(&rest.written)) / 2
     }
 
-    /// Removes that of a snapshot, so that the next that goes on from there learns it.
-    ///
-    /// # Errors
-    /// The host's.
-    pub fn forget(dir: &Path) -> io::Result<()> {
-        fs::remove_file(dir.join(WORKING_SET))
-    }
-
     /// Writes it beside a snapshot, whole or not at all.
     ///
     /// # Errors
     /// The host's.
-    pub fn write(&self, dir: &Path) -> io::Result<()> {
-        let draft = dir.join(format!("{WORKING_SET}.new{}", std::process::id()));
+    pub fn write(&self, dir: &Dir) -> io::Result<()> {
+        let draft = format!("{WORKING_SET}.new{}", std::process::id());
         let put = || {
-            let mut file =
-                File::options().write(true).create(true).truncate(true).mode(0o600).open(&draft)?;
-            self.write_to(&mut file)?;
-            fs::rename(&draft, dir.join(WORKING_SET))
+            self.write_to(&mut dir.create(&draft)?)?;
+            dir.rename(&draft, WORKING_SET)
         };
-        put().inspect_err(|_| _ = fs::remove_file(&draft))
+        put().inspect_err(|_| _ = dir.remove(&draft))
     }
 
     /// Writes it to a file that nobody reads yet.
@@ -303,7 +294,7 @@ fn within(extents: &[Extent], mapped: &[Range<u64>], left: &mut u64) -> Vec<Rang
 
 #[cfg(test)]
 mod tests {
-    use std::os::fd::AsFd;
+    use std::{fs, os::fd::AsFd};
 
     use vm_memory::{Bytes, GuestAddress};
 
@@ -321,7 +312,7 @@ mod tests {
     fn what_was_written_is_read_again() {
         let dir = tempfile::tempdir().unwrap();
         assert_eq!(WorkingSet::read(dir.path()), None);
-        set().write(dir.path()).unwrap();
+        set().write(&Dir::at(dir.path()).unwrap()).unwrap();
         assert_eq!(WorkingSet::read(dir.path()), Some(set()));
         assert_eq!((set().first.count(), set().rest.count()), (6, 1));
         assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 1);
@@ -330,7 +321,7 @@ mod tests {
     #[test]
     fn a_damaged_list_is_none() {
         let dir = tempfile::tempdir().unwrap();
-        set().write(dir.path()).unwrap();
+        set().write(&Dir::at(dir.path()).unwrap()).unwrap();
         let path = dir.path().join(WORKING_SET);
         let good = fs::read(&path).unwrap();
         for index in 0..good.len() {

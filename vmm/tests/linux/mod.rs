@@ -206,6 +206,7 @@ impl Life {
 
     /// Has it written to the directory; the figures.
     pub fn suspend_to(&mut self, dir: &Path) -> serde_json::Value {
+        std::fs::create_dir_all(dir).unwrap();
         assert_eq!(self.request("pause"), "ok");
         let answer = self.request(&format!("snapshot {}", dir.display()));
         let figures = answer.strip_prefix("ok ").unwrap_or_else(|| panic!("{answer}"));

@@ -43,7 +43,6 @@ pub(super) const LIST: List = List {
         any("statx", "whether a file is still the one that it was"),
         any("ftruncate", "a snapshot's memory has its length before its content"),
         any("fsync", "a snapshot's directory"),
-        any("mkdir", "a snapshot's directory, where the machine is in no jail"),
         any("renameat", "a snapshot takes its place"),
         any("unlinkat", "the state that no longer goes with its memory, half a snapshot that was given up"),
         // vsock.
@@ -97,6 +96,7 @@ pub(super) const LIST: List = List {
         any("gettid", "the C library's, for the end after a panic"),
         any("rt_sigprocmask", "the C library's, around tgkill"),
         any("rt_sigpending", "whether SIGTERM waits while a snapshot is written"),
+        any("getppid", "whether the owner has ended meanwhile"),
         only("prctl", &[&[is(0, PR_SET_PDEATHSIG)]], "a snapshot is finished though its owner ends"),
         // The C library's memory.
         any("brk", "malloc"),
