@@ -1,12 +1,16 @@
-//! What goes along with a machine's process while it runs: its usage is written down, its health checked.
+//! What goes along with a machine's process while it runs: its usage is written down, its health checked, and the next one's
+//! jail begun.
 
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use super::health::Watch;
 use super::{Conversation, Monitor};
 use crate::network;
 use crate::usage::{Ledger, Meter, Sources};
-use crate::vm::Post;
+use crate::vm::{Post, leave_spare};
+
+/// When a start is over for everybody who waits for it.
+const SETTLED: Duration = Duration::from_millis(300);
 
 /// Where a life of a machine takes place.
 pub struct Place {
@@ -21,6 +25,8 @@ pub struct Company {
     pub watch: Option<Watch>,
     /// Requests that wait for the end of a check.
     pub deferred: Vec<Conversation>,
+    /// When a part of the next machine's jail is to be made.
+    spare_due: Option<Instant>,
 }
 
 impl Company {
@@ -31,7 +37,7 @@ impl Company {
 
     pub fn due(&self) -> Option<Instant> {
         let meter = self.meter.as_ref().map(Meter::due);
-        meter.into_iter().chain(self.watch.as_ref().and_then(Watch::due)).min()
+        meter.into_iter().chain(self.watch.as_ref().and_then(Watch::due)).chain(self.spare_due).min()
     }
 
     /// Does what is due. When the process has exited, its figures are soon to be had no more.
@@ -48,6 +54,9 @@ impl Company {
         {
             watch.check();
         }
+        if self.spare_due.take_if(|due| *due <= Instant::now()).is_some() {
+            leave_spare();
+        }
     }
 }
 
@@ -60,6 +69,7 @@ impl Monitor<'_> {
         company.meter = Some(Meter::begin(Ledger::new(paths.usage()), record, sources));
         let directory = self.machine.directory();
         company.watch = Watch::begin(paths, record, directory, facts.ipv4, place.post.clone());
+        company.spare_due = Some(Instant::now() + SETTLED);
     }
 
     /// The record may be another than before.

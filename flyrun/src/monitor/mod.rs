@@ -47,7 +47,7 @@ use crate::machine::restart::{self, Restarts};
 use crate::machine::{LastStart, Outcome, Owned, State, now};
 use crate::paths::{Library, Paths, RunDir};
 use crate::share::Served;
-use crate::vm::{Event, Mailbox, Streams, Vm, spawn as spawn_thread};
+use crate::vm::{Event, Mailbox, Streams, Vm, leave_spare, spawn as spawn_thread};
 use crate::{network, terminal, trace};
 
 /// Bytes of the host's randomness that each guest starts or goes on with.
@@ -125,6 +125,8 @@ pub fn run(host: &Host, machine: Owned, view: View, started: &mut dyn FnMut()) -
     let result = monitor.run(started);
     trace::step("ended");
     monitor.conclude(&result)?;
+    // It may have been too short for that to be done meanwhile.
+    leave_spare();
     result
 }
 

@@ -15,7 +15,10 @@ use rustix::fs::{
 use rustix::io::Errno;
 use rustix::mount::{OpenTreeFlags, open_tree};
 use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags, sendmsg};
-use vmm::jail::uids::{Claim, Range};
+use vmm::jail::{
+    spare,
+    uids::{Claim, Range},
+};
 use vmm::snapshot::{MEMORY, WORKING_SET};
 
 use crate::error::{Context, Error, Result};
@@ -48,6 +51,13 @@ pub fn uids() -> Result<Range> {
     match std::env::var(UIDS) {
         Ok(text) => text.parse().map_err(|told| Error::new(format!("{UIDS}: {told}"))),
         Err(_) => Ok(Range::default()),
+    }
+}
+
+/// Makes for the next machine what takes long. Without it, that makes its own.
+pub fn leave_spare() {
+    if is_root() && is_on().unwrap_or(false) {
+        let _ = spare::leave();
     }
 }
 
