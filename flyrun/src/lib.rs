@@ -18,6 +18,7 @@ mod files;
 mod guest_files;
 mod host;
 mod http_status;
+mod image_limits;
 mod interrupt;
 mod launch;
 mod machine;
