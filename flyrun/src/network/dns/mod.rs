@@ -77,6 +77,11 @@ impl Sources {
         servers.into_iter().map(|server| SocketAddr::new(server, PORT)).collect()
     }
 
+    /// Whether it is the machine that asks. Names of its network are nobody else's.
+    fn is_own(&self, client: SocketAddr) -> bool {
+        client.ip() == IpAddr::V4(self.number.guest4())
+    }
+
     fn own_answer(&self, question: &[u8]) -> Option<Vec<u8>> {
         answer::own(question, |name| self.owner.find(self.number, name))
     }
@@ -129,7 +134,10 @@ impl Loop {
             if *udp {
                 self.take_questions();
             }
-            if *tcp && let Ok((stream, _)) = self.tcp.accept() {
+            if *tcp
+                && let Ok((stream, client)) = self.tcp.accept()
+                && self.sources.is_own(client)
+            {
                 tcp::serve(stream, self.sources.clone());
             }
         }
@@ -159,6 +167,10 @@ impl Loop {
         let mut buffer = [0; MAX_UDP_BYTES];
         for _ in 0..MAX_UNDER_WAY {
             let Ok((length, client)) = self.udp.recv_from(&mut buffer) else { return };
+            // What the rules have let through by mistake, or on a host where others have removed them.
+            if !self.sources.is_own(client) {
+                continue;
+            }
             let question = buffer.get(..length).unwrap_or_default();
             if let Some(answer) = self.sources.own_answer(question) {
                 let _ = self.udp.send_to(&answer, client);
