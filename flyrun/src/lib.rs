@@ -26,6 +26,7 @@ mod moment;
 mod monitor;
 mod mounts;
 mod network;
+mod pace;
 mod paths;
 mod production;
 mod progress;
