@@ -13,6 +13,7 @@ mod resume;
 mod run;
 mod serve;
 mod suspend;
+mod tenants;
 mod trace;
 mod user_space;
 
@@ -47,6 +48,9 @@ struct Arguments {
     /// The image whose process is `guest/answer.rs`; without it no requests are measured.
     #[arg(long, requires = "flyrun")]
     web_image: Option<String>,
+    /// The kernel of tests/attacker; without it no tenants are measured.
+    #[arg(long, requires = "image")]
+    attacker: Option<PathBuf>,
     /// haproxy, to stand beside `flyrun serve`.
     #[arg(long)]
     haproxy: Option<PathBuf>,
@@ -82,6 +86,8 @@ enum Part {
     Net,
     /// fio.
     Disk,
+    /// A machine beside one that attacks.
+    Tenants,
 }
 
 impl Arguments {
@@ -147,6 +153,20 @@ fn benchmarks(arguments: &Arguments) -> Result<()> {
             comparison.disk(&mut report).context("measuring the disk")?;
         }
     }
+    let mut worst = 0.0;
+    if let (Some(flyrun), Some(image), Some(attacker), true) =
+        (&arguments.flyrun, &arguments.image, &arguments.attacker, arguments.wants(Part::Tenants))
+    {
+        let scene = tenants::Scene { library: &arguments.library, flyrun, image, attacker };
+        worst = scene.measure(&mut report).context("measuring a tenant beside an attack")?;
+    }
     print!("{}", report.table());
-    report.write_json(&arguments.json)
+    report.write_json(&arguments.json)?;
+    // In virtual time alone is this a fact, and no matter of what else runs.
+    anyhow::ensure!(
+        worst <= tenants::PROMISED,
+        "an attack takes {worst:.2} times what an honest neighbour does, and {} is promised",
+        tenants::PROMISED
+    );
+    Ok(())
 }

@@ -1,5 +1,6 @@
-//! A machine's cgroup on the host, which holds flyrun-vmm to its share of the CPU (Linux,
-//! Documentation/admin-guide/cgroup-v2.rst, "CPU Interface Files"). Only a machine with such a limit has one.
+//! A machine's cgroup on the host, which holds flyrun-vmm to its share of the CPU, and to the memory and tasks that its machine is made
+//! of, whatever becomes of it (Linux, Documentation/admin-guide/cgroup-v2.rst). Only a machine with a limit of the CPU has one, unless
+//! `FLYRUN_CGROUP=on`: entering a cgroup is waiting for RCU, some 20 ms now and then, where the hierarchy has no favordynmods.
 
 use std::fs;
 use std::io;
@@ -7,7 +8,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use crate::error::{Error, Result};
-use crate::machine::Limits;
+use crate::machine::{Config, Limits};
 use crate::network;
 use crate::paths::Paths;
 
@@ -17,6 +18,17 @@ const PARENT: &str = "flyrun";
 const PERIOD_USEC: u64 = 100_000;
 /// The kernel's least quota, in microseconds.
 const MIN_QUOTA_USEC: u64 = 1_000;
+/// `on` gives each machine a cgroup.
+const SWITCH: &str = "FLYRUN_CGROUP";
+/// What flyrun-vmm, its kernel threads and buffers take beside the guest's memory at most.
+const OWN_BYTES: u64 = 64 << 20;
+/// The host's copies of what the machine reads and writes on its disks, and the daemon of a shared directory: enough to be quick, and
+/// given back by the kernel where it is short.
+const CACHE_BYTES: u64 = 256 << 20;
+/// As many as flyrun-vmm may have by its own limits (`vmm::jail`), with vhost's.
+const TASKS: u64 = 160;
+/// Of each virtiofsd.
+const TASKS_OF_A_SHARE: u64 = 160;
 /// A process that was killed is in its cgroup for a moment more.
 const MAKING_ATTEMPTS: u32 = 8;
 const REMOVAL_ATTEMPTS: u32 = 50;
@@ -29,18 +41,23 @@ pub struct Cgroup {
 }
 
 impl Cgroup {
-    /// Makes the cgroup of a machine, with its limits.
+    /// Makes the cgroup of a machine, with its limits, if it has any.
     ///
     /// # Errors
     /// This host has no cgroup v2 with a CPU controller, or the user no rights in it.
-    pub fn make(paths: &Paths, machine: &str, limits: Limits) -> Result<Cgroup> {
+    pub fn make_if_wanted(paths: &Paths, machine: &str, config: &Config) -> Result<Option<Cgroup>> {
+        let wanted = config.limits.needs_cgroup() || is_always_wanted()?;
+        wanted.then(|| Self::make(paths, machine, config.limits)).transpose()
+    }
+
+    fn make(paths: &Paths, machine: &str, limits: Limits) -> Result<Cgroup> {
         let root = root()?;
         let parent = root.join(PARENT);
         let path = parent.join(format!("{}{machine}", prefix(paths)));
         let make = || {
-            enable_cpu(&root)?;
+            enable_controllers(&root)?;
             make_dir(&parent)?;
-            enable_cpu(&parent)?;
+            enable_controllers(&parent)?;
             make_dir(&path)
         };
         // A sweep by another process may take the common directory in the moment before there is something in it.
@@ -77,6 +94,29 @@ impl Cgroup {
         let weight = weight(limits.cpu_shares).to_string();
         for (file, value) in [("cpu.max", max), ("cpu.weight", weight)] {
             fs::write(self.path.join(file), value).map_err(|error| refused(&self.path.join(file), &error))?;
+        }
+        Ok(())
+    }
+
+    /// Holds what is to start in it to the memory and tasks of its machine. Not what runs: it may have been made of another record.
+    ///
+    /// # Errors
+    /// The kernel's.
+    pub fn bound(&self, config: &Config) -> Result<()> {
+        let shares = u64::try_from(config.shares.len()).unwrap_or(0);
+        let bounds = [
+            ("memory.max", memory_bytes(config.memory.0)),
+            ("pids.max", TASKS.saturating_add(TASKS_OF_A_SHARE.saturating_mul(shares))),
+        ];
+        for (file, value) in bounds {
+            match fs::write(self.path.join(file), value.to_string()) {
+                // A host without the controller goes without: the limits of the process itself (`vmm::jail`) hold in any case.
+                Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+                // The kernel takes a file that is not there for one that may not be made.
+                Err(error)
+                    if error.kind() == io::ErrorKind::PermissionDenied && !self.path.join(file).exists() => {}
+                other => other.map_err(|error| refused(&self.path.join(file), &error))?,
+            }
         }
         Ok(())
     }
@@ -165,12 +205,33 @@ fn make_dir(path: &Path) -> io::Result<()> {
     }
 }
 
-fn enable_cpu(cgroup: &Path) -> io::Result<()> {
+/// The CPU's, without which there is no use in it, and those of memory and tasks where the host has them.
+fn enable_controllers(cgroup: &Path) -> io::Result<()> {
     let file = cgroup.join("cgroup.subtree_control");
-    if fs::read_to_string(&file)?.split_whitespace().any(|name| name == "cpu") {
-        return Ok(());
+    let there = fs::read_to_string(cgroup.join("cgroup.controllers"))?;
+    let enabled = fs::read_to_string(&file)?;
+    let has = |list: &str, wanted: &str| list.split_whitespace().any(|name| name == wanted);
+    if !has(&enabled, "cpu") {
+        fs::write(&file, "+cpu")?;
     }
-    fs::write(file, "+cpu")
+    for name in ["memory", "pids"].into_iter().filter(|name| has(&there, name) && !has(&enabled, name)) {
+        // Somebody's processes in the cgroup itself, for instance, are no reason to have no limit of the CPU.
+        let _ = fs::write(&file, format!("+{name}"));
+    }
+    Ok(())
+}
+
+/// What the cgroup of a machine with so much memory may hold.
+fn memory_bytes(guest: u64) -> u64 {
+    guest.saturating_add(OWN_BYTES).saturating_add(CACHE_BYTES)
+}
+
+fn is_always_wanted() -> Result<bool> {
+    match std::env::var(SWITCH).as_deref() {
+        Err(_) | Ok("" | "auto") => Ok(false),
+        Ok("on") => Ok(true),
+        Ok(other) => Err(Error::new(format!("{SWITCH} is {other:?}, which is neither on nor auto"))),
+    }
 }
 
 /// docker's and runc's way from shares (2 to 262144, 1024 is usual) to weight (1 to 10000, 100 is usual).

@@ -13,6 +13,7 @@ use protocol::{
 use vmm::spec::DiskSpec;
 
 use crate::error::{Error, Result, from_images};
+use crate::image_limits::Unpacking;
 use crate::machine::new_id;
 use crate::paths::{Library, Part, Paths};
 use crate::progress::Bars;
@@ -42,27 +43,31 @@ pub fn ensure(store: &Store, image: &Image, library: &Library, paths: &Paths) ->
     let bars = Bars::on_stderr();
     match store.begin_rootfs(&image.chain_id, &bars).map_err(|error| from_images(&error))? {
         RootfsSlot::Ready(lease) => Ok(lease),
-        RootfsSlot::Draft(draft) => unpack(store, image, draft, library, paths, &bars),
+        RootfsSlot::Draft(draft) => {
+            let limits = Unpacking::from_environment()?;
+            unpack(draft, &Job { store, image, library, paths, bars: &bars, limits })
+        }
     }
 }
 
-fn unpack(
-    store: &Store,
-    image: &Image,
-    draft: RootfsDraft,
-    library: &Library,
-    paths: &Paths,
-    bars: &Bars,
-) -> Result<RootfsLease> {
-    let bytes = rootfs_bytes(image.layer_bytes());
-    let fits = unpack_into(store, image, &draft, bytes, library, paths, bars)?;
-    if let Unpacked::TooLarge(message) = fits {
-        let retried = match bytes {
-            ROOTFS_BYTES => Unpacked::TooLarge(message),
-            _ => unpack_into(store, image, &draft, ROOTFS_BYTES, library, paths, bars)?,
-        };
+/// An image to be unpacked, and with what.
+struct Job<'a> {
+    store: &'a Store,
+    image: &'a Image,
+    library: &'a Library,
+    paths: &'a Paths,
+    bars: &'a Bars,
+    limits: Unpacking,
+}
+
+fn unpack(draft: RootfsDraft, job: &Job<'_>) -> Result<RootfsLease> {
+    let most = job.limits.most_bytes;
+    let bytes = rootfs_bytes(job.image.layer_bytes(), most);
+    if let Unpacked::TooLarge(message) = unpack_into(&draft, bytes, job)? {
+        let retried =
+            if bytes == most { Unpacked::TooLarge(message) } else { unpack_into(&draft, most, job)? };
         if let Unpacked::TooLarge(message) = retried {
-            return Err(cannot_unpack(image, &message));
+            return Err(cannot_unpack(job.image, &message).advice(job.limits.advice()));
         }
     }
     draft.commit().map_err(|error| from_images(&error))
@@ -76,9 +81,9 @@ enum Unpacked {
 }
 
 /// A mount costs the more the larger a filesystem is, however little is in it.
-fn rootfs_bytes(layer_bytes: u64) -> u64 {
+fn rootfs_bytes(layer_bytes: u64, most: u64) -> u64 {
     let wanted = layer_bytes.saturating_mul(EXPANSION).clamp(MIN_ROOTFS_BYTES, ROOTFS_BYTES);
-    wanted.next_power_of_two()
+    wanted.next_power_of_two().min(most)
 }
 
 fn cannot_unpack(image: &Image, message: &str) -> Error {
@@ -86,15 +91,8 @@ fn cannot_unpack(image: &Image, message: &str) -> Error {
         .advice("If the image is good elsewhere, remove it with `flyrun rmi` and pull it again.")
 }
 
-fn unpack_into(
-    store: &Store,
-    image: &Image,
-    draft: &RootfsDraft,
-    bytes: u64,
-    library: &Library,
-    paths: &Paths,
-    bars: &Bars,
-) -> Result<Unpacked> {
+fn unpack_into(draft: &RootfsDraft, bytes: u64, job: &Job<'_>) -> Result<Unpacked> {
+    let &Job { store, image, library, paths, bars, limits } = job;
     draft.format(store, bytes).map_err(|error| from_images(&error))?;
     let run_dir = Arc::new(paths.make_run_dir(&format!("unpack-{}", new_id()?))?);
     let mut plan = VmPlan {
@@ -124,7 +122,7 @@ fn unpack_into(
     let mailbox = Mailbox::new();
     let vm = Vm::start(&mut plan, run_dir, &mailbox.post())?;
     let unpacking = bars.unpacking(image.layer_bytes());
-    let unpacked = wait(&vm, &mailbox, image, |bytes| unpacking.set_position(bytes));
+    let unpacked = wait(&vm, &mailbox, image, limits, |bytes| unpacking.set_position(bytes));
     unpacking.finish_and_clear();
     unpacked
 }
@@ -158,12 +156,26 @@ fn config(image: &Image, rootfs_bytes: u64) -> UnpackConfig {
 
 /// Follows the unpack VM until it has written everything and ended in order. Only both together make a root
 /// filesystem: its word, and the reset that comes after the last flush.
-fn wait(vm: &Vm, mailbox: &Mailbox, image: &Image, progress: impl Fn(u64)) -> Result<Unpacked> {
+fn wait(
+    vm: &Vm,
+    mailbox: &Mailbox,
+    image: &Image,
+    limits: Unpacking,
+    progress: impl Fn(u64),
+) -> Result<Unpacked> {
+    let end = Instant::now() + limits.timeout;
     let mut control = None;
     let mut unpacked = false;
     loop {
-        let late = |_| Error::new("the unpack VM does not answer").advice("`flyrun doctor` checks the host.");
-        let event = mailbox.next(Some(Instant::now() + SILENCE_LIMIT)).map_err(late)?;
+        // A guest that an image has taken over may go on telling of its progress for ever.
+        let late = |_| match Instant::now() >= end {
+            true => limits.overdue(&image.name),
+            false => Error::new("the unpack VM does not answer").advice("`flyrun doctor` checks the host."),
+        };
+        if Instant::now() >= end {
+            return Err(limits.overdue(&image.name));
+        }
+        let event = mailbox.next(Some(end.min(Instant::now() + SILENCE_LIMIT))).map_err(late)?;
         match event {
             Event::Connected(connection) => control = Some(connection),
             Event::Guest(FromGuest::Hello { version: PROTOCOL_VERSION }) => {}
@@ -226,9 +238,11 @@ mod tests {
 
     #[test]
     fn a_root_filesystem_has_room_for_many_times_its_layers_and_never_more_than_there_is() {
-        assert_eq!(rootfs_bytes(0), 4 << 30);
-        assert_eq!(rootfs_bytes(300 << 20), 8 << 30);
-        assert_eq!(rootfs_bytes((4 << 30) + 1), ROOTFS_BYTES);
-        assert_eq!(rootfs_bytes(u64::MAX), ROOTFS_BYTES);
+        assert_eq!(rootfs_bytes(0, ROOTFS_BYTES), 4 << 30);
+        assert_eq!(rootfs_bytes(300 << 20, ROOTFS_BYTES), 8 << 30);
+        assert_eq!(rootfs_bytes((4 << 30) + 1, ROOTFS_BYTES), ROOTFS_BYTES);
+        assert_eq!(rootfs_bytes(u64::MAX, ROOTFS_BYTES), ROOTFS_BYTES);
+        assert_eq!(rootfs_bytes(0, 1 << 30), 1 << 30);
+        assert_eq!(rootfs_bytes(300 << 20, 5 << 30), 5 << 30);
     }
 }

@@ -1,6 +1,6 @@
 //! Everything that can go wrong between a reference and a file to boot from.
 
-use std::{io, path::PathBuf, time::Duration};
+use std::{io, net::IpAddr, path::PathBuf, time::Duration};
 
 use thiserror::Error;
 
@@ -89,6 +89,32 @@ pub enum Error {
         url: String,
         /// How long it was waited for.
         after: Duration,
+    },
+    /// A registry sends next to nothing.
+    #[error(
+        "{url} sent fewer than {wanted} bytes per second for {span:?}: try again, or allow less with FLYRUN_PULL_MIN_RATE"
+    )]
+    TooSlow {
+        /// What was asked for.
+        url: String,
+        /// For how long.
+        span: Duration,
+        /// What is wanted, in bytes per second.
+        wanted: u64,
+    },
+    /// A registry sends us to somewhere that it could not reach itself.
+    #[error(
+        "the registry sends flyrun to {url}, and {address} is {what}: if that is meant, allow it with FLYRUN_PULL_REDIRECTS={host}"
+    )]
+    Inward {
+        /// Where it sends us.
+        url: String,
+        /// The host in that.
+        host: String,
+        /// Its address.
+        address: IpAddr,
+        /// Who is reached there.
+        what: &'static str,
     },
     /// A registry refused.
     #[error("{url} answered {status}{message}")]

@@ -60,6 +60,11 @@ pub struct PullOptions {
     pub connect_timeout: Duration,
     /// How long a registry may be silent.
     pub stall_timeout: Duration,
+    /// Bytes per second that it has to send at least, on an average over each `stall_timeout`.
+    pub min_bytes_per_second: u64,
+    /// Hosts that a registry may send us to wherever they are: names or addresses. Others only if they are no nearer to this host
+    /// than the registry is: not on loopback or in a private network if it is not there itself, and never on the link.
+    pub inward_hosts: Vec<String>,
     /// How often a request that failed for a passing reason is repeated.
     pub retries: u32,
 }
@@ -74,6 +79,8 @@ impl Default for PullOptions {
             policy: PullPolicy::default(),
             connect_timeout: Duration::from_secs(10),
             stall_timeout: Duration::from_secs(30),
+            min_bytes_per_second: 1 << 10,
+            inward_hosts: Vec::new(),
             retries: 4,
         }
     }

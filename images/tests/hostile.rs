@@ -238,6 +238,74 @@ fn redirects_are_followed_a_few_times() {
     assert!(error.contains("not secure"), "{error}");
 }
 
+#[test]
+fn nobody_is_asked_whom_a_registry_must_not_reach() {
+    for to in [
+        "169.254.169.254/latest/meta-data",
+        "[fe80::1]/",
+        "[::ffff:169.254.169.254]/",
+        "2852039166/",
+        "100.100.100.200/",
+    ] {
+        let location = format!("Location: http://{to}\r\n");
+        let server = Server::start(move |_, stream| reply(stream, "307 Temporary Redirect", &location, b""));
+        let error = attempt(&server.name("x"), &patient()).unwrap_err();
+        assert!(matches!(error, Error::Inward { .. }), "{to}: {error}");
+    }
+    // Nor for a token, and the word for it says what to do.
+    let server = Server::start(|head, stream| {
+        challenged(head, stream, "Bearer realm=\"http://169.254.169.254/token\"");
+    });
+    let error = attempt(&server.name("x"), &patient()).unwrap_err().to_string();
+    assert!(
+        error.contains("is an address of the link")
+            && error.contains("FLYRUN_PULL_REDIRECTS=169.254.169.254"),
+        "{error}"
+    );
+}
+
+#[test]
+fn whom_the_user_allows_is_asked() {
+    // Nobody can be connected to there; what counts is that it was tried.
+    let server = Server::start(|_, stream| {
+        reply(stream, "307 Temporary Redirect", "Location: http://224.0.0.1:9/\r\n", b"")
+    });
+    let options = PullOptions {
+        inward_hosts: vec!["224.0.0.1".into()],
+        connect_timeout: Duration::from_millis(200),
+        retries: 0,
+        ..patient()
+    };
+    let error = attempt(&server.name("x"), &options).unwrap_err();
+    assert!(matches!(error, Error::Unreachable { .. }), "{error}");
+}
+
+#[test]
+fn a_drip_is_not_waited_for() {
+    let drip = |stream: &mut TcpStream| {
+        let _ = stream.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 100000\r\n\r\n");
+        while stream.write_all(b" ").is_ok() {
+            thread::sleep(Duration::from_millis(20));
+        }
+    };
+    let options = PullOptions { retries: 0, ..impatient() };
+    let server = Server::start(move |_, stream| drip(stream));
+    let error = attempt(&server.name("x"), &options).unwrap_err();
+    assert!(matches!(error, Error::TooSlow { .. }), "{error}");
+    let server = serve_layer(move |_, _, stream| drip(stream));
+    let error = attempt(&server.name("x"), &options).unwrap_err();
+    assert!(matches!(error, Error::SizeMismatch { .. } | Error::TooSlow { .. }), "{error}");
+    // A head that does not end.
+    let server = Server::start(|_, stream| {
+        let _ = stream.write_all(b"HTTP/1.1 200 OK\r\nX: ");
+        while stream.write_all(b"x").is_ok() {
+            thread::sleep(Duration::from_millis(20));
+        }
+    });
+    let error = attempt(&server.name("x"), &options).unwrap_err();
+    assert!(matches!(error, Error::Stalled { .. }), "{error}");
+}
+
 /// Answers 401 with this challenge to requests without credentials.
 fn challenged(head: &str, stream: &mut TcpStream, challenge: &str) -> bool {
     let anonymous = !head.to_lowercase().contains("authorization:");

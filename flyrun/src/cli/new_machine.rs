@@ -24,7 +24,7 @@ use crate::progress::Bars;
 use crate::secrets::{Name, Secrets};
 use crate::signal::Signal;
 use crate::size::Size;
-use crate::{host, rootfs, share, terminal, trace, volume};
+use crate::{host, image_limits, rootfs, share, terminal, trace, volume};
 
 /// The least memory, in MiB, that the kernel, guest-init and a small process fit into.
 pub const MIN_MEMORY_MIB: u64 = 48;
@@ -244,8 +244,11 @@ fn find_or_pull(store: &images::Store, flags: &Flags) -> Result<Image> {
     let name = flags.image.as_deref().unwrap_or_default();
     let reference =
         Reference::parse(name).map_err(|error| Error::caused(format!("'{name}' is not an image"), &error))?;
-    let options =
-        PullOptions { policy: flags.pull.into(), plain_http: flags.plain_http, ..PullOptions::default() };
+    let options = PullOptions {
+        policy: flags.pull.into(),
+        plain_http: flags.plain_http,
+        ..image_limits::pull_options()?
+    };
     let bars = Bars::on_stderr();
     images::pull(store, &reference, &options, &bars).map_err(|error| from_images(&error))
 }

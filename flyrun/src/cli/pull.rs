@@ -9,7 +9,7 @@ use crate::error::{Error, Result, from_images};
 use crate::exit_code::ExitCode;
 use crate::paths::Library;
 use crate::progress::Bars;
-use crate::{host, rootfs};
+use crate::{host, image_limits, rootfs};
 
 /// Fetch an image and make it ready to run
 #[derive(Debug, Args)]
@@ -19,7 +19,14 @@ use crate::{host, rootfs};
   flyrun pull --plain-http registry.lan:5000/app
   flyrun pull docker-archive:saved.tar
 
-Credentials come from docker's and podman's files and helpers (DOCKER_CONFIG, REGISTRY_AUTH_FILE).")]
+Credentials come from docker's and podman's files and helpers (DOCKER_CONFIG, REGISTRY_AUTH_FILE).
+
+Limits, from the environment:
+  FLYRUN_PULL_STALL=30            seconds that a registry may be silent
+  FLYRUN_PULL_MIN_RATE=1k         bytes per second that it has to send, on an average over these
+  FLYRUN_PULL_REDIRECTS=HOST,…    hosts that it may send flyrun to although they are nearer to this host than it is itself
+  FLYRUN_ROOTFS_MAX=64g           of an unpacked image's filesystem, 256m at least
+  FLYRUN_UNPACK_TIMEOUT=3600      seconds that unpacking may take")]
 pub struct Arguments {
     /// Fetch only: unpack the layers when the image first runs
     #[arg(long)]
@@ -76,7 +83,7 @@ pub fn execute(context: &Context, arguments: &Arguments) -> Result<ExitCode> {
         platform,
         plain_http: arguments.plain_http,
         policy: PullPolicy::Always,
-        ..PullOptions::default()
+        ..image_limits::pull_options()?
     };
     let image = images::pull(&store, &reference, &options, &Bars::on_stderr())
         .map_err(|error| from_images(&error))?;

@@ -9,7 +9,7 @@ use clap::Args;
 use super::Context;
 use crate::error::{Error, Result};
 use crate::exit_code::ExitCode;
-use crate::serve::{self, Settings, default_memory_mib};
+use crate::serve::{self, Settings, Wanted, default_memory_mib};
 use crate::size::Size;
 
 /// Serve apps: a request boots the machine that answers it
@@ -51,6 +51,12 @@ pub struct Arguments {
     /// Memory of all machines that run together [default: four fifths of the host's]
     #[arg(long, value_name = "SIZE")]
     memory: Option<Size>,
+    /// Connections of clients at a time; one more is closed at once [default: 65536, or as many as there are descriptors for]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
+    max_connections: Option<u32>,
+    /// Of these, from one address, or one IPv6 network of 64 bits, on a port: a proxy in front is one [default: a quarter]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
+    max_connections_per_client: Option<u32>,
     /// Seconds that requests have to end after SIGTERM
     #[arg(long, value_name = "SECONDS", default_value_t = 30, value_parser = clap::value_parser!(u32).range(..=86_400))]
     drain: u32,
@@ -71,6 +77,10 @@ pub fn execute(context: Context, arguments: &Arguments) -> Result<ExitCode> {
         max_starts: arguments.max_starts.unwrap_or(u32::try_from(cpus * 2).unwrap_or(4).max(4)),
         memory_mib: arguments.memory.map_or_else(default_memory_mib, Size::to_mib),
         drain: Duration::from_secs(arguments.drain.into()),
+        clients: Wanted {
+            connections: arguments.max_connections,
+            of_one: arguments.max_connections_per_client,
+        },
     };
     serve::run(context, settings)?;
     Ok(ExitCode::Success)

@@ -447,18 +447,19 @@ impl<'a> Monitor<'a> {
     /// Holds the machine, or the process that it is already, to its share of the CPU.
     fn limit(&mut self, process: Option<u32>) -> Result<()> {
         let record = self.machine.record();
-        let limits = record.config.limits;
         match &self.cgroup {
-            Some(cgroup) => cgroup.limit(limits),
-            None if limits.needs_cgroup() => {
-                let cgroup = Cgroup::make(self.host.paths, &record.id, limits)?;
-                if let Some(process) = process {
+            Some(cgroup) => cgroup.limit(record.config.limits)?,
+            None => {
+                let cgroup = Cgroup::make_if_wanted(self.host.paths, &record.id, &record.config)?;
+                if let (Some(cgroup), Some(process)) = (&cgroup, process) {
                     cgroup.add(process)?;
                 }
-                self.cgroup = Some(cgroup);
-                Ok(())
+                self.cgroup = cgroup;
             }
-            None => Ok(()),
+        }
+        match (&self.cgroup, process) {
+            (Some(cgroup), None) => cgroup.bound(&record.config),
+            _ => Ok(()),
         }
     }
 

@@ -23,6 +23,8 @@ pub const PROGRAMS: [&str; 2] = ["nft", "/usr/sbin/nft"];
 /// What is for a machine that is gone would leave by the host's default route: it is refused, and its connections reset.
 /// A connection to ::1 is refused, so that its client tries 127.0.0.1: IPv6 has no route_localnet, and would let it hang.
 /// What the host sends to itself in the name of a machine that is gone (`connections.rs`) keeps that name.
+/// A machine of another network, and the host's end of its cable, are for a machine as if they were not there: neither reached nor
+/// told apart from numbers that nobody has. Names are asked of the own gateway alone, which knows the own network's.
 /// Ports, by host address or without one, and pairs of interfaces that may talk to one another.
 const TABLE: &str = r#"
 add table inet flyrun
@@ -68,6 +70,7 @@ table inet flyrun {
         oifname "fly*" ct state established,related accept
         oifname "fly*" ct status dnat accept
         iifname . oifname @pairs accept
+        iifname "fly*" oifname "fly*" jump to_nobody
         oifname "fly*" drop
         ip daddr SUBNET4 jump to_nobody
         ip6 daddr SUBNET6 jump to_nobody
@@ -82,10 +85,12 @@ table inet flyrun {
     }
     chain from_machine {
         ct state established,related accept
+        ip daddr SUBNET4 fib daddr . iif type != local jump to_nobody
+        ip6 daddr SUBNET6 fib daddr . iif type != local jump to_nobody
         icmp type echo-request accept
         icmpv6 type { echo-request, nd-neighbor-solicit, nd-neighbor-advert } accept
-        udp dport 53 accept
-        tcp dport 53 accept
+        fib daddr . iif type local udp dport 53 accept
+        fib daddr . iif type local tcp dport 53 accept
         reject
     }
 }

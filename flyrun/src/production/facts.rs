@@ -20,6 +20,8 @@ pub struct Facts {
     pub vulnerabilities: BTreeMap<String, String>,
     /// The table of mounts.
     pub mounts: Option<String>,
+    /// The controllers of the unified hierarchy.
+    pub controllers: Option<String>,
     /// The kernel's release.
     pub release: Option<String>,
     /// Whether there are transparent huge pages.
@@ -47,6 +49,7 @@ impl Facts {
             nx_huge_pages: text("sys/module/kvm/parameters/nx_huge_pages"),
             vulnerabilities: vulnerabilities.collect(),
             mounts: text("proc/mounts"),
+            controllers: text("sys/fs/cgroup/cgroup.controllers"),
             release: text("proc/sys/kernel/osrelease"),
             huge_pages: text("sys/kernel/mm/transparent_hugepage/enabled"),
             root_mode: mode(root),

@@ -182,6 +182,16 @@ fn cgroup(facts: &Facts) -> Finding {
             "there is no cgroup v2: a machine cannot be held to its share of the host",
             "Boot with systemd.unified_cgroup_hierarchy=1.",
         ),
+        Some(options) if options.split(',').any(|option| option == "ro") => bad(
+            "cgroup2",
+            "not writable: a machine cannot be held to its share of the host",
+            "Run flyrun where /sys/fs/cgroup is writable: as root, in no container or in one with its own cgroup namespace.",
+        ),
+        Some(_) if !has_controllers(facts) => weak(
+            "cgroup2",
+            "without the controllers of memory and tasks: a flyrun-vmm is held to its own limits alone",
+            "Boot with systemd.unified_cgroup_hierarchy=1, and without cgroup_disable=memory.",
+        ),
         Some(options) if options.split(',').any(|option| option == "favordynmods") => {
             good("cgroup2", "mounted with favordynmods")
         }
@@ -191,6 +201,11 @@ fn cgroup(facts: &Facts) -> Finding {
             "mount -o remount,favordynmods /sys/fs/cgroup",
         ),
     }
+}
+
+fn has_controllers(facts: &Facts) -> bool {
+    let there = facts.controllers.as_deref().unwrap_or("");
+    ["cpu", "memory", "pids"].iter().all(|wanted| there.split_whitespace().any(|name| name == *wanted))
 }
 
 fn huge_pages(facts: &Facts) -> Finding {

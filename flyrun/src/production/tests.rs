@@ -20,6 +20,7 @@ fn fit() -> Facts {
         nx_huge_pages: Some("N".into()),
         vulnerabilities: told.map(|(name, told)| (name.to_owned(), told.to_owned())).into(),
         mounts: Some("cgroup2 /sys/fs/cgroup cgroup2 rw,nosuid,nsdelegate,favordynmods 0 0".into()),
+        controllers: Some("cpuset cpu io memory hugetlb pids".into()),
         release: Some("6.12.117-amd64".into()),
         huge_pages: Some("always [madvise] never".into()),
         root_mode: Some(0o700),
@@ -68,6 +69,9 @@ fn what_costs_speed_or_a_second_layer_is_weak() {
     assert_eq!(wrong(|it| it.swaps = Some(disk.into())), [("swap", Weak)]);
     assert_eq!(wrong(|it| it.swaps = Some("Filename Type Size\n/dev/zram0 partition 1".into())), []);
     assert_eq!(wrong(|it| it.mounts = Some("c /sys/fs/cgroup cgroup2 rw 0 0".into())), [("cgroup2", Weak)]);
+    assert_eq!(wrong(|it| it.controllers = Some("cpu pids".into())), [("cgroup2", Weak)]);
+    let read_only = Some("c /sys/fs/cgroup cgroup2 ro,favordynmods 0 0".to_owned());
+    assert_eq!(wrong(|it| it.mounts = read_only), [("cgroup2", Grade::Bad)]);
     assert_eq!(wrong(|it| it.huge_pages = Some("always madvise [never]".into())), [("thp", Weak)]);
     assert_eq!(wrong(|it| it.kvm_mode = Some(0o666)), [("kvm-mode", Weak)]);
     assert_eq!(wrong(|it| it.nx_huge_pages = Some("Y".into())), [("nx_huge_pages", Weak)]);

@@ -11,7 +11,7 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 use tokio::io::{AsyncBufReadExt as _, AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{UnixListener, UnixStream};
-use tokio::sync::mpsc;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 
 use super::log::Log;
 use super::status::{ask_all, control_of};
@@ -20,6 +20,8 @@ use crate::paths::Paths;
 
 /// A request has at most so many bytes: a fly.toml, and what JSON makes of it.
 const MAX_ASK: u64 = 8 << 20;
+/// So many are read at a time; others wait for their turn.
+const MAX_READ: usize = 16;
 /// It has to be there after so long.
 const PATIENCE: Duration = Duration::from_secs(10);
 
@@ -151,23 +153,26 @@ pub struct Desk {
 
 /// Hands on what is wanted, and answers.
 pub async fn answer(listener: UnixListener, desk: Desk) {
+    let reading = Arc::new(Semaphore::new(MAX_READ));
     loop {
+        let Ok(place) = reading.clone().acquire_owned().await else { return };
         let Ok((stream, _)) = listener.accept().await else {
             // Out of descriptors, for instance.
             tokio::time::sleep(Duration::from_millis(100)).await;
             continue;
         };
-        tokio::spawn(converse(stream, desk.clone()));
+        tokio::spawn(converse(stream, desk.clone(), place));
     }
 }
 
-async fn converse(mut stream: UnixStream, desk: Desk) {
+async fn converse(mut stream: UnixStream, desk: Desk, place: OwnedSemaphorePermit) {
     let (reader, mut writer) = stream.split();
     let mut line = String::new();
     let mut reader = tokio::io::BufReader::new(reader.take(MAX_ASK));
     if !matches!(tokio::time::timeout(PATIENCE, reader.read_line(&mut line)).await, Ok(Ok(_))) {
         return;
     }
+    drop(place);
     let (steps, mut told) = mpsc::unbounded_channel();
     let tell = Tell { steps: Some(steps), healthy: Mutex::default() };
     match serde_json::from_str(&line) {
@@ -241,7 +246,8 @@ mod tests {
             theirs.set_nonblocking(true).unwrap();
             ours.write_all(line.as_bytes()).unwrap();
             ours.shutdown(std::net::Shutdown::Write).unwrap();
-            let served = tokio::spawn(converse(UnixStream::from_std(theirs).unwrap(), desk.clone()));
+            let place = Arc::new(Semaphore::new(1)).try_acquire_owned().unwrap();
+            let served = tokio::spawn(converse(UnixStream::from_std(theirs).unwrap(), desk.clone(), place));
             // Jobs that wait are told of nothing more.
             let _ = tokio::time::timeout(Duration::from_millis(200), served).await;
             ours.set_read_timeout(Some(Duration::from_millis(10))).unwrap();

@@ -54,12 +54,12 @@ impl Front {
         engine: Arc<Engine>,
         log: Log,
         bind: Option<IpAddr>,
-        access: bool,
-        latencies: Option<Arc<Latencies>>,
+        options: Options,
+        (access, latencies): (bool, Option<Arc<Latencies>>),
     ) -> Front {
         let told = Told { log: log.clone(), access, latencies };
         let root = engine.shared().host.context.paths.root.clone();
-        let proxy = Arc::new(Proxy::new(engine, Options::default(), Arc::new(told)));
+        let proxy = Arc::new(Proxy::new(engine, options, Arc::new(told)));
         let of_proxy = proxy.clone();
         let refresh = Box::new(move || of_proxy.refresh_certificates());
         let certificates = Arc::new(Keepers::new(root, proxy.challenges(), refresh, log.clone()));

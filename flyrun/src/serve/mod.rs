@@ -14,6 +14,7 @@ mod acme;
 mod check;
 mod children;
 mod choices;
+mod clients;
 mod control;
 mod deploy;
 mod engine;
@@ -39,6 +40,7 @@ mod targets;
 mod template;
 mod worker;
 
+pub use clients::Wanted;
 pub use control::{Ask, Deploy, Scale, Step, Strategy, ask};
 pub use group::{MachineView, View};
 pub use limits::default_memory_mib;

@@ -22,7 +22,7 @@ use super::limits::HostLimits;
 use super::listener::{self, Content};
 use super::log::Log;
 use super::page::Shown;
-use super::{room, status, systemd, targets};
+use super::{clients, room, status, systemd, targets};
 use crate::apps::{AppFile, load, told};
 use crate::cli::Context;
 use crate::error::{Context as _, Result};
@@ -46,6 +46,7 @@ pub struct Settings {
     pub max_starts: u32,
     pub memory_mib: u64,
     pub drain: Duration,
+    pub clients: clients::Wanted,
 }
 
 /// Serves until it is told to end, and leaves the machines as they are.
@@ -55,20 +56,21 @@ pub struct Settings {
 pub fn run(context: Context, settings: Settings) -> Result<()> {
     let files = load(&settings.path).map_err(|refused| told(&refused))?;
     let host = host(context)?;
-    raise_descriptors();
+    let clients = clients::bounds(settings.clients, raise_descriptors())?;
     let runtime =
         tokio::runtime::Builder::new_multi_thread().enable_all().build().context("cannot start threads")?;
-    let result = runtime.block_on(serve(host, files, settings));
+    let result = runtime.block_on(serve(host, files, settings, clients));
     // What is under way is done by monitors: nobody waits for a thread that asks one.
     runtime.shutdown_background();
     result
 }
 
-/// Each client is a descriptor here, and so is its machine: as many as may be had are wanted.
-fn raise_descriptors() {
+/// Each client is a descriptor here, and so is its machine: as many as may be had are wanted. Gives how many that are.
+fn raise_descriptors() -> Option<u64> {
     let limit = getrlimit(Resource::Nofile);
     // Those that there are will have to do.
     let _ = setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, ..limit });
+    getrlimit(Resource::Nofile).current
 }
 
 fn host(context: Context) -> Result<Host> {
@@ -80,7 +82,7 @@ fn host(context: Context) -> Result<Host> {
     Ok(Host::new(context, library, store))
 }
 
-async fn serve(host: Host, files: Vec<AppFile>, settings: Settings) -> Result<()> {
+async fn serve(host: Host, files: Vec<AppFile>, settings: Settings, clients: (usize, usize)) -> Result<()> {
     let log = Log::on_stderr(settings.json).context("cannot start a thread")?;
     let run_dir = status::make_run_dir(&host.context.paths)?;
     let limits = HostLimits::new(settings.max_starts, settings.memory_mib);
@@ -92,7 +94,11 @@ async fn serve(host: Host, files: Vec<AppFile>, settings: Settings) -> Result<()
     // Until the last request has ended.
     let locks = Arc::new(Mutex::new(Vec::new()));
     let latencies = settings.page.map(|_| Arc::new(Latencies::default()));
-    let front = Front::new(engine.clone(), log.clone(), settings.bind, settings.access, latencies.clone());
+    let (max_connections, of_one) = clients;
+    let options =
+        ::proxy::Options { max_connections, max_connections_per_client: Some(of_one), ..Default::default() };
+    let told = (settings.access, latencies.clone());
+    let front = Front::new(engine.clone(), log.clone(), settings.bind, options, told);
     let path = settings.path.clone();
     let mut serving = Serving::new(engine.clone(), front.clone(), locks.clone(), log.clone(), path);
     // Signals from now on are heard, also while images are fetched.

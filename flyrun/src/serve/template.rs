@@ -17,7 +17,7 @@ use crate::machine::{Config, Limits, LogLimits, Record, State, is_name};
 use crate::progress::Bars;
 use crate::secrets::{Listed, Secrets};
 use crate::size::Size;
-use crate::{guest_files, network, rootfs, volume};
+use crate::{guest_files, image_limits, network, rootfs, volume};
 
 /// Labels that tell whose a machine is.
 pub const APP: &str = "flyrun.app";
@@ -73,7 +73,7 @@ pub fn of_app(host: &Host, file: &AppFile, policy: PullPolicy) -> Result<Templat
     let reference = Reference::parse(&app.image)
         .map_err(|error| Error::caused(format!("'{}' is not an image", app.image), &error))?;
     let bars = Bars::on_stderr();
-    let options = PullOptions { policy, ..PullOptions::default() };
+    let options = PullOptions { policy, ..image_limits::pull_options()? };
     let image =
         images::pull(&host.store, &reference, &options, &bars).map_err(|error| from_images(&error))?;
     drop(rootfs::ensure(&host.store, &image, &host.library, &host.context.paths)?);

@@ -5,7 +5,9 @@ use std::os::fd::OwnedFd;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::process::Command;
 use std::sync::mpsc::{Receiver, Sender, channel};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread;
+use std::time::Instant;
 
 use rustix::process::{Pid, PidfdFlags, pidfd_open};
 
@@ -13,6 +15,7 @@ use protocol::{FromGuest, ToGuest, TtySize, frame};
 
 use crate::machine::health::Check;
 use crate::monitor::Conversation;
+use crate::pace::Pace;
 
 /// The owner of a machine receives these in the order in which they were noticed.
 #[derive(Debug)]
@@ -44,11 +47,54 @@ pub enum Event {
 /// Which life of the machine an event belongs to; 0 for those that belong to none.
 type Life = u32;
 
+/// Words of a guest that nobody has taken yet. One more waits, and with it the guest.
+const MAX_UNHEARD: usize = 16;
+/// Words of a guest in a second, in the long run, and at once. A guest-init says some twenty a second at most.
+const WORDS_PER_SECOND: u32 = 100;
+const WORDS_AT_ONCE: u32 = 200;
+
 /// Where events are put.
 #[derive(Clone, Debug)]
 pub struct Post {
     life: Life,
     sender: Sender<(Life, Event)>,
+    unheard: Arc<Unheard>,
+}
+
+/// How much of a guest's waits to be taken: what it says, 64 KiB each, would fill the host's memory otherwise.
+#[derive(Debug)]
+struct Unheard {
+    /// `None` when nobody takes anything any more.
+    count: Mutex<Option<usize>>,
+    taken: Condvar,
+}
+
+impl Unheard {
+    fn new() -> Unheard {
+        Unheard { count: Mutex::new(Some(0)), taken: Condvar::new() }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Option<usize>> {
+        self.count.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Waits for a place.
+    fn add(&self) {
+        let is_full = |count: &mut Option<usize>| count.is_some_and(|count| count >= MAX_UNHEARD);
+        let mut count = self.taken.wait_while(self.lock(), is_full).unwrap_or_else(PoisonError::into_inner);
+        *count = count.map(|count| count.saturating_add(1));
+    }
+
+    fn take(&self) {
+        let mut count = self.lock();
+        *count = count.map(|count| count.saturating_sub(1));
+        self.taken.notify_one();
+    }
+
+    fn end(&self) {
+        *self.lock() = None;
+        self.taken.notify_all();
+    }
 }
 
 /// Where they are received.
@@ -61,12 +107,12 @@ pub struct Mailbox {
 impl Mailbox {
     pub fn new() -> Mailbox {
         let (sender, receiver) = channel();
-        Mailbox { receiver, post: Post { life: 0, sender } }
+        Mailbox { receiver, post: Post { life: 0, sender, unheard: Arc::new(Unheard::new()) } }
     }
 
     /// For events that belong to no life in particular.
     pub fn post(&self) -> Post {
-        Post { life: 0, sender: self.post.sender.clone() }
+        Post { life: 0, ..self.post.clone() }
     }
 
     /// For the events of the next life; what threads of earlier ones still say is passed over from now on.
@@ -89,11 +135,21 @@ impl Mailbox {
                     self.receiver.recv_timeout(left).map_err(|_| Late)
                 }
             };
-            match received? {
+            let received = received?;
+            if matches!(received.1, Event::Guest(_)) {
+                self.post.unheard.take();
+            }
+            match received {
                 (life, event) if life == 0 || life == self.post.life => return Ok(event),
                 _ => {}
             }
         }
+    }
+}
+
+impl Drop for Mailbox {
+    fn drop(&mut self) {
+        self.post.unheard.end();
     }
 }
 
@@ -151,9 +207,12 @@ pub fn watch_control(listener: UnixListener, post: Post) -> io::Result<()> {
 }
 
 fn pass_frames(mut reader: UnixStream, post: &Post) -> Option<String> {
+    let mut pace = Pace::new(WORDS_PER_SECOND, WORDS_AT_ONCE, Instant::now());
     loop {
         match frame::read::<FromGuest>(&mut reader) {
             Ok(Some(message)) => {
+                pace.wait();
+                post.unheard.add();
                 if !post.send(Event::Guest(message)) {
                     return None;
                 }
@@ -200,6 +259,31 @@ pub fn spawn(name: &str, body: impl FnOnce() + Send + 'static) -> io::Result<()>
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_guest_that_talks_without_end_waits_until_it_is_heard() {
+        let mailbox = Mailbox::new();
+        let (mut guest, ours) = UnixStream::pair().unwrap();
+        let post = mailbox.post();
+        let passing = thread::spawn(move || pass_frames(ours, &post));
+        let talking = thread::spawn(move || {
+            let words = frame::encode(&FromGuest::Busy { seconds: 1 }).unwrap();
+            (0..100_000).take_while(|_| std::io::Write::write_all(&mut guest, &words).is_ok()).count()
+        });
+        let count = || mailbox.post.unheard.lock().unwrap();
+        while count() < MAX_UNHEARD {
+            thread::yield_now();
+        }
+        // It has its full number, and nobody lets it have more.
+        for _ in 0..10 {
+            assert!(matches!(mailbox.next(None), Ok(Event::Guest(FromGuest::Busy { seconds: 1 }))));
+            assert!(count() <= MAX_UNHEARD);
+        }
+        // Its thread is not held for ever by a mailbox that is gone.
+        drop(mailbox);
+        assert_eq!(passing.join().unwrap(), None);
+        assert!(talking.join().unwrap() < 100_000);
+    }
 
     #[test]
     fn what_an_earlier_life_still_says_is_passed_over() {

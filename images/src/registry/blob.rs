@@ -1,5 +1,7 @@
 //! One blob from a registry: streamed into the store, continued where it broke off.
 
+use std::time::Instant;
+
 use reqwest::{Response, StatusCode, Url, header::CONTENT_RANGE};
 use tokio::runtime::Runtime;
 
@@ -79,12 +81,16 @@ async fn fetch_rest(
         let what = format!("the blob {digest} at {}", show(url));
         return Err(Error::SizeMismatch { what, wanted, got }.into());
     }
+    let mut pace = session.pace();
     while let Some(chunk) = response.chunk().await.map_err(|error| session.transport(url, &error))? {
         if session.shared.is_cancelled() {
             return Err(Error::Unreachable { url: show(url), problem: "the pull was given up".into() }.into());
         }
         writer.write(&chunk)?;
         session.shared.progress.event(Event::LayerProgress { digest, bytes: writer.written() });
+        if writer.written() < size && !pace.holds(chunk.len() as u64, Instant::now()) {
+            return Err(session.too_slow(url));
+        }
     }
     if writer.written() < size {
         let problem = format!("the connection ended after {} of {size} bytes", writer.written());

@@ -24,6 +24,9 @@ use crate::{
 mod blob;
 mod challenge;
 mod credentials;
+mod names;
+mod pace;
+mod reach;
 mod session;
 
 use self::session::{Session, Shared};

@@ -5,11 +5,12 @@ use std::{
     fs,
     net::IpAddr,
     path::Path,
+    sync::Arc,
     sync::{
         Mutex, PoisonError,
         atomic::{AtomicBool, Ordering},
     },
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use reqwest::{
@@ -19,7 +20,12 @@ use reqwest::{
 };
 use serde::Deserialize;
 
-use super::{challenge::Challenge, credentials::Credentials};
+use super::{
+    challenge::Challenge,
+    credentials::Credentials,
+    names::{Names, TooNear},
+    pace::Pace,
+};
 use crate::{
     Error, Event, Progress, PullOptions, RegistryName, Result, oci, reference::DOCKER_HUB, store::files,
 };
@@ -48,6 +54,7 @@ pub(super) struct Session<'a> {
     pub shared: &'a Shared<'a>,
     client: Client,
     base: Url,
+    names: Names,
 }
 
 /// Why a request failed, and whether it may succeed when repeated.
@@ -104,7 +111,9 @@ impl<'a> Shared<'a> {
 
 impl<'a> Session<'a> {
     pub(super) fn new(shared: &'a Shared<'a>, base: Url) -> Result<Self> {
+        let names = Names::new(&base);
         let client = Client::builder()
+            .dns_resolver(Arc::new(names.clone()))
             .user_agent(concat!("flyrun/", env!("CARGO_PKG_VERSION")))
             .connect_timeout(shared.options.connect_timeout)
             .read_timeout(shared.options.stall_timeout)
@@ -113,7 +122,7 @@ impl<'a> Session<'a> {
         let client = if is_loopback(&base) { client.no_proxy() } else { client };
         let client = client.tls_certs_merge(extra_certificates(&shared.name.registry)?);
         let client = client.build().map_err(|error| unreachable(&base, &error))?;
-        Ok(Self { shared, client, base })
+        Ok(Self { shared, client, base, names })
     }
 
     /// The address of something of this image's repository.
@@ -197,9 +206,30 @@ impl<'a> Session<'a> {
                 let problem = format!("it redirects to {}, which is not secure", show(&next));
                 return Err(protocol(&url, problem).into());
             }
+            self.admit(&next)?;
             url = next;
         }
         Err(protocol(&url, format!("it redirects more than {MAX_REDIRECTS} times")).into())
+    }
+
+    /// Whether the registry may send us there. A name that stands for nothing it may is found out when it is connected to.
+    fn admit(&self, next: &Url) -> Result<()> {
+        let host = next.host_str().unwrap_or_default();
+        if self.shared.options.inward_hosts.iter().any(|allowed| allowed == host) {
+            return Ok(());
+        }
+        self.names.admit(next).map_err(|near| inward(next, near))
+    }
+
+    /// Watches how quickly a body comes.
+    pub(super) fn pace(&self) -> Pace {
+        let options = self.shared.options;
+        Pace::new(options.stall_timeout, options.min_bytes_per_second, Instant::now())
+    }
+
+    pub(super) fn too_slow(&self, url: &Url) -> Failure {
+        let PullOptions { stall_timeout: span, min_bytes_per_second: wanted, .. } = *self.shared.options;
+        Failure::passing(Error::TooSlow { url: show(url), span, wanted })
     }
 
     async fn send(&self, request: reqwest::RequestBuilder, url: &Url) -> Result<Response, Failure> {
@@ -211,6 +241,9 @@ impl<'a> Session<'a> {
         let options = self.shared.options;
         if error.is_timeout() && !error.is_connect() {
             return Failure::passing(Error::Stalled { url: show(url), after: options.stall_timeout });
+        }
+        if let Some(near) = cause_of::<TooNear>(error) {
+            return inward(url, *near).into();
         }
         let failure = Failure::passing(unreachable(url, error));
         let text = failure.error.to_string();
@@ -246,10 +279,13 @@ impl<'a> Session<'a> {
 
     async fn read_all(&self, mut response: Response, url: &Url, limit: u64) -> Result<Vec<u8>, Failure> {
         oci::check_size(&show(url), response.content_length().unwrap_or(0), limit)?;
-        let mut bytes = Vec::new();
+        let (mut bytes, mut pace) = (Vec::new(), self.pace());
         while let Some(chunk) = response.chunk().await.map_err(|error| self.transport(url, &error))? {
             oci::check_size(&show(url), bytes.len() as u64 + chunk.len() as u64, limit)?;
             bytes.extend_from_slice(&chunk);
+            if !pace.holds(chunk.len() as u64, Instant::now()) {
+                return Err(self.too_slow(url));
+            }
         }
         Ok(bytes)
     }
@@ -309,6 +345,7 @@ impl<'a> Session<'a> {
         if url.scheme() != "https" && !(url.scheme() == "http" && self.base.scheme() == "http") {
             return Err(malformed(format!("its realm {} is not secure", show(&url))).into());
         }
+        self.admit(&url)?;
         let scope =
             scope.map_or_else(|| format!("repository:{}:pull", self.shared.name.repository), String::from);
         let mut fields = vec![("scope", scope.as_str())];
@@ -407,6 +444,20 @@ fn registry_message(body: &[u8]) -> Option<String> {
 
 pub(super) fn protocol(url: &Url, problem: String) -> Error {
     Error::Protocol { url: show(url), problem }
+}
+
+fn inward(url: &Url, near: TooNear) -> Error {
+    Error::Inward {
+        url: show(url),
+        host: url.host_str().unwrap_or_default().into(),
+        address: near.address,
+        what: near.reach.name(),
+    }
+}
+
+/// The first of an error's causes that is of this kind.
+fn cause_of<E: std::error::Error + 'static>(error: &reqwest::Error) -> Option<&E> {
+    std::iter::successors(error.source(), |&error| error.source()).find_map(|error| error.downcast_ref())
 }
 
 fn unreachable(url: &Url, error: &reqwest::Error) -> Error {

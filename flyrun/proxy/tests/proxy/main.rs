@@ -8,6 +8,7 @@ mod http1;
 mod http2;
 mod proxies;
 mod refusals;
+mod slow;
 mod tcp;
 mod timeouts;
 mod tls;

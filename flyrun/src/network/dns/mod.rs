@@ -19,12 +19,16 @@ use self::forward::Forward;
 use super::address::Number;
 use super::link::Owner;
 use crate::error::{Context, Result};
+use crate::pace::Pace;
 
 const PORT: u16 = 53;
 /// More than any question needs, and what most answers are limited to (RFC 6891).
 const MAX_UDP_BYTES: usize = 4096;
 /// Questions by UDP that wait for an answer of the host's name servers.
 const MAX_UNDER_WAY: usize = 64;
+/// Questions of a machine in a second, in the long run, and at once. Each is a look at all of the host's interfaces.
+const QUESTIONS_PER_SECOND: u32 = 1000;
+const QUESTIONS_AT_ONCE: u32 = 1000;
 /// How long a name server has before the next one is asked.
 const PATIENCE: Duration = Duration::from_secs(2);
 const HOSTS_RESOLVER: &str = "/etc/resolv.conf";
@@ -63,8 +67,11 @@ impl Server {
         udp.set_nonblocking(true).and_then(|()| tcp.set_nonblocking(true)).context(told)?;
         let (alive, ended) = UnixStream::pair().context(told)?;
         let sources = Sources { number, owner, servers };
+        let pace = Pace::new(QUESTIONS_PER_SECOND, QUESTIONS_AT_ONCE, Instant::now());
         let thread = std::thread::Builder::new().name("names".into()).stack_size(STACK_BYTES);
-        thread.spawn(move || Loop { sources, udp, tcp, ended, under_way: Vec::new() }.run()).context(told)?;
+        thread
+            .spawn(move || Loop { sources, udp, tcp, ended, under_way: Vec::new(), pace }.run())
+            .context(told)?;
         Ok(Some(Server { _alive: alive }))
     }
 }
@@ -75,6 +82,11 @@ impl Sources {
         let hosts = || name_servers(&fs::read_to_string(HOSTS_RESOLVER).unwrap_or_default());
         let servers = if self.servers.is_empty() { hosts() } else { self.servers.clone() };
         servers.into_iter().map(|server| SocketAddr::new(server, PORT)).collect()
+    }
+
+    /// Whether it is the machine that asks. Names of its network are nobody else's.
+    fn is_own(&self, client: SocketAddr) -> bool {
+        client.ip() == IpAddr::V4(self.number.guest4())
     }
 
     fn own_answer(&self, question: &[u8]) -> Option<Vec<u8>> {
@@ -111,6 +123,7 @@ struct Loop {
     tcp: TcpListener,
     ended: UnixStream,
     under_way: Vec<Forward>,
+    pace: Pace,
 }
 
 impl Loop {
@@ -129,7 +142,11 @@ impl Loop {
             if *udp {
                 self.take_questions();
             }
-            if *tcp && let Ok((stream, _)) = self.tcp.accept() {
+            if *tcp
+                && let Ok((stream, client)) = self.tcp.accept()
+                && self.sources.is_own(client)
+            {
+                self.pace.wait();
                 tcp::serve(stream, self.sources.clone());
             }
         }
@@ -159,6 +176,11 @@ impl Loop {
         let mut buffer = [0; MAX_UDP_BYTES];
         for _ in 0..MAX_UNDER_WAY {
             let Ok((length, client)) = self.udp.recv_from(&mut buffer) else { return };
+            // What the rules have let through by mistake, or on a host where others have removed them.
+            if !self.sources.is_own(client) {
+                continue;
+            }
+            self.pace.wait();
             let question = buffer.get(..length).unwrap_or_default();
             if let Some(answer) = self.sources.own_answer(question) {
                 let _ = self.udp.send_to(&answer, client);
