@@ -110,9 +110,10 @@ soak: build images attacker ## Kill processes ROUNDS times (300), suspend servic
 	fi
 	cargo test -p tests --test soak -- --nocapture --test-threads=1 $(NAME)
 
-fuzz: ## Fuzz each parser of foreign bytes for TIME seconds (default 600), and read CASES corrupted snapshots (default 100000)
-	@FLYRUN_CORRUPTION_CASES=$(CASES) cargo test --release -p vmm --test corruption -- --nocapture
-	tests/fuzz $(TIME)
+# TOTAL=seconds bounds all targets together; NAME=part-of-crate/target runs some.
+fuzz: ## Fuzz each parser of foreign bytes for TIME seconds (default 600), or all in TOTAL, and read CASES corrupted snapshots (default 100000)
+	@[[ -n "$(NAME)" ]] || FLYRUN_CORRUPTION_CASES=$(CASES) cargo test --release -p vmm --test corruption -- --nocapture
+	tests/fuzz $(addprefix --only ,$(NAME)) $(if $(TOTAL),--total $(TOTAL),$(TIME))
 
 install: build ## Install below PREFIX (default /usr/local; DESTDIR is honoured)
 	@install -D $(DIST)/bin/flyrun $(DESTDIR)$(PREFIX)/bin/flyrun
@@ -132,7 +133,7 @@ lint: ## Check format, lints, shell scripts, licences and duplicates
 	cargo fmt --all --check
 	cargo clippy --workspace --all-targets -- -D warnings
 	tests/attacker/build clippy -- -D warnings > /dev/null
-	shellcheck -x tests/attacker/build tests/e2e/{one_liners,bad_input,try}.sh tests/host/{run,prepare,stage2} tests/images/build tests/setup tests/initramfs tests/fuzz tests/deny .ci/run images/kernel/build benches/run devices/fuzz/run vmm/fuzz/run guest-init/fuzz/run flyrun/proxy/fuzz/run
+	shellcheck -x tests/attacker/build tests/e2e/{one_liners,bad_input,try}.sh tests/host/{run,prepare,stage2} tests/images/build tests/setup tests/initramfs tests/fuzz tests/deny .ci/run images/kernel/build benches/run
 	shellcheck -s sh tests/host/init benches/guest/io
 	tests/deny
 

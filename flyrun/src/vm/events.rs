@@ -13,6 +13,7 @@ use protocol::{FromGuest, ToGuest, TtySize, frame};
 
 use crate::machine::health::Check;
 use crate::monitor::Conversation;
+use crate::session::printable;
 
 /// The owner of a machine receives these in the order in which they were noticed.
 #[derive(Debug)]
@@ -150,17 +151,27 @@ pub fn watch_control(listener: UnixListener, post: Post) -> io::Result<()> {
     })
 }
 
-fn pass_frames(mut reader: UnixStream, post: &Post) -> Option<String> {
+/// Passes on what guest-init says until it has ended; the error, if it is no message.
+pub fn pass_frames(mut reader: UnixStream, post: &Post) -> Option<String> {
     loop {
         match frame::read::<FromGuest>(&mut reader) {
             Ok(Some(message)) => {
-                if !post.send(Event::Guest(message)) {
+                if !post.send(Event::Guest(for_a_terminal(message))) {
                     return None;
                 }
             }
             Ok(None) => return None,
             Err(error) => return Some(error.to_string()),
         }
+    }
+}
+
+/// The guest's words, of which some are for the user to read: its kernel may be hostile, and the terminal obeys.
+fn for_a_terminal(message: FromGuest) -> FromGuest {
+    match message {
+        FromGuest::Failed { kind, message } => FromGuest::Failed { kind, message: printable(&message) },
+        FromGuest::NotFrozen { message } => FromGuest::NotFrozen { message: printable(&message) },
+        other => other,
     }
 }
 
@@ -200,6 +211,29 @@ pub fn spawn(name: &str, body: impl FnOnce() + Send + 'static) -> io::Result<()>
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_a_guest_says_is_nothing_that_a_terminal_obeys() {
+        let said = "a\x1b]0;b\u{9b}c\n".to_string();
+        let kind = protocol::FailureKind::Setup;
+        let (mut guest, ours) = UnixStream::pair().unwrap();
+        for message in
+            [FromGuest::Failed { kind, message: said.clone() }, FromGuest::NotFrozen { message: said }]
+        {
+            frame::write(&mut guest, &message).unwrap();
+        }
+        drop(guest);
+        let mailbox = Mailbox::new();
+        assert_eq!(pass_frames(ours, &mailbox.post()), None);
+        for _ in 0..2 {
+            let Event::Guest(FromGuest::Failed { message, .. } | FromGuest::NotFrozen { message }) =
+                mailbox.next(None).unwrap()
+            else {
+                panic!("it says something else");
+            };
+            assert_eq!(message, "a?]0;b?c?");
+        }
+    }
 
     #[test]
     fn what_an_earlier_life_still_says_is_passed_over() {
