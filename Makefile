@@ -16,9 +16,12 @@ DIST := target/dist
 LIB := $(DIST)/lib/flyrun
 HOST := tests/host/run
 # All programs are static: they start without a dynamic linker, and in guests there is none. cargo keeps them apart by --target.
-STATIC := RUSTFLAGS="-C target-feature=+crt-static -C link-arg=-Wl,-z,pack-relative-relocs" cargo build --release --target $(TARGET)
+# Where they were built is not in them: the same commit gives the same bytes anywhere (`make reproduce`).
+CARGO_DIR := $(or $(CARGO_HOME),$(HOME)/.cargo)
+STATIC := RUSTFLAGS="-C target-feature=+crt-static -C link-arg=-Wl,-z,pack-relative-relocs --remap-path-prefix=$(CURDIR)=/flyrun --remap-path-prefix=$(CARGO_DIR)=/cargo" \
+    CFLAGS="-ffile-prefix-map=$(CURDIR)=/flyrun -ffile-prefix-map=$(CARGO_DIR)=/cargo" cargo build --locked --release --target $(TARGET)
 
-.PHONY: help demo build kernel programs test unit e2e bench soak fuzz install fmt lint images attacker clean
+.PHONY: help demo build kernel programs test unit e2e bench soak fuzz sbom reproduce install fmt lint images attacker clean
 
 help: ## List the targets
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## (.*)/  make \1\t\2/' | expand -t 18
@@ -115,6 +118,13 @@ fuzz: ## Fuzz each parser of foreign bytes for TIME seconds (default 600), or al
 	@[[ -n "$(NAME)" ]] || FLYRUN_CORRUPTION_CASES=$(CASES) cargo test --release -p vmm --test corruption -- --nocapture
 	tests/fuzz $(addprefix --only ,$(NAME)) $(if $(TOTAL),--total $(TOTAL),$(TIME))
 
+sbom: ## Write what the programs are made of to target/sbom, as CycloneDX JSON
+	@tests/supply/sbom
+
+# Some 20 minutes: two builds from nothing.
+reproduce: ## Build the last commit in two places, and compare the programs byte by byte
+	@tests/supply/reproduce
+
 install: build ## Install below PREFIX (default /usr/local; DESTDIR is honoured)
 	@install -D $(DIST)/bin/flyrun $(DESTDIR)$(PREFIX)/bin/flyrun
 	install -d $(DESTDIR)$(PREFIX)/lib/flyrun
@@ -128,14 +138,15 @@ install: build ## Install below PREFIX (default /usr/local; DESTDIR is honoured)
 fmt: ## Format the code
 	@cargo fmt --all
 
-lint: ## Check format, lints, shell scripts, licences and duplicates
+lint: ## Check format, lints, shell scripts, licences, duplicates and the table of dependencies
 	@tests/setup
 	cargo fmt --all --check
 	cargo clippy --workspace --all-targets -- -D warnings
 	tests/attacker/build clippy -- -D warnings > /dev/null
-	shellcheck -x tests/attacker/build tests/e2e/{one_liners,bad_input,try}.sh tests/host/{run,prepare,stage2} tests/images/build tests/setup tests/initramfs tests/fuzz tests/deny .ci/run images/kernel/build benches/run
+	shellcheck -x tests/attacker/build tests/e2e/{one_liners,bad_input,try}.sh tests/host/{run,prepare,stage2} tests/images/build tests/setup tests/initramfs tests/fuzz tests/deny tests/supply/{sbom,reproduce} .ci/run images/kernel/build benches/run
 	shellcheck -s sh tests/host/init benches/guest/io
 	tests/deny
+	tests/supply/dependencies
 
 clean: ## Remove what was built here (caches in ~/.cache/flyrun stay)
 	@rm -rf target
