@@ -60,7 +60,8 @@ pub fn words(bytes: &[u8]) {
     let Ok(text) = std::str::from_utf8(bytes) else { return };
     if let Ok(ports) = publish::parse(text) {
         let shown: Vec<_> = ports.iter().map(ToString::to_string).collect();
-        for (port, shown) in ports.iter().zip(&shown) {
+        // A port of the host that is yet to be found cannot be asked for by its number.
+        for (port, shown) in ports.iter().zip(&shown).filter(|(port, _)| port.host != 0) {
             assert_eq!(publish::parse(shown).ok().as_deref(), Some(&[*port][..]), "{shown}");
         }
     }

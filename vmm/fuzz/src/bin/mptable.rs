@@ -2,9 +2,16 @@
 #![no_main]
 #![allow(clippy::expect_used, reason = "only fuzzers run this")]
 
+use std::sync::LazyLock;
+
+use devices::virtio::Memory;
 use libfuzzer_sys::fuzz_target;
 use vm_memory::{Bytes, GuestAddress};
-use vmm::{memory::reserve, mptable};
+use vmm::{memory::reserve, mptable, snapshot::pages::discard};
+
+const MEMORY_END: u64 = 1 << 20;
+/// Once: guest memory lives as long as its process.
+static MEMORY: LazyLock<Memory> = LazyLock::new(|| reserve(1).expect("there is memory"));
 
 const ROOM: usize = 1024;
 const POINTER: usize = 16;
@@ -12,12 +19,13 @@ const HEADER: usize = 44;
 
 fuzz_target!(|data: &[u8]| {
     let Some((cpus, lines)) = data.split_first() else { return };
-    let memory = reserve(1).expect("there is memory");
+    let memory = &*MEMORY;
+    discard(memory, 0..MEMORY_END, false).expect("its pages can be given back");
     // A line that is told twice, or more lines than there are, nobody asks for.
     let mut lines = lines.to_vec();
     lines.sort_unstable();
     lines.dedup();
-    mptable::write(&memory, *cpus, &lines).expect("it fits");
+    mptable::write(memory, *cpus, &lines).expect("it fits");
     let mut bytes = [0; ROOM + 64];
     memory.read_slice(&mut bytes, GuestAddress(mptable::ADDRESS)).expect("there is memory");
     let sum = |bytes: &[u8]| bytes.iter().fold(0u8, |sum, byte| sum.wrapping_add(*byte));

@@ -13,7 +13,7 @@ use std::{
 use devices::{
     testing::Guest,
     virtio::{
-        VirtioDevice,
+        Memory, VirtioDevice,
         balloon::{Balloon, Reclaim},
         block::{Backend, Block},
         rng::Rng,
@@ -45,6 +45,8 @@ const GOOD: [&[u8]; 3] = [
 ];
 const MIB: u32 = 16;
 
+/// Once: guest memory lives as long as its process.
+static GUEST: LazyLock<Memory> = LazyLock::new(|| reserve(MIB).expect("there is memory"));
 /// A snapshot's files of memory, a disk, and a place for sockets.
 static DIRECTORY: LazyLock<TempDir> = LazyLock::new(|| {
     let directory = tempfile::tempdir().expect("there is room for files");
@@ -83,8 +85,7 @@ fuzz_target!(|data: &[u8]| {
         let (_, sections) = decode(&again).expect("what was written can be read");
         let once_more = State::decode(&sections).expect("what was written can be read");
         assert!(save::encode(&header, &once_more).is_ok_and(|twice| twice == again), "read in two ways");
-        let memory = reserve(MIB).expect("there is memory");
-        let _ = Backing::restore(&MemoryFiles::open(DIRECTORY.path()), &memory, &state.memory);
+        let _ = Backing::restore(&MemoryFiles::open(DIRECTORY.path()), &GUEST, &state.memory);
         go_on(&state);
         let nothing = OpenFiles { kernel: None, disks: vec![] };
         let _ = check(&header, &state, &header.spec, &nothing);

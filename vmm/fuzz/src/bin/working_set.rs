@@ -2,15 +2,21 @@
 #![no_main]
 #![allow(clippy::expect_used, reason = "only fuzzers run this")]
 
-use std::{fs::File, io::Write, ops::Range};
+use std::{fs::File, io::Write, ops::Range, sync::LazyLock};
 
+use devices::virtio::Memory;
 use libfuzzer_sys::fuzz_target;
 use vmm::{
     memory::reserve,
-    snapshot::working_set::{Pages, WorkingSet},
+    snapshot::{
+        pages::discard,
+        working_set::{Pages, WorkingSet},
+    },
 };
 
 const MIB: u32 = 4;
+/// Once: guest memory lives as long as its process.
+static MEMORY: LazyLock<Memory> = LazyLock::new(|| reserve(MIB).expect("there is memory"));
 /// Of the checksum, which the head ends with.
 const CHECKSUM: usize = 4;
 /// Of a list of nothing: four lists without an element.
@@ -32,8 +38,9 @@ fn read(bytes: &[u8]) {
     let Some(set) = WorkingSet::read_from(&from_start(&file)) else { return };
     assert_eq!(WorkingSet::read_from(&from_start(&reopened(&written(&set)))).as_ref(), Some(&set));
     let _ = (set.first.count(), set.rest.count(), set.is_outdated(&set.first));
-    let memory = reserve(MIB).expect("there is memory");
-    let (first, rest) = set.ahead(&memory, &MAPPED);
+    let memory = &*MEMORY;
+    discard(memory, 0..u64::from(MIB) << 20, false).expect("its pages can be given back");
+    let (first, rest) = set.ahead(memory, &MAPPED);
     first.make();
     let (soon, later) = rest.split();
     soon.make();
