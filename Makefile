@@ -18,10 +18,12 @@ HOST := tests/host/run
 # All programs are static: they start without a dynamic linker, and in guests there is none. cargo keeps them apart by --target.
 # What a guest's bytes reach is loaded at an address of its own each time; `flyrun` and its monitor, which are safe Rust and start for
 # each machine, are not, as Go's programs are not: to relocate them takes 0.8 ms of virtual time a start.
-STATIC := -C target-feature=+crt-static -C link-arg=-Wl,-z,pack-relative-relocs
-BUILD := cargo build --release --target $(TARGET)
+# Where they were built is not in them: the same commit gives the same bytes anywhere (`make reproduce`).
+CARGO_DIR := $(or $(CARGO_HOME),$(HOME)/.cargo)
+STATIC := -C target-feature=+crt-static -C link-arg=-Wl,-z,pack-relative-relocs --remap-path-prefix=$(CURDIR)=/flyrun --remap-path-prefix=$(CARGO_DIR)=/cargo
+BUILD := CFLAGS="-ffile-prefix-map=$(CURDIR)=/flyrun -ffile-prefix-map=$(CARGO_DIR)=/cargo" cargo build --locked --release --target $(TARGET)
 
-.PHONY: help demo build kernel programs test unit e2e bench soak fuzz install fmt lint images attacker clean
+.PHONY: help demo build kernel programs test unit e2e bench soak fuzz sbom reproduce install fmt lint images attacker clean
 
 help: ## List the targets
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## (.*)/  make \1\t\2/' | expand -t 18
@@ -114,9 +116,17 @@ soak: build images attacker ## Kill processes ROUNDS times (300), suspend servic
 	fi
 	cargo test -p tests --test soak -- --nocapture --test-threads=1 $(NAME)
 
-fuzz: ## Fuzz each parser of foreign bytes for TIME seconds (default 600), and read CASES corrupted snapshots (default 100000)
-	@FLYRUN_CORRUPTION_CASES=$(CASES) cargo test --release -p vmm --test corruption -- --nocapture
-	tests/fuzz $(TIME)
+# TOTAL=seconds bounds all targets together; NAME=part-of-crate/target runs some.
+fuzz: ## Fuzz each parser of foreign bytes for TIME seconds (default 600), or all in TOTAL, and read CASES corrupted snapshots (default 100000)
+	@[[ -n "$(NAME)" ]] || FLYRUN_CORRUPTION_CASES=$(CASES) cargo test --release -p vmm --test corruption -- --nocapture
+	tests/fuzz $(addprefix --only ,$(NAME)) $(if $(TOTAL),--total $(TOTAL),$(TIME))
+
+sbom: ## Write what the programs are made of to target/sbom, as CycloneDX JSON
+	@tests/supply/sbom
+
+# Some 20 minutes: two builds from nothing.
+reproduce: ## Build the last commit in two places, and compare the programs byte by byte
+	@tests/supply/reproduce
 
 install: build ## Install below PREFIX (default /usr/local; DESTDIR is honoured)
 	@install -D $(DIST)/bin/flyrun $(DESTDIR)$(PREFIX)/bin/flyrun
@@ -131,14 +141,15 @@ install: build ## Install below PREFIX (default /usr/local; DESTDIR is honoured)
 fmt: ## Format the code
 	@cargo fmt --all
 
-lint: ## Check format, lints, shell scripts, licences and duplicates
+lint: ## Check format, lints, shell scripts, licences, duplicates and the table of dependencies
 	@tests/setup
 	cargo fmt --all --check
 	cargo clippy --workspace --all-targets -- -D warnings
 	tests/attacker/build clippy -- -D warnings > /dev/null
-	shellcheck -x tests/attacker/build tests/e2e/{one_liners,bad_input,try}.sh tests/host/{run,prepare,stage2} tests/images/build tests/setup tests/initramfs tests/fuzz tests/deny .ci/run images/kernel/build benches/run devices/fuzz/run vmm/fuzz/run guest-init/fuzz/run flyrun/proxy/fuzz/run
+	shellcheck -x tests/attacker/build tests/e2e/{one_liners,bad_input,try}.sh tests/host/{run,prepare,stage2} tests/images/build tests/setup tests/initramfs tests/fuzz tests/deny tests/supply/{sbom,reproduce} .ci/run images/kernel/build benches/run
 	shellcheck -s sh tests/host/init benches/guest/io
 	tests/deny
+	tests/supply/dependencies
 
 clean: ## Remove what was built here (caches in ~/.cache/flyrun stay)
 	@rm -rf target

@@ -15,6 +15,9 @@ mod delivery;
 mod error;
 mod exit_code;
 mod files;
+#[cfg(any(test, feature = "fuzzing"))]
+#[allow(missing_docs)]
+pub mod fuzzing;
 mod guest_files;
 mod host;
 mod http_status;

@@ -56,6 +56,8 @@
 mod config;
 mod digest;
 mod error;
+#[cfg(any(test, feature = "fuzzing"))]
+pub mod fuzzing;
 mod image;
 mod local;
 mod oci;

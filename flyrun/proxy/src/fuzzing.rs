@@ -7,15 +7,16 @@ use std::task::{Context, Poll, Waker};
 
 use app::config::model::ProxyProtocol;
 use bytes::{Bytes, BytesMut};
-use http::HeaderValue;
+use http::{HeaderValue, Method};
 use ipnet::IpNet;
 
 use crate::backend::{Outbound, h1};
 use crate::fields::{self, Told};
 use crate::h1::chunk::{Chunks, Step};
 use crate::h1::head::{self, RequestHead, Scan};
+use crate::machines::Steer;
 use crate::wire::{Frame, Size};
-use crate::{believed, proxy_protocol};
+use crate::{Facts, believed, proxy_protocol, replay};
 
 const MAX_HEAD_BYTES: usize = 4096;
 
@@ -136,6 +137,60 @@ pub fn proxy_header(mut bytes: &[u8]) {
     }
 }
 
+/// What a machine answers: a head that is read has one size, and what the client gets of it names no other.
+///
+/// # Panics
+/// It is not so.
+pub fn answers(bytes: &[u8]) {
+    let Some((method, bytes)) = bytes.split_first() else { return };
+    let method = [Method::GET, Method::HEAD, Method::CONNECT][usize::from(method % 3)].clone();
+    let Ok(Some(end)) = Scan::default().end(bytes, MAX_HEAD_BYTES) else { return };
+    let Ok(answer) = head::answer(Bytes::copy_from_slice(&bytes[..end]), &method) else { return };
+    assert!((100..1000).contains(&answer.status.as_u16()));
+    let lengths: Vec<_> = answer.fields.get_all("content-length").iter().collect();
+    assert!(lengths.len() <= 1, "{lengths:?}");
+    assert!(!answer.is_chunked || answer.size == Size::Unknown);
+    assert!(answer.size != Size::Unknown || answer.is_chunked || !answer.keep_alive, "where does it end?");
+    let mut fields = answer.fields;
+    fields::strip_hop_by_hop(&mut fields);
+    assert!(["connection", "transfer-encoding", "keep-alive"].iter().all(|name| !fields.contains_key(*name)));
+    for value in fields.get_all("fly-replay").iter().filter_map(|value| value.to_str().ok()) {
+        replayed(value);
+    }
+}
+
+/// What is asked for is said in the field, and what another machine is told of it is one field again.
+fn replayed(text: &str) {
+    let replay = replay::read(text);
+    let instance = match &replay.steer {
+        Some(Steer::Force(name) | Steer::Prefer(name)) => Some(name),
+        None => None,
+    };
+    assert!(
+        [replay.app.as_ref(), instance, replay.state.as_ref()]
+            .into_iter()
+            .flatten()
+            .all(|it| text.contains(it))
+    );
+    let told = replay::source("machine", "local", 1, replay.state.as_deref());
+    assert!(
+        HeaderValue::from_str(&told).is_ok() || replay.state.is_some_and(|state| !state.is_ascii()),
+        "{told:?}"
+    );
+}
+
+/// Certificates with their key, as an authority or a user writes them, and a certificate alone.
+///
+/// # Panics
+/// They are told to hold before they begin.
+pub fn certificates(bytes: &[u8]) {
+    let _ = Facts::of_pair(bytes);
+    if let Some(facts) = Facts::of_der(bytes) {
+        let _ = facts.seconds_left(facts.not_before);
+        assert!(facts.names.iter().all(|name| !name.contains(|c: char| c.is_ascii_uppercase())));
+    }
+}
+
 /// Bytes that are there are read without waiting.
 fn header_of(bytes: &mut &[u8]) -> Option<Result<proxy_protocol::Ends, proxy_protocol::NoHeader>> {
     match pin!(proxy_protocol::read(bytes)).poll(&mut Context::from_waker(Waker::noop())) {
@@ -179,5 +234,31 @@ fn passed_on(head: RequestHead) {
     if let Ok(again) = again {
         assert_eq!((again.size, again.target, again.method), (size, target, method), "{buffer:?}");
         assert_eq!(again.host, Some(authority));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+    use std::path::Path;
+
+    use super::*;
+
+    type Target<'a> = &'a dyn Fn(&[u8]);
+
+    #[test]
+    fn what_the_fuzz_targets_begin_with_holds() {
+        let targets: &[(&str, Target)] = &[
+            ("answers", &answers),
+            ("certificates", &certificates),
+            ("http1", &|bytes| requests(bytes.get(1..).unwrap_or_default(), 7)),
+            ("proxy_protocol", &proxy_header),
+        ];
+        let corpus = Path::new(env!("CARGO_MANIFEST_DIR")).join("fuzz/corpus");
+        for (name, target) in targets {
+            let seeds = fs::read_dir(corpus.join(name)).unwrap().map(|seed| seed.unwrap().path());
+            let count = seeds.map(|seed| target(&fs::read(seed).unwrap())).count();
+            assert!(count > 0, "{name} has no seeds");
+        }
     }
 }

@@ -39,9 +39,9 @@ pub struct Arguments {
     destination: String,
 }
 
-/// One side of a copy.
+/// One side of a copy, as it is written.
 #[derive(Debug, PartialEq, Eq)]
-enum Side<'a> {
+pub enum Side<'a> {
     Machine { name: &'a str, path: String },
     Host(&'a str),
 }
@@ -123,7 +123,7 @@ fn found(context: &Context, machine: &Record, path: &str) -> Result<Found> {
 }
 
 impl Side<'_> {
-    fn parse(text: &str) -> Result<Side<'_>> {
+    pub fn parse(text: &str) -> Result<Side<'_>> {
         match text.split_once(':') {
             // A path with a slash before its colon is a path.
             Some((name, path)) if !name.contains('/') && !name.is_empty() => {

@@ -142,7 +142,7 @@ fn status(record: &Record, health: Option<Status>) -> String {
     }
 }
 
-enum Filter {
+pub enum Filter {
     Name(String),
     Status(State),
     Health(Status),
@@ -150,7 +150,7 @@ enum Filter {
 }
 
 impl Filter {
-    fn parse(text: &str) -> Result<Filter> {
+    pub fn parse(text: &str) -> Result<Filter> {
         let bad = |advice: &str| Error::new(format!("--filter '{text}' is not understood")).advice(advice);
         let usage = "Write name=TEXT, status=STATE, health=STATUS or label=KEY[=VALUE].";
         match text.split_once('=') {

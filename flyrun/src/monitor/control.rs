@@ -265,7 +265,7 @@ fn write_line(stream: &mut UnixStream, value: &impl Serialize) -> io::Result<()>
 }
 
 /// Reads one line, and not a byte behind it.
-fn read_line<T: serde::de::DeserializeOwned>(stream: &UnixStream) -> io::Result<T> {
+pub fn read_line<T: serde::de::DeserializeOwned>(stream: &UnixStream) -> io::Result<T> {
     let mut line = Vec::new();
     BufReader::with_capacity(1, stream).take(MAX_REQUEST).read_until(b'\n', &mut line)?;
     if line.is_empty() {

@@ -13,7 +13,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::machine::LogLimits;
 
-const FILE: &str = "log.jsonl";
+pub const FILE: &str = "log.jsonl";
 /// A line longer than this many bytes is written in parts.
 const MAX_LINE: usize = 16 * 1024;
 /// No entry is longer: every byte of the longest line as an escape, and the rest of the object.

@@ -26,6 +26,8 @@ use images::Store;
 use protocol::{ExitStatus, TtySize};
 use vmm::spec::queue_pairs;
 
+#[cfg(any(test, feature = "fuzzing"))]
+pub use control::read_line;
 pub use control::{Conversation, Reply, Request, ask, socket};
 pub use front::Front;
 pub use lease::busy_seconds;

@@ -7,7 +7,7 @@
 mod address;
 mod connections;
 pub mod diagnose;
-mod dns;
+pub mod dns;
 mod firewall;
 mod forwarding;
 mod link;

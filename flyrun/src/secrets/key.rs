@@ -139,7 +139,7 @@ impl Key {
     }
 }
 
-#[cfg(test)]
+#[cfg(any(test, feature = "fuzzing"))]
 impl Key {
     /// A key for tests.
     pub fn example(byte: u8) -> Key {

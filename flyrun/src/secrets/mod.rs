@@ -14,7 +14,7 @@ use zeroize::Zeroizing;
 
 pub mod key;
 pub mod name;
-mod sealed;
+pub mod sealed;
 
 pub use name::{Name, Value};
 

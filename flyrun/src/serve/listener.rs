@@ -139,6 +139,15 @@ fn asked(request: &httparse::Request<'_, '_>) -> Option<Asked> {
     })
 }
 
+#[cfg(any(test, feature = "fuzzing"))]
+/// Method, path and host of a whole request.
+pub fn asked_for(head: &[u8]) -> Option<(String, String, Option<String>)> {
+    let mut headers = [httparse::EMPTY_HEADER; MAX_HEADERS];
+    let mut request = httparse::Request::new(&mut headers);
+    request.parse(head).ok().filter(httparse::Status::is_complete)?;
+    asked(&request).map(|asked| (asked.method, asked.path, asked.host))
+}
+
 impl Content {
     fn reply(&self, asked: &Asked, peer: IpAddr) -> Reply {
         let Asked { method, path, host } = asked;

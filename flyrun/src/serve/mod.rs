@@ -40,10 +40,16 @@ mod targets;
 mod template;
 mod worker;
 
+#[cfg(any(test, feature = "fuzzing"))]
+pub use choices::Choices;
 pub use clients::Wanted;
 pub use control::{Ask, Deploy, Scale, Step, Strategy, ask};
 pub use group::{MachineView, View};
 pub use limits::default_memory_mib;
+#[cfg(any(test, feature = "fuzzing"))]
+pub use listener::asked_for;
 pub use run::{Settings, run};
+#[cfg(any(test, feature = "fuzzing"))]
+pub use status::Status;
 pub use status::ask_all;
 pub use template::APP;

@@ -16,6 +16,7 @@ use protocol::{FromGuest, ToGuest, TtySize, frame};
 use crate::machine::health::Check;
 use crate::monitor::Conversation;
 use crate::pace::Pace;
+use crate::session::printable;
 
 /// The owner of a machine receives these in the order in which they were noticed.
 #[derive(Debug)]
@@ -206,20 +207,30 @@ pub fn watch_control(listener: UnixListener, post: Post) -> io::Result<()> {
     })
 }
 
-fn pass_frames(mut reader: UnixStream, post: &Post) -> Option<String> {
+/// Passes on what guest-init says until it has ended; the error, if it is no message.
+pub fn pass_frames(mut reader: UnixStream, post: &Post) -> Option<String> {
     let mut pace = Pace::new(WORDS_PER_SECOND, WORDS_AT_ONCE, Instant::now());
     loop {
         match frame::read::<FromGuest>(&mut reader) {
             Ok(Some(message)) => {
                 pace.wait();
                 post.unheard.add();
-                if !post.send(Event::Guest(message)) {
+                if !post.send(Event::Guest(for_a_terminal(message))) {
                     return None;
                 }
             }
             Ok(None) => return None,
             Err(error) => return Some(error.to_string()),
         }
+    }
+}
+
+/// The guest's words, of which some are for the user to read: its kernel may be hostile, and the terminal obeys.
+fn for_a_terminal(message: FromGuest) -> FromGuest {
+    match message {
+        FromGuest::Failed { kind, message } => FromGuest::Failed { kind, message: printable(&message) },
+        FromGuest::NotFrozen { message } => FromGuest::NotFrozen { message: printable(&message) },
+        other => other,
     }
 }
 
@@ -283,6 +294,29 @@ mod tests {
         drop(mailbox);
         assert_eq!(passing.join().unwrap(), None);
         assert!(talking.join().unwrap() < 100_000);
+    }
+
+    #[test]
+    fn what_a_guest_says_is_nothing_that_a_terminal_obeys() {
+        let said = "a\x1b]0;b\u{9b}c\n".to_string();
+        let kind = protocol::FailureKind::Setup;
+        let (mut guest, ours) = UnixStream::pair().unwrap();
+        for message in
+            [FromGuest::Failed { kind, message: said.clone() }, FromGuest::NotFrozen { message: said }]
+        {
+            frame::write(&mut guest, &message).unwrap();
+        }
+        drop(guest);
+        let mailbox = Mailbox::new();
+        assert_eq!(pass_frames(ours, &mailbox.post()), None);
+        for _ in 0..2 {
+            let Event::Guest(FromGuest::Failed { message, .. } | FromGuest::NotFrozen { message }) =
+                mailbox.next(None).unwrap()
+            else {
+                panic!("it says something else");
+            };
+            assert_eq!(message, "a?]0;b?c?");
+        }
     }
 
     #[test]

@@ -5,7 +5,11 @@ pub mod jail;
 mod process;
 mod streams;
 
+#[cfg(any(test, feature = "fuzzing"))]
+pub use events::pass_frames;
 pub use events::{Control, Event, Mailbox, Post, spawn};
 pub use jail::leave_spare;
+#[cfg(any(test, feature = "fuzzing"))]
+pub use process::read_answer;
 pub use process::{Vm, VmPlan};
 pub use streams::{Streams, listen};

@@ -23,6 +23,7 @@ use crate::cpio;
 use crate::delivery::{Handing, Parcel};
 use crate::error::{Context, Error, Result};
 use crate::paths::{RunDir, make_private_dir};
+use crate::session::printable;
 use crate::trace;
 
 /// The context id of every guest: each has a vsock device of its own, so they never meet.
@@ -324,13 +325,13 @@ impl Vm {
 
 /// Nothing follows an answer before the next request, but for that to [`Vm::cancel_snapshot`]: not a byte more is read.
 /// Returns what stands behind its `ok`.
-fn read_answer(stream: &UnixStream) -> Result<String> {
+pub fn read_answer(stream: &UnixStream) -> Result<String> {
     let mut answer = String::new();
     BufReader::with_capacity(1, stream.take(MAX_ANSWER)).read_line(&mut answer).context(LOST)?;
     match answer.trim_end().split_once(' ') {
         None if answer.trim_end() == "ok" => Ok(String::new()),
         Some(("ok", told)) => Ok(told.to_string()),
-        Some(("error", reason)) => Err(Error::new(format!("flyrun-vmm: {reason}"))),
+        Some(("error", reason)) => Err(Error::new(format!("flyrun-vmm: {}", printable(reason)))),
         _ => Err(Error::new(LOST)),
     }
 }

@@ -85,7 +85,7 @@ fn get(target: &str, name: &RegistryName) -> Result<BufReader<UnixStream>> {
 }
 
 /// Reads status line and headers; the status, if it is HTTP.
-fn read_head(reader: &mut BufReader<UnixStream>) -> io::Result<Option<u16>> {
+pub(super) fn read_head(reader: &mut impl BufRead) -> io::Result<Option<u16>> {
     let mut status = None;
     for number in 0..MAX_HEAD_LINES {
         let mut line = Vec::new();

@@ -11,6 +11,8 @@ use crate::{Digest, Error, Event, Image, Platform, Progress, Reference, Result, 
 
 mod docker;
 mod docker_archive;
+#[cfg(any(test, feature = "fuzzing"))]
+pub(crate) mod fuzzing;
 mod layout;
 mod tar_index;
 

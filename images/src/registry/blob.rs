@@ -105,10 +105,14 @@ fn place(response: &Response, url: &Url, writer: &mut BlobWriter) -> Result<()> 
         return if writer.written() > 0 { writer.restart() } else { Ok(()) };
     }
     let header = response.headers().get(CONTENT_RANGE).and_then(|value| value.to_str().ok());
-    let start = header.and_then(|text| text.strip_prefix("bytes ")?.split('-').next()?.parse::<u64>().ok());
-    if start == Some(writer.written()) {
+    if header.and_then(range_start) == Some(writer.written()) {
         return Ok(());
     }
     writer.restart()?;
     Err(protocol(url, "it answers with another range than was asked for".into()))
+}
+
+/// The first byte that a `Content-Range` tells of.
+pub(super) fn range_start(header: &str) -> Option<u64> {
+    header.strip_prefix("bytes ")?.split('-').next()?.parse().ok()
 }

@@ -24,6 +24,8 @@ use crate::{
 mod blob;
 mod challenge;
 mod credentials;
+#[cfg(any(test, feature = "fuzzing"))]
+pub(crate) mod fuzzing;
 mod names;
 mod pace;
 mod reach;

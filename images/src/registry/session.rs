@@ -332,13 +332,6 @@ impl<'a> Session<'a> {
         scope: Option<&str>,
         credentials: &Credentials,
     ) -> Result<String, Failure> {
-        #[derive(Deserialize)]
-        struct Token {
-            #[serde(default)]
-            token: Option<String>,
-            #[serde(default)]
-            access_token: Option<String>,
-        }
         let malformed = |problem: String| protocol(&self.base, problem);
         let mut url = Url::parse(realm)
             .map_err(|_| malformed(format!("its realm {:?} is no address", oci::clip(realm))))?;
@@ -371,11 +364,23 @@ impl<'a> Session<'a> {
         let response = self.send(request, &url).await?;
         let response = self.check(response).await?;
         let body = self.read_all(response, &url, MAX_SMALL_BYTES).await?;
-        let token: Token = serde_json::from_slice(&body)
+        let token = token_of(&body)
             .map_err(|error| malformed(format!("the token of {} does not parse: {error}", show(&url))))?;
-        let token = token.token.or(token.access_token).filter(|token| !token.is_empty());
         token.ok_or_else(|| malformed(format!("{} gave no token", show(&url))).into())
     }
+}
+
+/// The token in a realm's answer, if there is one.
+pub(super) fn token_of(body: &[u8]) -> serde_json::Result<Option<String>> {
+    #[derive(Deserialize)]
+    struct Token {
+        #[serde(default)]
+        token: Option<String>,
+        #[serde(default)]
+        access_token: Option<String>,
+    }
+    let answer: Token = serde_json::from_slice(body)?;
+    Ok(answer.token.or(answer.access_token).filter(|token| !token.is_empty()))
 }
 
 fn with_query(url: &mut Url, fields: &[(&str, &str)]) -> Url {
@@ -424,7 +429,7 @@ fn is_loopback(url: &Url) -> bool {
 }
 
 /// The first of the errors that a registry tells (distribution spec, error codes).
-fn registry_message(body: &[u8]) -> Option<String> {
+pub(super) fn registry_message(body: &[u8]) -> Option<String> {
     #[derive(Deserialize)]
     struct Answer {
         errors: Vec<Told>,

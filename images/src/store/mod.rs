@@ -9,6 +9,8 @@ use std::{
 use serde::Serialize;
 
 pub(crate) use self::record::Record;
+#[cfg(any(test, feature = "fuzzing"))]
+pub(crate) use self::record::fuzz_record;
 pub use self::{
     rootfs::{RootfsDraft, RootfsLease, RootfsSlot},
     sweep::{PruneOptions, PruneReport, RemoveReport},

@@ -147,3 +147,17 @@ pub(crate) fn is_damaged(bytes: &[u8]) -> bool {
         Err(_) => true,
     }
 }
+
+/// A record that is read is the same when it is written and read again, and is not damaged.
+#[cfg(any(test, feature = "fuzzing"))]
+pub(crate) fn fuzz_record(bytes: &[u8]) {
+    let Some(record) = parse(bytes) else {
+        let _ = is_damaged(bytes);
+        return;
+    };
+    assert!(!is_damaged(bytes));
+    let written = serde_json::to_vec(&record).unwrap_or_default();
+    assert_eq!(parse(&written).map(|again| format!("{again:?}")), Some(format!("{record:?}")));
+    let image = record.into_image(&Store::open("/nowhere"));
+    assert!(image.layers.iter().all(|layer| layer.path.starts_with("/nowhere/blobs/sha256")));
+}

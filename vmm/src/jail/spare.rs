@@ -29,8 +29,9 @@ const NSFS: i64 = 0x6e73_6673;
 /// Moves the calling thread, which has no other beside it, into the spare one, if there is one. It is of no consequence but for time
 /// if there is none.
 pub(super) fn enter() -> bool {
-    take(Path::new(PLACE))
-        .is_some_and(|spare| move_into_link_name_space(spare.as_fd(), Some(LinkNameSpaceType::Network)).is_ok())
+    take(Path::new(PLACE)).is_some_and(|spare| {
+        move_into_link_name_space(spare.as_fd(), Some(LinkNameSpaceType::Network)).is_ok()
+    })
 }
 
 /// Leaves one for whoever comes next, unless there is one. For root, after what somebody waits for.
@@ -124,7 +125,8 @@ mod tests {
             return;
         }
         let taken: usize = thread::scope(|scope| {
-            let takers: Vec<_> = (0..8).map(|_| scope.spawn(|| usize::from(take(&place).is_some()))).collect();
+            let takers: Vec<_> =
+                (0..8).map(|_| scope.spawn(|| usize::from(take(&place).is_some()))).collect();
             takers.into_iter().map(|taker| taker.join().unwrap()).sum()
         });
         assert_eq!(taken, 1);

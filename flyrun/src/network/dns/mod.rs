@@ -3,9 +3,9 @@
 //!
 //! One thread for a machine. What is under way is bounded; a guest that asks more than that only slows itself down.
 
-mod answer;
+pub mod answer;
 mod forward;
-mod tcp;
+pub mod tcp;
 
 use std::fs;
 use std::io;

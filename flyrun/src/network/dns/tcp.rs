@@ -32,7 +32,7 @@ impl Drop for Place {
 }
 
 /// Serves a connection on a thread of its own, unless there are too many.
-pub fn serve(stream: TcpStream, sources: Sources) {
+pub(super) fn serve(stream: TcpStream, sources: Sources) {
     let Some(place) = Place::take() else { return };
     let thread = std::thread::Builder::new().name("names-tcp".into()).stack_size(STACK_BYTES);
     let _ = thread.spawn(move || {
@@ -74,7 +74,7 @@ fn ask(question: &[u8], sources: &Sources) -> io::Result<Vec<u8>> {
 }
 
 /// Two bytes of length, then so many.
-fn read_message(stream: &mut impl Read) -> io::Result<Vec<u8>> {
+pub fn read_message(stream: &mut impl Read) -> io::Result<Vec<u8>> {
     let mut length = [0; 2];
     stream.read_exact(&mut length)?;
     let mut message = vec![0; u16::from_be_bytes(length).into()];

@@ -28,6 +28,8 @@ mod export;
 mod import;
 mod judge;
 
+#[cfg(any(test, feature = "fuzzing"))]
+pub use digest::digest as digest_of;
 pub use export::export;
 pub use import::import;
 

@@ -1,0 +1,6 @@
+//! Words of a command line.
+#![no_main]
+
+use libfuzzer_sys::fuzz_target;
+
+fuzz_target!(|data: &[u8]| flyrun::fuzzing::words(data));

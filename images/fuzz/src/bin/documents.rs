@@ -1,0 +1,6 @@
+//! Manifests, indexes and configurations of an image.
+#![no_main]
+
+use libfuzzer_sys::fuzz_target;
+
+fuzz_target!(|data: &[u8]| images::fuzzing::documents(data));

@@ -1,0 +1,12 @@
+//! An OCI layout, with digests that are right.
+#![no_main]
+#![allow(clippy::expect_used)]
+
+use std::sync::LazyLock;
+
+use libfuzzer_sys::fuzz_target;
+use tempfile::TempDir;
+
+static DIRECTORY: LazyLock<TempDir> = LazyLock::new(|| tempfile::tempdir().expect("there is room for files"));
+
+fuzz_target!(|data: &[u8]| images::fuzzing::layout(DIRECTORY.path(), data));
