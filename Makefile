@@ -17,7 +17,9 @@ LIB := $(DIST)/lib/flyrun
 HOST := tests/host/run
 # All programs are static: they start without a dynamic linker, and in guests there is none. cargo keeps them apart by --target.
 # What a guest's bytes reach is loaded at an address of its own each time; `flyrun` and its monitor, which are safe Rust and start for
-# each machine, are not, as Go's programs are not: to relocate them takes 0.8 ms of virtual time a start.
+# each machine, are not, as Go's programs are not: to relocate them takes 0.8 ms of virtual time a start. They are built in a directory
+# of their own, since cargo builds anew what it finds built with other flags.
+FIXED := target/fixed
 # Where they were built is not in them: the same commit gives the same bytes anywhere (`make reproduce`).
 CARGO_DIR := $(or $(CARGO_HOME),$(HOME)/.cargo)
 STATIC := -C target-feature=+crt-static -C link-arg=-Wl,-z,pack-relative-relocs --remap-path-prefix=$(CURDIR)=/flyrun --remap-path-prefix=$(CARGO_DIR)=/cargo
@@ -43,11 +45,11 @@ build: programs kernel ## Build everything into target/dist
 programs:
 	@tests/setup
 	RUSTFLAGS="$(STATIC)" $(BUILD) -p vmm -p guest-init --bins
-	RUSTFLAGS="$(STATIC) -C relocation-model=static" $(BUILD) -p flyrun --bins
+	RUSTFLAGS="$(STATIC) -C relocation-model=static" $(BUILD) --target-dir $(FIXED) -p flyrun --bins
 	mkdir -p $(DIST)/bin $(LIB)
 	keep() { cmp -s "$$1" "$$2" || install "$$1" "$$2"; }
-	keep target/$(TARGET)/release/flyrun $(DIST)/bin/flyrun
-	keep target/$(TARGET)/release/flyrun-monitor $(LIB)/flyrun-monitor
+	keep $(FIXED)/$(TARGET)/release/flyrun $(DIST)/bin/flyrun
+	keep $(FIXED)/$(TARGET)/release/flyrun-monitor $(LIB)/flyrun-monitor
 	keep target/$(TARGET)/release/flyrun-vmm $(LIB)/flyrun-vmm
 	tests/initramfs target/$(TARGET)/release/guest-init $(LIB)/initramfs-run.cpio
 	tests/initramfs target/$(TARGET)/release/guest-unpack $(LIB)/initramfs-unpack.cpio

@@ -54,7 +54,7 @@ pub struct Arguments {
     /// Connections of clients at a time; one more is closed at once [default: 65536, or as many as there are descriptors for]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
     max_connections: Option<u32>,
-    /// Of these, from one address, or one IPv6 network of 64 bits, on a port: a proxy in front is one [default: a quarter]
+    /// Of these, from one address, or one IPv6 network of 64 bits, on a port: a proxy in front is one [default: three quarters]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
     max_connections_per_client: Option<u32>,
     /// Seconds that requests have to end after SIGTERM

@@ -8,8 +8,8 @@ const DEFAULT: u64 = 65_536;
 const OTHERS: u64 = 512;
 /// A client's connection, and the one to its machine.
 const EACH: u64 = 2;
-/// Where nobody says otherwise, an address has this part of all connections.
-const PART_OF_ONE: usize = 4;
+/// Where nobody says otherwise, an address leaves this part of all connections to others.
+const PART_OF_OTHERS: usize = 4;
 
 /// What the command line says.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -35,8 +35,9 @@ pub fn bounds(wanted: Wanted, descriptors: Option<u64>) -> Result<(usize, usize)
         None => DEFAULT.min(room),
     };
     let all = usize::try_from(all).unwrap_or(usize::MAX);
-    let of_one =
-        wanted.of_one.map_or(all / PART_OF_ONE, |count| usize::try_from(count).unwrap_or(usize::MAX));
+    let of_one = wanted
+        .of_one
+        .map_or(all - all / PART_OF_OTHERS, |count| usize::try_from(count).unwrap_or(usize::MAX));
     Ok((all, of_one.max(1)))
 }
 
@@ -46,15 +47,15 @@ mod tests {
 
     #[test]
     fn one_address_never_has_all_connections_unless_it_is_told_to() {
-        assert_eq!(bounds(Wanted::default(), None).unwrap(), (65_536, 16_384));
-        assert_eq!(bounds(Wanted::default(), Some(1 << 20)).unwrap(), (65_536, 16_384));
-        assert_eq!(bounds(Wanted { connections: Some(2), of_one: None }, None).unwrap(), (2, 1));
+        assert_eq!(bounds(Wanted::default(), None).unwrap(), (65_536, 49_152));
+        assert_eq!(bounds(Wanted::default(), Some(1 << 20)).unwrap(), (65_536, 49_152));
+        assert_eq!(bounds(Wanted { connections: Some(2), of_one: None }, None).unwrap(), (2, 2));
         assert_eq!(bounds(Wanted { connections: Some(100), of_one: Some(100) }, None).unwrap(), (100, 100));
     }
 
     #[test]
     fn no_more_are_accepted_than_there_are_descriptors_for() {
-        assert_eq!(bounds(Wanted::default(), Some(4608)).unwrap(), (2048, 512));
+        assert_eq!(bounds(Wanted::default(), Some(4608)).unwrap(), (2048, 1536));
         assert_eq!(bounds(Wanted::default(), Some(64)).unwrap(), (1, 1));
         let told =
             bounds(Wanted { connections: Some(2049), of_one: None }, Some(4608)).unwrap_err().to_string();
