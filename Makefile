@@ -113,7 +113,6 @@ soak: build images attacker ## Kill processes ROUNDS times (300), suspend servic
 	export FLYRUN_SOAK_CYCLES=$(CYCLES) FLYRUN_SOAK_CLONES=$(CLONES) FLYRUN_SOAK_MINUTES=$(MINUTES)
 	export CARGO_TARGET_X86_64_UNKNOWN_LINUX_GNU_RUNNER="$(CURDIR)/$(HOST) --cpus 1 --memory 10240 --timeout 14400 --"
 	if [[ -z "$(NAME)" ]]; then
-	    FLYRUN_REQUIRE_KVM=1 cargo test -p vmm --test snapshot -- --ignored --test-threads=1 network
 	    FLYRUN_CORRUPTION_KVM_CASES=500 FLYRUN_REQUIRE_KVM=1 cargo test -p vmm --test snapshot -- --nocapture kvm_is
 	fi
 	cargo test -p tests --test soak -- --nocapture --test-threads=1 $(NAME)

@@ -153,19 +153,19 @@ fn benchmarks(arguments: &Arguments) -> Result<()> {
             comparison.disk(&mut report).context("measuring the disk")?;
         }
     }
-    let mut worst = 0.0;
+    let mut slowdown = 0.0;
     if let (Some(flyrun), Some(image), Some(attacker), true) =
         (&arguments.flyrun, &arguments.image, &arguments.attacker, arguments.wants(Part::Tenants))
     {
         let scene = tenants::Scene { library: &arguments.library, flyrun, image, attacker };
-        worst = scene.measure(&mut report).context("measuring a tenant beside an attack")?;
+        slowdown = scene.measure(&mut report).context("measuring a tenant beside an attack")?;
     }
     print!("{}", report.table());
     report.write_json(&arguments.json)?;
     // In virtual time alone is this a fact, and no matter of what else runs.
     anyhow::ensure!(
-        worst <= tenants::PROMISED,
-        "an attack takes {worst:.2} times what an honest neighbour does, and {} is promised",
+        slowdown <= tenants::PROMISED,
+        "an attack takes {slowdown:.2} times what an honest neighbour does, and {} is promised",
         tenants::PROMISED
     );
     Ok(())

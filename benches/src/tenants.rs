@@ -38,7 +38,8 @@ const ATTACKS: [(&str, &str); 7] = [
     ("flood", "vhost"),
     ("connections", "vhost"),
 ];
-/// Where the attacker's monitor, or whoever else listens to it, does the work: that is in no cgroup of the machine's.
+/// Where the attacker's monitor, or whoever else listens to it, does the work: that is in no cgroup of the machine's, and nothing is
+/// promised yet (SECURITY.md).
 const OUTSIDE: [&str; 2] = ["output", "connections.vhost"];
 /// Those that any workload can make with its own hands.
 const WORKLOADS: [(&str, &str); 2] = [
@@ -62,7 +63,8 @@ pub struct Scene<'a> {
 }
 
 impl Scene<'_> {
-    /// tenants.alone and tenants.fair, how long the work takes, and tenants.slowdown, with each attack's. Gives the worst.
+    /// tenants.alone and tenants.fair, how long the work takes; tenants.slowdown, the worst of all attacks, and each of them;
+    /// tenants.slowdown.promised, the worst of those that something is promised of, which it gives.
     pub fn measure(&self, report: &mut Report) -> Result<f64> {
         eprintln!("bench: tenants: starts the victim");
         let mut victim = Victim::start(&mut self.run(&["--rm", "-i"], VICTIM))?;
@@ -73,14 +75,14 @@ impl Scene<'_> {
         let fair = victim.work()?;
         drop(honest);
         fair.add("tenants.fair", report);
-        let mut worst: f64 = 0.0;
+        let (mut worst, mut promised): (f64, f64) = (0.0, 0.0);
         let mut judge = |name: &str, work: Work, report: &mut Report| {
             let (compute, echo) = work.beside(fair);
             report.add(format!("tenants.slowdown.{name}"), "ratio", &[compute]);
             report.add(format!("tenants.slowdown.{name}.echo"), "ratio", &[echo]);
-            // What the host's own programs do for a machine, outside of its cgroup, is told and not promised yet (SECURITY.md).
+            worst = worst.max(compute).max(echo);
             if !OUTSIDE.contains(&name) {
-                worst = worst.max(compute).max(echo);
+                promised = promised.max(compute).max(echo);
             }
         };
         for (name, script) in WORKLOADS {
@@ -95,8 +97,9 @@ impl Scene<'_> {
             judge(&format!("{name}.{net}"), victim.work()?, report);
             attack.end()?;
         }
+        report.add("tenants.slowdown.promised", "ratio", &[promised]);
         report.add("tenants.slowdown", "ratio", &[worst]);
-        Ok(worst)
+        Ok(promised)
     }
 
     fn run(&self, flags: &[&str], script: &str) -> Command {

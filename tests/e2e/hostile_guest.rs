@@ -49,7 +49,6 @@ fn hostile_descriptors_may_change_while_they_are_read() {
 }
 
 #[test]
-#[ignore = "the test host stands still in 1 of 8 runs of it, as with the cards of vmm/tests/snapshot.rs; `make soak NAME=hostile` runs it"]
 fn a_hostile_driver_of_vhost_net_harms_nobody() {
     if !std::path::Path::new("/dev/vhost-net").exists() {
         println!("SKIPPED, nothing was tested: there is no /dev/vhost-net");
@@ -65,7 +64,6 @@ fn a_hostile_driver_of_vhost_net_harms_nobody() {
 }
 
 #[test]
-#[ignore = "not seen to end in the test host yet; vmm/src/console.rs has the unit tests of the bound"]
 fn a_hostile_guest_does_not_fill_the_host_with_its_console() {
     // 20 pages of 4 KiB, an exit for each byte, to a file that had nearly all it may have.
     Attack { names: &["console"], percent: 100, console_file: true, ..ATTACK }.run();

@@ -500,13 +500,11 @@ fn run(program: &str, arguments: &[&str]) {
 }
 
 #[test]
-#[ignore = "the test host stood still in 2 of 10 runs of it (QEMU 7.2, TCG); `make soak` runs it, and e2e suspends machines with cards"]
 fn network_cards_of_both_kinds_go_on() {
     network_cards_go_on(1, 1);
 }
 
 #[test]
-#[ignore = "the test host stood still in 2 of 10 runs of it (QEMU 7.2, TCG); `make soak` runs it, and e2e suspends machines with cards"]
 fn network_cards_of_both_kinds_go_on_with_several_pairs_of_queues() {
     network_cards_go_on(2, 2);
 }

@@ -1,5 +1,7 @@
 //! How many clients may be connected to one `flyrun serve`.
 
+use ::proxy::Options;
+
 use crate::error::{Error, Result};
 
 /// Where nobody says otherwise, and there are descriptors for so many.
@@ -18,11 +20,11 @@ pub struct Wanted {
     pub of_one: Option<u32>,
 }
 
-/// Connections at a time, and of these from one address, of a process that may have so many descriptors.
+/// The proxy's bounds in a process that may have so many descriptors.
 ///
 /// # Errors
 /// More are wanted than there are descriptors for.
-pub fn bounds(wanted: Wanted, descriptors: Option<u64>) -> Result<(usize, usize)> {
+pub fn bounded(wanted: Wanted, descriptors: Option<u64>) -> Result<Options> {
     let room = descriptors.map_or(u64::MAX, |limit| limit.saturating_sub(OTHERS) / EACH).max(1);
     let all = match wanted.connections.map(u64::from) {
         Some(connections) if connections > room => {
@@ -34,31 +36,37 @@ pub fn bounds(wanted: Wanted, descriptors: Option<u64>) -> Result<(usize, usize)
         Some(connections) => connections,
         None => DEFAULT.min(room),
     };
-    let all = usize::try_from(all).unwrap_or(usize::MAX);
-    let of_one = wanted
-        .of_one
-        .map_or(all - all / PART_OF_OTHERS, |count| usize::try_from(count).unwrap_or(usize::MAX));
-    Ok((all, of_one.max(1)))
+    let max_connections = usize::try_from(all).unwrap_or(usize::MAX);
+    let of_one = wanted.of_one.map_or(max_connections - max_connections.div_ceil(PART_OF_OTHERS), |count| {
+        usize::try_from(count).unwrap_or(usize::MAX)
+    });
+    Ok(Options { max_connections, max_connections_per_client: Some(of_one.max(1)), ..Options::default() })
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
+    /// All connections, and those of one address.
+    fn bounds(wanted: Wanted, descriptors: u64) -> (usize, usize) {
+        let options = bounded(wanted, Some(descriptors)).unwrap();
+        (options.max_connections, options.max_connections_per_client.unwrap())
+    }
+
     #[test]
     fn one_address_never_has_all_connections_unless_it_is_told_to() {
-        assert_eq!(bounds(Wanted::default(), None).unwrap(), (65_536, 49_152));
-        assert_eq!(bounds(Wanted::default(), Some(1 << 20)).unwrap(), (65_536, 49_152));
-        assert_eq!(bounds(Wanted { connections: Some(2), of_one: None }, None).unwrap(), (2, 2));
-        assert_eq!(bounds(Wanted { connections: Some(100), of_one: Some(100) }, None).unwrap(), (100, 100));
+        assert_eq!(bounds(Wanted::default(), u64::MAX), (65_536, 49_152));
+        assert_eq!(bounds(Wanted::default(), 1 << 20), (65_536, 49_152));
+        assert_eq!(bounds(Wanted { connections: Some(2), of_one: None }, u64::MAX), (2, 1));
+        assert_eq!(bounds(Wanted { connections: Some(100), of_one: Some(100) }, u64::MAX), (100, 100));
     }
 
     #[test]
     fn no_more_are_accepted_than_there_are_descriptors_for() {
-        assert_eq!(bounds(Wanted::default(), Some(4608)).unwrap(), (2048, 1536));
-        assert_eq!(bounds(Wanted::default(), Some(64)).unwrap(), (1, 1));
+        assert_eq!(bounds(Wanted::default(), 4608), (2048, 1536));
+        assert_eq!(bounds(Wanted::default(), 64), (1, 1));
         let told =
-            bounds(Wanted { connections: Some(2049), of_one: None }, Some(4608)).unwrap_err().to_string();
+            bounded(Wanted { connections: Some(2049), of_one: None }, Some(4608)).unwrap_err().to_string();
         assert!(told.contains("2049") && told.contains("2048") && told.contains("LimitNOFILE"), "{told}");
     }
 }

@@ -50,14 +50,8 @@ pub struct Changed {
 
 impl Front {
     /// Within a runtime. Whoever looks at latencies has them told.
-    pub fn new(
-        engine: Arc<Engine>,
-        log: Log,
-        bind: Option<IpAddr>,
-        options: Options,
-        (access, latencies): (bool, Option<Arc<Latencies>>),
-    ) -> Front {
-        let told = Told { log: log.clone(), access, latencies };
+    pub fn new(engine: Arc<Engine>, told: Told, bind: Option<IpAddr>, options: Options) -> Front {
+        let log = told.log.clone();
         let root = engine.shared().host.context.paths.root.clone();
         let proxy = Arc::new(Proxy::new(engine, options, Arc::new(told)));
         let of_proxy = proxy.clone();
@@ -196,11 +190,11 @@ fn inherited() -> BTreeMap<u16, StdListener> {
 }
 
 /// What the proxy tells.
-struct Told {
-    log: Log,
+pub struct Told {
+    pub log: Log,
     /// Whether each request is told of.
-    access: bool,
-    latencies: Option<Arc<Latencies>>,
+    pub access: bool,
+    pub latencies: Option<Arc<Latencies>>,
 }
 
 impl proxy::Log for Told {

@@ -139,8 +139,8 @@ fn asked(request: &httparse::Request<'_, '_>) -> Option<Asked> {
     })
 }
 
-#[cfg(any(test, feature = "fuzzing"))]
 /// Method, path and host of a whole request.
+#[cfg(any(test, feature = "fuzzing"))]
 pub fn asked_for(head: &[u8]) -> Option<(String, String, Option<String>)> {
     let mut headers = [httparse::EMPTY_HEADER; MAX_HEADERS];
     let mut request = httparse::Request::new(&mut headers);

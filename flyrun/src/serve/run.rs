@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
+use ::proxy::Options;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use tokio::net::TcpListener;
 use tokio::signal::unix::{Signal, SignalKind, signal};
@@ -14,7 +15,7 @@ use tokio::task::spawn_blocking;
 use super::control::{self, Desk, Job};
 use super::engine::Engine;
 use super::follow::{Serving, keep_following};
-use super::front::Front;
+use super::front::{Front, Told};
 use super::group::Shared;
 use super::host::Host;
 use super::latencies::Latencies;
@@ -56,10 +57,10 @@ pub struct Settings {
 pub fn run(context: Context, settings: Settings) -> Result<()> {
     let files = load(&settings.path).map_err(|refused| told(&refused))?;
     let host = host(context)?;
-    let clients = clients::bounds(settings.clients, raise_descriptors())?;
+    let options = clients::bounded(settings.clients, raise_descriptors())?;
     let runtime =
         tokio::runtime::Builder::new_multi_thread().enable_all().build().context("cannot start threads")?;
-    let result = runtime.block_on(serve(host, files, settings, clients));
+    let result = runtime.block_on(serve(host, files, settings, options));
     // What is under way is done by monitors: nobody waits for a thread that asks one.
     runtime.shutdown_background();
     result
@@ -82,7 +83,7 @@ fn host(context: Context) -> Result<Host> {
     Ok(Host::new(context, library, store))
 }
 
-async fn serve(host: Host, files: Vec<AppFile>, settings: Settings, clients: (usize, usize)) -> Result<()> {
+async fn serve(host: Host, files: Vec<AppFile>, settings: Settings, options: Options) -> Result<()> {
     let log = Log::on_stderr(settings.json).context("cannot start a thread")?;
     let run_dir = status::make_run_dir(&host.context.paths)?;
     let limits = HostLimits::new(settings.max_starts, settings.memory_mib);
@@ -94,11 +95,8 @@ async fn serve(host: Host, files: Vec<AppFile>, settings: Settings, clients: (us
     // Until the last request has ended.
     let locks = Arc::new(Mutex::new(Vec::new()));
     let latencies = settings.page.map(|_| Arc::new(Latencies::default()));
-    let (max_connections, of_one) = clients;
-    let options =
-        ::proxy::Options { max_connections, max_connections_per_client: Some(of_one), ..Default::default() };
-    let told = (settings.access, latencies.clone());
-    let front = Front::new(engine.clone(), log.clone(), settings.bind, options, told);
+    let told = Told { log: log.clone(), access: settings.access, latencies: latencies.clone() };
+    let front = Front::new(engine.clone(), told, settings.bind, options);
     let path = settings.path.clone();
     let mut serving = Serving::new(engine.clone(), front.clone(), locks.clone(), log.clone(), path);
     // Signals from now on are heard, also while images are fetched.
