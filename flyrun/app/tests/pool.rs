@@ -245,7 +245,10 @@ impl Host {
             }
             Event::MakesRoom => {
                 let Some((since, life)) = self.pool.idle() else { return };
-                assert!(since <= self.now && !self.forwarded.contains(&life) && self.waiting.is_empty());
+                assert!(since <= self.now && !self.forwarded.contains(&life));
+                let waits_for_another =
+                    |request| self.choosy.get(request).is_some_and(|slot| *slot != life.slot);
+                assert!(self.waiting.iter().all(waits_for_another), "somebody misses it");
                 let actions = self.pool.make_room(self.now, life);
                 assert!(
                     matches!(actions[..], [Action::Suspend(ended) | Action::Stop(ended)] if ended == life)
@@ -519,6 +522,25 @@ fn the_one_that_is_idle_for_longest_makes_room_first() {
     pool.ended(Duration::from_secs(1), other);
     pool.ended(Duration::from_secs(2), FIRST);
     assert_eq!(pool.idle(), Some((Duration::from_secs(1), other)));
+}
+
+#[test]
+fn one_whose_workload_says_that_it_works_makes_no_room() {
+    let mut pool = Pool::new(Limits { soft_limit: 1, hard_limit: 1, max_machines: 2, ..one_machine() });
+    pool.request(ZERO, 1);
+    pool.request(ZERO, 2);
+    let other = Life { slot: 1, number: 1 };
+    pool.ready(ZERO, FIRST);
+    pool.ready(ZERO, other);
+    pool.ended(ZERO, FIRST);
+    pool.ended(ZERO, other);
+    pool.busy(ZERO, FIRST, Duration::from_secs(60));
+    assert_eq!(pool.idle(), Some((ZERO, other)));
+    assert_eq!(pool.make_room(ZERO, FIRST), [], "it was named before it said so");
+    assert_eq!(pool.make_room(ZERO, other), [Action::Suspend(other)]);
+    assert_eq!(pool.idle(), None);
+    pool.busy(ZERO, FIRST, Duration::ZERO);
+    assert_eq!(pool.idle(), Some((ZERO, FIRST)));
 }
 
 #[test]

@@ -9,20 +9,20 @@ impl Pool {
     /// longest.
     pub fn idle(&self) -> Option<(Moment, Life)> {
         let ready = self.slots.iter().filter(|slot| slot.routable().is_some()).count() as u32;
-        if self.limits.auto_stop == AutoStop::Off || ready <= self.needed().max(self.limits.min_running) {
+        if self.limits.auto_stop == AutoStop::Off || ready <= self.needed_or_busy() {
             return None;
         }
-        let lives = self.slots.iter().enumerate().filter(|(_, slot)| slot.routable() == Some(0));
+        let lives = self.slots.iter().enumerate().filter(|(_, slot)| slot.is_idle());
         lives.map(|(index, slot)| (slot.idle_since, Life { slot: index, number: slot.life })).min()
     }
 
-    /// Ends a machine that [`Pool::idle`] has named, unless it has a request by now.
+    /// Ends a machine that [`Pool::idle`] has named, unless it has a request, or says that it works, by now.
     ///
     /// ## Ready => Draining
     pub fn make_room(&mut self, now: Moment, life: Life) -> Vec<Action> {
         if self.idle().is_some()
             && let Some(slot) = self.of(life)
-            && slot.routable() == Some(0)
+            && slot.is_idle()
         {
             slot.state = State::Draining { since: now, load: 0, reason: Reason::Excess, passes: true };
         }

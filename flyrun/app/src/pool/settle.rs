@@ -111,7 +111,7 @@ impl Pool {
     }
 
     /// How many of those that are ready are to go on.
-    fn needed_or_busy(&self) -> u32 {
+    pub(super) fn needed_or_busy(&self) -> u32 {
         let is_busy = |slot: &&Slot| slot.busy_until.is_some() && slot.routable().is_some();
         let busy = self.slots.iter().filter(is_busy).count() as u32;
         self.needed().max(self.limits.min_running).max(busy)

@@ -126,6 +126,11 @@ impl Slot {
         }
     }
 
+    /// Whether it could end now: it has no request, and its workload does not say that it works.
+    pub fn is_idle(&self) -> bool {
+        self.routable() == Some(0) && self.busy_until.is_none()
+    }
+
     pub fn load_mut(&mut self) -> Option<&mut u32> {
         match &mut self.state {
             State::Ready { load, .. } | State::Draining { load, .. } => Some(load),
