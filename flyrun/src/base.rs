@@ -16,6 +16,7 @@ use vmm::snapshot::identity::{FileId, sha256};
 use vmm::spec::{DiskSpec, NetSpec};
 
 use crate::error::{Context, Error, Result};
+use crate::kernel_text;
 use crate::machine::{SNAPSHOT_STATE, new_id};
 use crate::paths::{Paths, RunDir, is_same_file, make_private_dir};
 use crate::trace;
@@ -130,7 +131,9 @@ fn write(paths: &Paths, plan: &VmPlan, base: &Path) -> Result<()> {
     let _ = fs::remove_dir_all(&draft);
     let finished = record(paths, plan, &draft).and_then(|()| {
         fs::rename(&draft, base).context(told())?;
-        File::open(paths.bases()).and_then(|directory| directory.sync_all()).context(told())
+        File::open(paths.bases()).and_then(|directory| directory.sync_all()).context(told())?;
+        kernel_text::keep(paths, base);
+        Ok(())
     });
     if finished.is_err() {
         let _ = fs::remove_dir_all(&draft);
@@ -155,6 +158,7 @@ fn record(paths: &Paths, plan: &VmPlan, draft: &Path) -> Result<()> {
         streams: None,
         cgroup: None,
         restore: None,
+        text: None,
         lock: None,
         ..*plan
     };
@@ -269,6 +273,7 @@ mod tests {
             streams: None,
             cgroup: None,
             restore: None,
+            text: None,
             lock: None,
         }
     }

@@ -23,6 +23,7 @@ mod host;
 mod http_status;
 mod image_limits;
 mod interrupt;
+mod kernel_text;
 mod launch;
 mod machine;
 mod moment;

@@ -7,6 +7,8 @@ use crate::error::{Context, Error, Result};
 
 /// Short, as the address of a socket is.
 const SOCKETS: &str = "j/s";
+/// No machine's name.
+const TEXT: &str = "kernel-text";
 
 /// The directories that a command works on.
 #[derive(Clone, Debug)]
@@ -54,6 +56,11 @@ impl Paths {
         self.run.join(name)
     }
 
+    /// The text of kernels, in memory ([`crate::kernel_text`]).
+    pub fn kernel_text(&self) -> PathBuf {
+        self.run.join(TEXT)
+    }
+
     /// A new, private directory for one virtual machine's sockets and start files.
     pub fn make_run_dir(&self, name: &str) -> Result<RunDir> {
         let path = self.run_dir(name);
@@ -75,7 +82,8 @@ impl Paths {
     pub fn sweep_run_dirs(&self) {
         for entry in std::fs::read_dir(&self.run).into_iter().flatten().flatten() {
             let path = entry.path();
-            if let Ok(directory) = File::open(&path)
+            if entry.file_name() != TEXT
+                && let Ok(directory) = File::open(&path)
                 && directory.metadata().is_ok_and(|metadata| metadata.is_dir())
                 && directory.try_lock().is_ok()
             {

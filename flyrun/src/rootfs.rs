@@ -117,6 +117,7 @@ fn unpack_into(draft: &RootfsDraft, bytes: u64, job: &Job<'_>) -> Result<Unpacke
         streams: None,
         cgroup: None,
         restore: None,
+        text: None,
         lock: None,
     };
     let mailbox = Mailbox::new();

@@ -64,9 +64,14 @@ impl Flyrun {
         self.directory.join("root")
     }
 
+    /// Where sockets are.
+    pub fn run_dir(&self) -> PathBuf {
+        self.directory.join("run")
+    }
+
     /// Lets a command that calls flyrun itself use this store.
     pub fn environment(&self, command: &mut Command) {
-        command.env("FLYRUN_ROOT", self.root()).env("FLYRUN_RUN", self.directory.join("run"));
+        command.env("FLYRUN_ROOT", self.root()).env("FLYRUN_RUN", self.run_dir());
     }
 
     /// `flyrun ARGUMENTS…`

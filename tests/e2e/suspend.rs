@@ -5,6 +5,7 @@ use std::net::TcpStream;
 use std::time::Duration;
 
 use tests::image::busybox;
+use tests::suspended::{pid_of, wait_until};
 use tests::{Flyrun, flyrun::Outcome};
 
 /// Counts on standard output, in a file of its own disk, and says what clocks and randomness say.
@@ -62,6 +63,68 @@ impl Drop for Machine {
     fn drop(&mut self) {
         let _ = self.call(&["rm", "-f"]);
     }
+}
+
+/// KiB of kernels' text that the process has mapped from the files which all machines share, and how many of them by huge pages.
+fn shared_text(process: i32) -> (u64, u64) {
+    let smaps = std::fs::read_to_string(format!("/proc/{process}/smaps")).unwrap();
+    let (mut is_text, mut mapped, mut huge) = (false, 0, 0);
+    for line in smaps.lines() {
+        let mut words = line.split_whitespace();
+        let first = words.next().unwrap();
+        if !first.ends_with(':') {
+            is_text = line.contains("/kernel-text/");
+        } else if is_text {
+            let mut kib = || words.next().unwrap().parse::<u64>().unwrap();
+            match first {
+                "Size:" => mapped += kib(),
+                "ShmemPmdMapped:" => huge += kib(),
+                _ => {}
+            }
+        }
+    }
+    (mapped, huge)
+}
+
+#[test]
+fn all_machines_have_their_kernels_text_once_in_huge_pages_and_do_without() {
+    let flyrun = Flyrun::fresh();
+    let call = |words: &[&str]| flyrun.command(words).end().code(0);
+    let vmm = |name: &str| {
+        let id = call(&["inspect", name]).json()[0]["id"].as_str().unwrap().to_string();
+        pid_of("flyrun-vmm", &id)
+    };
+    let texts = flyrun.run_dir().join("kernel-text");
+    let there = || std::fs::read_dir(&texts).map_or(0, Iterator::count);
+    let names = ["text-one", "text-two"];
+    for name in names {
+        call(&["run", "-d", "--name", name, "--network", "none", &busybox(), "sleep", "1000"]);
+        wait_until("the base's text is kept", || there() == 1);
+    }
+    let name = names[1];
+    let (mapped, huge) = shared_text(vmm(name));
+    assert!(mapped >= 2048 && mapped.is_multiple_of(2048), "{mapped} KiB");
+    if huge == 0 {
+        eprintln!("this host has no huge page left for the text");
+    }
+    // A snapshot of its own says so as well.
+    for _ in 0..2 {
+        call(&["suspend", name]);
+        call(&["resume", name]);
+        call(&["exec", name, "true"]);
+        assert_eq!(shared_text(vmm(name)).0, mapped);
+    }
+    // A host that was started anew has none, until a machine has come from the base, or been suspended.
+    std::fs::remove_dir_all(&texts).unwrap();
+    call(&["suspend", name]);
+    wait_until("the snapshot's text is kept", || there() == 1);
+    std::fs::remove_dir_all(&texts).unwrap();
+    call(&["resume", name]);
+    call(&["exec", name, "true"]);
+    assert_eq!(shared_text(vmm(name)), (0, 0));
+    call(&["run", "--rm", "--network", "none", &busybox(), "sleep", "2"]);
+    assert_eq!(there(), 1);
+    names.iter().for_each(|name| drop(call(&["rm", "-f", name])));
 }
 
 #[test]

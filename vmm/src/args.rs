@@ -11,7 +11,7 @@ flyrun-vmm: runs one KVM microVM and is that machine until it ends.
 
 Usage: flyrun-vmm --spec FILE|- [--trace FILE] [--owner PID] [--cgroup DIR] [--control]
        flyrun-vmm --kernel FILE [OPTIONS] [--trace FILE] [--owner PID] [--cgroup DIR] [--control]
-       flyrun-vmm --restore DIR [--spec FILE|-] [--paused] [--verify] [--trace FILE] [--owner PID] [--cgroup DIR] [--control]
+       flyrun-vmm --restore DIR [--spec FILE|-] [--text DIR] [--paused] [--verify] [--trace FILE] [--owner PID] [--cgroup DIR] [--control]
        flyrun-vmm --inspect DIR [--verify]
        flyrun-vmm --probe [--json]
        flyrun-vmm seccomp [--json]
@@ -46,6 +46,8 @@ Usage: flyrun-vmm --spec FILE|- [--trace FILE] [--owner PID] [--cgroup DIR] [--c
   --restore DIR      go on with the machine whose snapshot is in DIR; --spec gives the files and interfaces of this life,
                      the number and kind of everything is as it was. Without --spec the snapshot says which files of the
                      host are opened: only for one of your own
+  --text DIR         with --restore: files of the text of kernels, each named by its SHA-256; the snapshot's is mapped from there, and
+                     so in the host's memory once for all machines
   --paused           with --restore: no instruction runs before a `resume`
   --inspect DIR      print what a snapshot is of, as JSON
   --verify           with --restore or --inspect: read all of the snapshot, and compare its memory with the checksum that a
@@ -129,6 +131,8 @@ pub enum Machine {
         dir: PathBuf,
         /// Where the spec of the new life comes from; without one it is that of the old.
         spec: Option<PathBuf>,
+        /// The directory of kernels' text.
+        text: Option<PathBuf>,
         /// Whether it waits for a `resume`.
         paused: bool,
         /// Whether its memory is compared with the checksum first.
@@ -149,7 +153,7 @@ pub fn parse(arguments: impl IntoIterator<Item = String>) -> Result<Command, Str
     let mut process = Process::default();
     let mut options = Options::default();
     let (mut probe, mut json, mut paused, mut verify) = (false, false, false, false);
-    let (mut restore, mut inspect, mut jail, mut uid) = (None, None, None, None);
+    let (mut restore, mut text, mut inspect, mut jail, mut uid) = (None, None, None, None, None);
     while let Some(name) = arguments.next() {
         match name.as_str() {
             "--help" | "-h" => return Ok(Command::Help),
@@ -198,6 +202,7 @@ pub fn parse(arguments: impl IntoIterator<Item = String>) -> Result<Command, Str
         match name.as_str() {
             "--spec" => spec_file = Some(PathBuf::from(value()?)),
             "--restore" => restore = Some(PathBuf::from(value()?)),
+            "--text" => text = Some(PathBuf::from(value()?)),
             "--inspect" => inspect = Some(PathBuf::from(value()?)),
             "--trace" => process.trace = Some(PathBuf::from(value()?)),
             "--cgroup" => process.cgroup = Some(PathBuf::from(value()?)),
@@ -215,7 +220,7 @@ pub fn parse(arguments: impl IntoIterator<Item = String>) -> Result<Command, Str
     if probe && let Some(jail) = process.jail {
         return Ok(Command::TryJail(jail));
     }
-    let for_run = process != Process::default() || restore.is_some() || paused;
+    let for_run = process != Process::default() || restore.is_some() || text.is_some() || paused;
     let for_run = for_run || spec_file.is_some() || options.given.is_some();
     if let Some(dir) = inspect {
         return match probe || json || for_run {
@@ -236,9 +241,9 @@ pub fn parse(arguments: impl IntoIterator<Item = String>) -> Result<Command, Str
         (Some(_), None, None) if process.jail.is_some() => {
             return Err("--restore with --jail wants --spec; see --help".to_owned());
         }
-        (Some(dir), spec, None) => Machine::Snapshot { dir, spec, paused, verify },
-        (None, ..) if paused || verify => {
-            return Err("--paused and --verify belong to --restore; see --help".to_owned());
+        (Some(dir), spec, None) => Machine::Snapshot { dir, spec, text, paused, verify },
+        (None, ..) if paused || verify || text.is_some() => {
+            return Err("--text, --paused and --verify belong to --restore; see --help".to_owned());
         }
         (None, Some(_), Some(option)) => {
             return Err(format!("{option} and --spec exclude each other; see --help"));
@@ -431,17 +436,24 @@ mod tests {
         let dir = PathBuf::from("d");
         assert_eq!(
             machine("--restore d"),
-            Machine::Snapshot { dir: dir.clone(), spec: None, paused: false, verify: false }
+            Machine::Snapshot { dir: dir.clone(), spec: None, text: None, paused: false, verify: false }
         );
         assert_eq!(
-            machine("--restore=d --paused --spec s --control --verify"),
-            Machine::Snapshot { dir: dir.clone(), spec: Some("s".into()), paused: true, verify: true }
+            machine("--restore=d --text t --paused --spec s --control --verify"),
+            Machine::Snapshot {
+                dir: dir.clone(),
+                spec: Some("s".into()),
+                text: Some("t".into()),
+                paused: true,
+                verify: true
+            }
         );
         assert_eq!(parse_words("--inspect d --verify"), Ok(Command::Inspect { dir, verify: true }));
         for line in [
             "--restore d --cpus 1",
             "--paused --spec s",
             "--verify --kernel k",
+            "--text t --kernel k",
             "--inspect d --paused",
             "--inspect d --restore d",
         ] {

@@ -20,7 +20,7 @@ use vmm::{
     parts::{Parts, Purpose},
     probe,
     seccomp::{self, Thread},
-    snapshot::{self, files::Files, refusal::Refusal, restore::Snapshot},
+    snapshot::{self, files::Files, refusal::Refusal, restore::Snapshot, text::Texts},
     spec::VmSpec,
     trace::{self, Trace},
     vm::Vm,
@@ -120,7 +120,9 @@ fn inspect(dir: &Path, verify: bool) -> End {
     }
     let verified = match verify {
         false => Ok(()),
-        true => Snapshot::open(dir).and_then(|it| it.memory(it.header.spec.memory_mib, true)).map(|_| ()),
+        true => {
+            Snapshot::open(dir).and_then(|it| it.memory(it.header.spec.memory_mib, true, None)).map(|_| ())
+        }
     };
     let header = verified.and_then(|()| snapshot::restore::header(dir));
     match header.map(|header| header.to_json()) {
@@ -143,7 +145,7 @@ fn run(run: Run, (owner, stream): Ownership, started_us: u64) -> End {
     trace.step_at("start", started_us);
     let confine = |parts: Parts| confine(parts, &run.process, owner, stream.as_ref(), &trace);
     let made = match run.machine {
-        Machine::Snapshot { dir, spec, paused, verify } => {
+        Machine::Snapshot { dir, spec, text, paused, verify } => {
             let files = match Files::open(&dir) {
                 Ok(files) => files,
                 Err(refusal) => return refused(refusal),
@@ -156,11 +158,12 @@ fn run(run: Run, (owner, stream): Ownership, started_us: u64) -> End {
                 Err(refusal) => return refused(refusal),
             };
             trace.step("spec read");
+            let texts = text.as_deref().map(Texts::open).unwrap_or_default();
             let parts = Parts::open(&spec, Purpose::Restore, &trace).and_then(confine);
             parts.and_then(|parts| {
                 let snapshot = Snapshot::read(files)?;
                 trace.step("snapshot read");
-                Ok((Vm::go_on(parts, snapshot, verify, Arc::clone(&trace))?, paused))
+                Ok((Vm::go_on(parts, snapshot, texts, verify, Arc::clone(&trace))?, paused))
             })
         }
         machine @ (Machine::Options(_) | Machine::File(_)) => {

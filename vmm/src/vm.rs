@@ -34,6 +34,7 @@ use crate::{
         restore::Snapshot,
         sections::State,
         subject::{Kernel, Learning, Subject},
+        text::{Text, Texts},
         working_set::Ahead,
     },
     spec::VmSpec,
@@ -71,6 +72,7 @@ struct Origin {
     kernel: Kernel,
     files: OpenFiles,
     backing: Backing,
+    text: Text,
     cpuid: Template,
     learning: Learning,
 }
@@ -104,6 +106,7 @@ impl Vm {
             kernel: kernel.map_or(Kernel::Unknown, Kernel::Booted),
             files,
             backing,
+            text: loaded.text.clone().map_or(Text::Unknown, Text::Loaded),
             cpuid: frame.template(spec.cpus)?,
             learning: Learning::Watched { apart: None, first: None },
         };
@@ -126,16 +129,17 @@ impl Vm {
         verify: bool,
         trace: Arc<Trace>,
     ) -> Result<Self, SetupError> {
-        Self::go_on(Parts::open(spec, Purpose::Restore, &trace)?, snapshot, verify, trace)
+        Self::go_on(Parts::open(spec, Purpose::Restore, &trace)?, snapshot, Texts::default(), verify, trace)
     }
 
-    /// The same, of parts that are open.
+    /// The same, of parts that are open, with the kernel's text from one of these files if it is in there.
     ///
     /// # Errors
     /// The host refuses, or the snapshot is refused.
     pub fn go_on(
         parts: Parts,
         snapshot: Snapshot,
+        texts: Texts,
         verify: bool,
         trace: Arc<Trace>,
     ) -> Result<Self, SetupError> {
@@ -144,18 +148,20 @@ impl Vm {
         let spec = VmSpec { balloon: snapshot.header.spec.balloon, ..spec };
         snapshot.check(&spec, &files)?;
         cpu::check(&snapshot.state.machine.cpuid, frame.template(spec.cpus)?.entries())?;
-        let (guest, backing) = snapshot.memory(spec.memory_mib, verify)?;
+        let text = snapshot.header.text.as_ref();
+        let text = text.and_then(|id| texts.find(id, u64::from(spec.memory_mib) << 20));
+        let (guest, backing) = snapshot.memory(spec.memory_mib, verify, text.as_ref())?;
         // A base's guest has all its work before it.
         let is_base = snapshot.header.disks.is_none();
         let (first, learning) = match snapshot.working_set() {
             Some(list) => {
                 let list = if is_base { list.all_first() } else { list };
-                let (first, rest) = list.ahead(&guest, backing.mapped());
-                (Some(first), Learning::Known { list, rest: Some(rest) })
+                let (first, rest) = list.ahead(&guest, &backing.mapped());
+                (Some(first.with_text(backing.text())), Learning::Known { list, rest: Some(rest) })
             }
             // A host that cannot do that has a list with neighbours, which costs a little time.
             None => {
-                (None, Learning::Watched { apart: Apart::new(&guest, backing.mapped()).ok(), first: None })
+                (None, Learning::Watched { apart: Apart::new(&guest, &backing.mapped()).ok(), first: None })
             }
         };
         first.iter().for_each(Ahead::make);
@@ -193,7 +199,8 @@ impl Vm {
         }
         crate::hold::at("vmm has restored");
         let kernel = header.kernel.map_or(Kernel::Unknown, Kernel::Resumed);
-        let origin = Origin { kernel, files, backing, cpuid, learning };
+        let text = header.text.map_or(Text::Unknown, Text::Resumed);
+        let origin = Origin { kernel, files, backing, text, cpuid, learning };
         frame.finish(spec, guest, console, devices, vcpus, origin, trace)
     }
 
@@ -350,6 +357,7 @@ impl Frame {
             kernel: origin.kernel,
             files: origin.files,
             backing: origin.backing,
+            text: origin.text,
             learning: Mutex::new(origin.learning),
             worker: Worker::default(),
         });

@@ -1,13 +1,16 @@
 //! What goes along with a machine's process while it runs: its usage is written down, its health checked, and the next one's
 //! jail begun.
 
+use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use super::health::Watch;
 use super::{Conversation, Monitor};
+use crate::kernel_text;
 use crate::network;
+use crate::paths::Paths;
 use crate::usage::{Ledger, Meter, Sources};
-use crate::vm::{Post, leave_spare};
+use crate::vm::{Post, leave_spare, spawn as spawn_thread};
 
 /// When a start is over for everybody who waits for it.
 const SETTLED: Duration = Duration::from_millis(300);
@@ -25,8 +28,9 @@ pub struct Company {
     pub watch: Option<Watch>,
     /// Requests that wait for the end of a check.
     pub deferred: Vec<Conversation>,
-    /// When a part of the next machine's jail is to be made.
+    /// When a part of the next machine's jail is to be made, and the text of the base kept that this one has come from.
     spare_due: Option<Instant>,
+    text: Option<(Paths, PathBuf)>,
 }
 
 impl Company {
@@ -56,6 +60,10 @@ impl Company {
         }
         if self.spare_due.take_if(|due| *due <= Instant::now()).is_some() {
             leave_spare();
+            if let Some((paths, snapshot)) = self.text.take() {
+                // Nothing is missed where it does not start.
+                let _ = spawn_thread("text", move || kernel_text::keep(&paths, &snapshot));
+            }
         }
     }
 }
@@ -70,6 +78,7 @@ impl Monitor<'_> {
         let directory = self.machine.directory();
         company.watch = Watch::begin(paths, record, directory, facts.ipv4, place.post.clone());
         company.spare_due = Some(Instant::now() + SETTLED);
+        company.text = self.base.as_ref().map(|base| (paths.clone(), base.directory.clone()));
     }
 
     /// The record may be another than before.

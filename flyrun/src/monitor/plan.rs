@@ -118,6 +118,7 @@ impl Monitor<'_> {
             console: (!self.view.show_console).then(|| self.machine.directory().join("console.log")),
             cgroup: self.cgroup.as_ref().map(|cgroup| cgroup.path().to_path_buf()),
             restore: self.machine.record().snapshot.as_ref().map(|_| self.snapshot_directory()),
+            text: Some(self.host.paths.kernel_text()),
             lock: Some(self.machine.share_lock()?),
             streams: Some(Streams {
                 outputs: self.outputs.clone(),

@@ -61,6 +61,8 @@ pub struct VmPlan {
     pub cgroup: Option<PathBuf>,
     /// The snapshot to go on from, instead of a boot.
     pub restore: Option<PathBuf>,
+    /// Where the text of kernels is that a snapshot may share.
+    pub text: Option<PathBuf>,
     /// The machine's lock, which flyrun-vmm holds too: a machine whose monitor was killed is owned until all of it has ended.
     pub lock: Option<File>,
 }
@@ -411,6 +413,9 @@ fn command(
     }
     if let Some(directory) = &plan.restore {
         command.arg("--restore").arg(directory);
+        if let Some(text) = &plan.text {
+            command.arg("--text").arg(text);
+        }
     }
     if let Some(file) = trace::vmm_file() {
         command.arg("--trace").arg(file);

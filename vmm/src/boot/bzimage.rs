@@ -34,6 +34,8 @@ pub fn load(memory: &Memory, mut file: File) -> Result<LoadedKernel, String> {
         entry: GuestAddress(start + ENTRY_64),
         end: loaded.kernel_end.max(start + init_size),
         setup_header: Some(header),
+        // It is packed.
+        text: None,
     })
 }
 

@@ -74,7 +74,7 @@ mod tests {
     use crate::memory::reserve;
 
     fn kernel(end: u64) -> LoadedKernel {
-        LoadedKernel { entry: GuestAddress(0x10_0000), end, setup_header: None }
+        LoadedKernel { entry: GuestAddress(0x10_0000), end, setup_header: None, text: None }
     }
 
     fn named(paths: &[std::path::PathBuf]) -> Vec<Named> {

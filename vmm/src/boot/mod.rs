@@ -11,6 +11,7 @@ pub mod registers;
 use std::{
     fs::File,
     io,
+    ops::Range,
     os::unix::fs::FileExt,
     path::{Path, PathBuf},
 };
@@ -80,6 +81,8 @@ pub struct LoadedKernel {
     pub end: u64,
     /// The setup header of a bzImage, which the zero page must repeat.
     pub setup_header: Option<setup_header>,
+    /// The whole huge pages that hold nothing but its text, in one piece, if there are any.
+    pub text: Option<Range<u64>>,
 }
 
 /// A file and what it is called.

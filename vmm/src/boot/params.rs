@@ -82,7 +82,7 @@ mod tests {
     use crate::memory::{HIGH_START, LOW_END, reserve};
 
     fn kernel() -> LoadedKernel {
-        LoadedKernel { entry: GuestAddress(0x100_0000), end: 0x200_0000, setup_header: None }
+        LoadedKernel { entry: GuestAddress(0x100_0000), end: 0x200_0000, setup_header: None, text: None }
     }
 
     fn ram(map: &[boot_e820_entry]) -> u64 {

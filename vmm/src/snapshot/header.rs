@@ -5,6 +5,7 @@ use serde::{Deserialize, Serialize};
 use super::{
     identity::{DiskId, KernelId},
     refusal::Refusal,
+    text::TextId,
 };
 use crate::spec::VmSpec;
 
@@ -25,6 +26,9 @@ pub struct Header {
     pub disks: Option<Vec<DiskId>>,
     /// Its memory.
     pub memory: MemorySummary,
+    /// The part of its memory that other machines with this kernel have too, where it is known and was not written to.
+    #[serde(default)]
+    pub text: Option<TextId>,
 }
 
 /// The CPU that the guest saw.

@@ -32,6 +32,7 @@ use super::{
     pages::{self, Still, push},
     refusal::Refusal,
     sections::MemoryState,
+    text::SharedText,
 };
 use crate::{
     memory::{HUGE_PAGE, PAGE},
@@ -67,6 +68,8 @@ pub struct Backing {
     data: Vec<Range<u64>>,
     /// The parts of memory that are mapped from files, in order.
     mapped: Vec<Range<u64>>,
+    /// That of them which is mapped from another file with the same content.
+    text: Option<Range<u64>>,
     /// What of them the guest has given back.
     given_back: Arc<GivenBack>,
 }
@@ -101,18 +104,35 @@ pub struct Plan {
 }
 
 impl Backing {
-    /// Maps a snapshot's memory.
+    /// Maps a snapshot's memory, of which the text may be in a file that other machines have too.
     ///
     /// # Errors
     /// A file is missing or has another length, or the list of a clone's pages is none.
-    pub fn restore(files: &MemoryFiles, memory: &Memory, state: &MemoryState) -> Result<Self, Refusal> {
+    pub fn restore(
+        files: &MemoryFiles,
+        memory: &Memory,
+        state: &MemoryState,
+        text: Option<&SharedText>,
+    ) -> Result<Self, Refusal> {
+        let mut backing = Self::restore_own(files, memory, state)?;
+        // All of it is a snapshot's, or what is written of it could not be told from what is not.
+        let is_within = |range: &Range<u64>| without(vec![range.clone()], &backing.mapped).is_empty();
+        if let Some(text) = text.filter(|text| is_within(text.range())) {
+            let mapped = text.map(memory);
+            mapped.map_err(|error| Refusal::Host(format!("cannot map the kernel's text: {error}")))?;
+            backing.text = Some(text.range().clone());
+        }
+        Ok(backing)
+    }
+
+    fn restore_own(files: &MemoryFiles, memory: &Memory, state: &MemoryState) -> Result<Self, Refusal> {
         let bytes = pages::image_bytes(memory);
         let own = files.own(bytes)?;
         let failed = |error: io::Error| Refusal::Host(format!("cannot map the snapshot's memory: {error}"));
         let Some(extents) = &state.extents else {
             let data = map_data(memory, &own, bytes, state)?;
             let (given_back, mapped) = (Arc::new(GivenBack::new(bytes, &data)), data.clone());
-            return Ok(Self { own: Some(own), base: None, data, mapped, given_back });
+            return Ok(Self { own: Some(own), base: None, data, mapped, text: None, given_back });
         };
         let extents = ranges(extents, bytes)?;
         let base = files.base(bytes)?;
@@ -130,12 +150,17 @@ impl Backing {
         }
         let mapped = union(mapped, Vec::new());
         let given_back = Arc::new(GivenBack::new(bytes, &union(mapped.clone(), extents.clone())));
-        Ok(Self { own: Some(own), base: Some((base, extents)), data, mapped, given_back })
+        Ok(Self { own: Some(own), base: Some((base, extents)), data, mapped, text: None, given_back })
     }
 
-    /// The parts of memory that are mapped from files, in order and apart.
-    pub fn mapped(&self) -> &[Range<u64>] {
-        &self.mapped
+    /// The parts of memory that are mapped from the snapshot's files, in order and apart.
+    pub fn mapped(&self) -> Vec<Range<u64>> {
+        without(self.mapped.clone(), self.text.as_slice())
+    }
+
+    /// The part that is mapped from a file of text.
+    pub fn text(&self) -> Option<&Range<u64>> {
+        self.text.as_ref()
     }
 
     /// What the guest gives back is to be told to this.

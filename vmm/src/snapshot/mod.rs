@@ -26,6 +26,7 @@ pub mod restore;
 pub mod save;
 pub mod sections;
 pub mod subject;
+pub mod text;
 pub mod vcpu;
 pub mod working_set;
 

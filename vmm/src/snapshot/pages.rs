@@ -63,8 +63,19 @@ pub(super) fn pieces(memory: &Memory, range: Range<u64>) -> impl Iterator<Item =
 /// # Errors
 /// The host's.
 pub fn map(memory: &Memory, file: &File, range: Range<u64>) -> io::Result<()> {
+    let start = range.start;
+    map_from(memory, file, range, start)
+}
+
+/// The same of a file that has the part from this offset on.
+///
+/// # Errors
+/// The host's.
+pub fn map_from(memory: &Memory, file: &File, range: Range<u64>, from: u64) -> io::Result<()> {
+    let start = range.start;
     for piece in pieces(memory, range) {
-        let offset = libc::off_t::try_from(piece.offset).map_err(io::Error::other)?;
+        let offset = (piece.offset - start).checked_add(from).map(libc::off_t::try_from);
+        let offset = offset.and_then(Result::ok).ok_or(io::ErrorKind::InvalidInput)?;
         let length = usize::try_from(piece.bytes).map_err(io::Error::other)?;
         let prot = libc::PROT_READ | libc::PROT_WRITE;
         let flags = libc::MAP_PRIVATE | libc::MAP_FIXED | libc::MAP_NORESERVE;
@@ -255,9 +266,17 @@ impl<'a> Still<'a> {
     /// # Errors
     /// The host does not let this process see its page tables.
     pub fn anonymous(&self) -> io::Result<Vec<Range<u64>>> {
+        self.anonymous_within(0..image_bytes(self.0))
+    }
+
+    /// Those of them in that part of the image.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn anonymous_within(&self, range: Range<u64>) -> io::Result<Vec<Range<u64>>> {
         let pagemap = pagemap()?;
         let mut ranges = Vec::new();
-        for piece in pieces(self.0, 0..image_bytes(self.0)) {
+        for piece in pieces(self.0, range) {
             let first = piece.address as u64;
             let addresses = first..first + piece.bytes;
             let mut add = |found: Range<u64>| {

@@ -18,6 +18,7 @@ use super::{
     pages::Still,
     refusal::Refusal,
     sections::State,
+    text::SharedText,
     working_set::WorkingSet,
 };
 use crate::{
@@ -90,11 +91,16 @@ impl Snapshot {
     }
 
     /// Guest memory of that size with the snapshot's content, mapped, and where it comes from. `verify`: all of it is read
-    /// and compared with the checksum.
+    /// from its files and compared with the checksum. `text`: what of it there is in a file that machines have in common.
     ///
     /// # Errors
     /// A file of the snapshot is not what was written, or nobody has asked for a checksum then.
-    pub fn memory(&self, mib: u32, verify: bool) -> Result<(Memory, Backing), Refusal> {
+    pub fn memory(
+        &self,
+        mib: u32,
+        verify: bool,
+        text: Option<&SharedText>,
+    ) -> Result<(Memory, Backing), Refusal> {
         if mib > MAX_MEMORY_MIB {
             return Err(Refusal::Corrupted(format!("no machine has {mib} MiB of memory")));
         }
@@ -104,7 +110,7 @@ impl Snapshot {
             // What is in the files and in no list counts too.
             state.data = None;
         }
-        let backing = Backing::restore(&self.files, &memory, &state)?;
+        let backing = Backing::restore(&self.files, &memory, &state, text.filter(|_| !verify))?;
         if verify {
             // SAFETY: nobody else knows this memory yet.
             let still = unsafe { Still::new(&memory) };

@@ -112,7 +112,10 @@ fn attempt(
         true => Some(sum(subject, &still, given_up)?),
         false => None,
     };
-    let state_bytes = write_state(subject, &plan, &state, Asked { any_disks, checksum }, dir, given_up)?;
+    let text = subject.text.id(&still, &subject.backing.given_back().ranges(), any_disks);
+    let text = text.map_err(failed("/proc/self/pagemap"))?;
+    let asked = Asked { any_disks, checksum, text };
+    let state_bytes = write_state(subject, &plan, &state, asked, dir, given_up)?;
     hold::at("vmm has written state");
     if given_up() {
         return Err(NotSaved::GivenUp);

@@ -15,6 +15,7 @@ use super::{
     identity::{DiskId, FileId, KernelId, OpenFiles},
     image::{Backing, Plan},
     sections::{MemoryState, State},
+    text::{Text, TextId},
     vcpu,
     working_set::{Ahead, Pages, WorkingSet},
 };
@@ -32,12 +33,14 @@ pub enum Kernel {
 }
 
 /// What was asked of the snapshot that a header is of.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub struct Asked {
     /// Whether the guest knows nothing of its disks.
     pub any_disks: bool,
     /// That of its memory.
     pub checksum: Option<u32>,
+    /// The text that is as it was.
+    pub text: Option<TextId>,
 }
 
 /// A machine's parts.
@@ -64,6 +67,8 @@ pub struct Subject {
     pub files: OpenFiles,
     /// Where memory comes from.
     pub backing: Backing,
+    /// What is known of its kernel's text.
+    pub text: Text,
     /// What is known of the pages that it touches first.
     pub learning: Mutex<Learning>,
     /// Does what the event loop cannot wait for.
@@ -161,6 +166,7 @@ impl Subject {
                 base: plan.has_base(),
                 checksum: asked.checksum,
             },
+            text: asked.text,
         })
     }
 

@@ -63,6 +63,8 @@ pub struct Pages {
 #[derive(Debug)]
 pub struct Ahead {
     memory: Memory,
+    /// The first page of each huge page of text: KVM maps all of it with that.
+    text: Vec<Range<u64>>,
     written: Vec<Range<u64>>,
     read: Vec<Range<u64>>,
 }
@@ -74,7 +76,7 @@ impl Pages {
     /// # Errors
     /// The host does not let this process see its page tables.
     pub fn touched(memory: &Memory, backing: &Backing) -> io::Result<Self> {
-        let parts = blocks(backing.mapped(), pages::image_bytes(memory));
+        let parts = blocks(&backing.mapped(), pages::image_bytes(memory));
         let Touched { written, read } = pages::touched(memory, &parts)?;
         Ok(Self { written: extents(&written), read: extents(&read) })
     }
@@ -88,7 +90,7 @@ impl Pages {
     fn within(&self, memory: &Memory, parts: &[Range<u64>], left: &mut u64) -> Ahead {
         let written = within(&self.written, parts, left);
         let read = within(&self.read, parts, left);
-        Ahead { memory: memory.clone(), written, read }
+        Ahead { memory: memory.clone(), text: vec![], written, read }
     }
 }
 
@@ -171,6 +173,13 @@ impl WorkingSet {
 }
 
 impl Ahead {
+    /// The same with a part of memory that is mapped from huge pages.
+    #[must_use]
+    pub fn with_text(self, range: Option<&Range<u64>>) -> Self {
+        let firsts = range.into_iter().flat_map(|range| range.clone().step_by(HUGE_PAGE as usize));
+        Self { text: firsts.map(|first| first..first + PAGE).collect(), ..self }
+    }
+
     /// Has the pages that will be written there, for this process. Cheaper before KVM has the memory, which it is told about
     /// each of them.
     pub fn make(&self) {
@@ -193,7 +202,8 @@ impl Ahead {
     }
 
     fn give_while(&self, vcpu: BorrowedFd<'_>, is_to_run: &dyn Fn() -> bool) {
-        let all = joined(self.written.iter().chain(&self.read).cloned().collect());
+        let mut all = self.text.clone();
+        all.extend(joined(self.written.iter().chain(&self.read).cloned().collect()));
         // KVM has this process map what it does not have yet.
         let mut to_give = all.into_iter().take_while(|_| is_to_run());
         if to_give.try_for_each(|range| pages::fault_in(&self.memory, range, vcpu)).is_err() {
@@ -215,8 +225,9 @@ impl Ahead {
         };
         let (written, more_written) = soon_of(self.written);
         let (read, more_read) = soon_of(self.read);
-        let later = Self { memory: self.memory.clone(), written: more_written, read: more_read };
-        (Self { memory: self.memory, written, read }, later)
+        let later =
+            Self { memory: self.memory.clone(), text: vec![], written: more_written, read: more_read };
+        (Self { written, read, ..self }, later)
     }
 
     /// Has the pages that are only read there for this process, by the worker, while the guest runs.
@@ -365,7 +376,8 @@ mod tests {
         let restored = || {
             let memory = reserve(4).unwrap();
             let backing =
-                Backing::restore(&MemoryFiles::open(dir.path()), &memory, &MemoryState::default()).unwrap();
+                Backing::restore(&MemoryFiles::open(dir.path()), &memory, &MemoryState::default(), None)
+                    .unwrap();
             (memory, backing)
         };
         let (memory, backing) = restored();
@@ -378,7 +390,7 @@ mod tests {
         assert!(touched.read.iter().any(|Extent(first, count)| (*first..first + count).contains(&700)));
 
         let (memory, backing) = restored();
-        let (first, rest) = WorkingSet::new(Pages::default(), &touched).ahead(&memory, backing.mapped());
+        let (first, rest) = WorkingSet::new(Pages::default(), &touched).ahead(&memory, &backing.mapped());
         assert!(first.written.is_empty() && first.read.is_empty());
         rest.make();
         // What is no vCPU gives nothing to a guest.
@@ -394,6 +406,7 @@ mod tests {
         let memory = reserve(64).unwrap();
         let mib = |range: Range<u64>| range.start << 20..range.end << 20;
         let all = Ahead {
+            text: vec![],
             memory: memory.clone(),
             written: vec![mib(0..3), mib(4..10)],
             read: vec![mib(20..24), mib(30..32), mib(40..41)],
@@ -409,7 +422,7 @@ mod tests {
         let (one, other) = (0..HUGE_PAGE, 2 * HUGE_PAGE..3 * HUGE_PAGE);
         let memory = reserve(8).unwrap();
         let written = vec![one.clone(), other.clone()];
-        let ahead = Ahead { memory: memory.clone(), written, read: vec![] };
+        let ahead = Ahead { memory: memory.clone(), text: vec![], written, read: vec![] };
         let no_vcpu = File::open("/dev/null").unwrap();
         let all = [Range { start: 0, end: pages::image_bytes(&memory) }];
         let written_while = |turns: usize| {
@@ -431,8 +444,8 @@ mod tests {
         let memory = reserve(4).unwrap();
         // The rest of the second 2 MiB is of no file.
         let state = MemoryState { extents: None, data: Some(vec![Extent(0, 800)]) };
-        let backing = Backing::restore(&MemoryFiles::open(dir.path()), &memory, &state).unwrap();
-        let Ok(_apart) = Apart::new(&memory, backing.mapped()) else {
+        let backing = Backing::restore(&MemoryFiles::open(dir.path()), &memory, &state, None).unwrap();
+        let Ok(_apart) = Apart::new(&memory, &backing.mapped()) else {
             eprintln!("skipped: this host cannot map pages apart");
             return;
         };
