@@ -55,20 +55,18 @@ use crate::cli::{Background, Cli};
 use crate::exit_code::ExitCode;
 
 /// What a user asks for.
-pub fn command() -> std::process::ExitCode {
+pub fn command() -> u8 {
     conclude(|| Ok(Cli::read()?.execute()))
 }
 
 /// What flyrun starts by itself, and no user: a machine's monitor, or the process that becomes a virtiofsd.
-pub fn background() -> std::process::ExitCode {
+pub fn background() -> u8 {
     conclude(|| Ok(Background::read()?.execute()))
 }
 
 /// Does what a command line says, and tells how that ended. Not one enum of all commands: the small program has no code of
 /// those that it does not know.
-fn conclude(
-    command: impl FnOnce() -> Result<error::Result<ExitCode>, clap::Error>,
-) -> std::process::ExitCode {
+fn conclude(command: impl FnOnce() -> Result<error::Result<ExitCode>, clap::Error>) -> u8 {
     trace::step("main");
     let code = match command() {
         Ok(Ok(code)) => code,
@@ -85,5 +83,5 @@ fn conclude(
         }
     };
     trace::finish();
-    std::process::ExitCode::from(code.number())
+    code.number()
 }

@@ -1,6 +1,13 @@
 //! `flyrun`: boots any OCI image as a KVM microVM. What it does is in `lib.rs`.
-#![forbid(unsafe_code)]
+#![deny(unsafe_code)]
+#![no_main]
 
-fn main() -> std::process::ExitCode {
-    flyrun::command()
+/// The C library's ([`vmm::entry`]).
+#[allow(
+    unsafe_code,
+    reason = "no other function of the program has that name, and the C library calls it once"
+)]
+#[unsafe(no_mangle)]
+pub extern "C" fn main() -> std::ffi::c_int {
+    vmm::entry::enter(flyrun::command)
 }

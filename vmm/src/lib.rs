@@ -9,6 +9,7 @@ pub mod channel;
 pub mod console;
 pub mod cpuid;
 pub mod ending;
+pub mod entry;
 pub mod error;
 pub mod event_loop;
 pub mod exit;

@@ -1,10 +1,10 @@
 //! `flyrun-vmm`: the process that is one machine.
+#![no_main]
 
 use std::{
     io::{Read, Write},
     os::unix::net::UnixStream,
     path::{Path, PathBuf},
-    process::ExitCode,
     sync::Arc,
 };
 
@@ -26,7 +26,14 @@ use vmm::{
     vm::Vm,
 };
 
-fn main() -> ExitCode {
+/// The C library's.
+// SAFETY: no other function of the program has that name, and the C library calls it once.
+#[unsafe(no_mangle)]
+pub extern "C" fn main() -> libc::c_int {
+    vmm::entry::enter(program)
+}
+
+fn program() -> u8 {
     let started_us = trace::now_us();
     let arguments = std::env::args_os().skip(1).map(|a| a.to_string_lossy().into_owned());
     let end = match args::parse(arguments) {
@@ -47,7 +54,7 @@ fn main() -> ExitCode {
         // Nobody is left to tell if standard error is closed.
         let _closed = writeln!(std::io::stderr(), "flyrun-vmm: {}", end.reason.replace('\n', " "));
     }
-    ExitCode::from(end.exit as u8)
+    end.exit.code()
 }
 
 fn print(text: &str) -> End {
