@@ -23,7 +23,9 @@ FIXED := target/fixed
 # Where they were built is not in them: the same commit gives the same bytes anywhere (`make reproduce`).
 CARGO_DIR := $(or $(CARGO_HOME),$(HOME)/.cargo)
 STATIC := -C target-feature=+crt-static -C link-arg=-Wl,-z,pack-relative-relocs --remap-path-prefix=$(CURDIR)=/flyrun --remap-path-prefix=$(CARGO_DIR)=/cargo
-BUILD := CFLAGS="-ffile-prefix-map=$(CURDIR)=/flyrun -ffile-prefix-map=$(CARGO_DIR)=/cargo" cargo build --locked --release --target $(TARGET)
+# The functions that a start runs lie together in all three programs; `benches/order` makes the list anew.
+START_ORDER := FLYRUN_START_ORDER=$(CURDIR)/benches/start.order
+BUILD := $(START_ORDER) CFLAGS="-ffile-prefix-map=$(CURDIR)=/flyrun -ffile-prefix-map=$(CARGO_DIR)=/cargo" cargo build --locked --release --target $(TARGET)
 
 .PHONY: help demo build kernel programs test unit e2e bench soak fuzz sbom reproduce install fmt lint images attacker clean
 

@@ -7,6 +7,9 @@ mod lists;
 #[allow(dead_code, reason = "the crate uses the rest")]
 #[path = "src/seccomp/names.rs"]
 mod names;
+#[path = "../flyrun/build.rs"]
+#[allow(dead_code, reason = "as a program of its own, it has a main")]
+mod order;
 #[path = "build/shorten.rs"]
 mod shorten;
 
@@ -32,6 +35,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     println!("cargo::rerun-if-changed=build.rs");
     println!("cargo::rerun-if-changed=build");
     println!("cargo::rerun-if-changed=src/seccomp");
+    order::tell();
     let mut text = String::from("pub(super) const PROGRAMS: &[(&str, &[sock_filter])] = &[\n");
     for list in LISTS {
         writeln!(text, "({:?}, &[", list.thread)?;
