@@ -1,10 +1,17 @@
-//! A machine's cgroup on the host, which holds flyrun-vmm to its share of the CPU, and to the memory and tasks that its machine is made
-//! of, whatever becomes of it (Linux, Documentation/admin-guide/cgroup-v2.rst). Only a machine with a limit of the CPU has one, unless
-//! `FLYRUN_CGROUP=on`: entering a cgroup is waiting for RCU, some 20 ms now and then, where the hierarchy has no favordynmods.
+//! A machine's cgroup on the host, which holds all that works for the machine to its share of the CPU, and flyrun-vmm to the memory and
+//! tasks that its machine is made of, whatever becomes of it (Linux, Documentation/admin-guide/cgroup-v2.rst). Only a machine with a
+//! limit of the CPU has one, unless `FLYRUN_CGROUP=on`: entering a cgroup is waiting for RCU, some 20 ms now and then, where the
+//! hierarchy has no favordynmods.
+//!
+//! ```text
+//! flyrun/HOST-MACHINE/          the CPU's share and limit, of both together
+//! flyrun/HOST-MACHINE/vmm       flyrun-vmm, vhost's threads, virtiofsd; the limits of memory and tasks
+//! flyrun/HOST-MACHINE/monitor   the monitor while the machine runs, without limits of its own: it writes down what becomes of those
+//! ```
 
 use std::fs;
 use std::io;
-use std::path::{Path, PathBuf};
+use std::path::{Component, Path, PathBuf};
 use std::time::Duration;
 
 use crate::error::{Error, Result};
@@ -18,6 +25,15 @@ const PARENT: &str = "flyrun";
 const PERIOD_USEC: u64 = 100_000;
 /// The kernel's least quota, in microseconds.
 const MIN_QUOTA_USEC: u64 = 1_000;
+/// Where the processes are: the kernel allows none beside a cgroup that has limits.
+const VMM: &str = "vmm";
+const MONITOR: &str = "monitor";
+/// Where a cgroup's processes are listed, and put.
+const PROCESSES: &str = "cgroup.procs";
+const CPU: &str = "cpu";
+const CONTROLLERS: &[&str] = &[CPU, "memory", "pids"];
+/// Those whose limits are not the machine's, but its VMM's.
+const OF_PROCESSES: &[&str] = &["memory", "pids"];
 /// `on` gives each machine a cgroup.
 const SWITCH: &str = "FLYRUN_CGROUP";
 /// What flyrun-vmm, its kernel threads and buffers take beside the guest's memory at most.
@@ -37,7 +53,10 @@ const REMOVAL_PAUSE: Duration = Duration::from_millis(10);
 /// The cgroup of one machine, removed when dropped.
 #[derive(Debug)]
 pub struct Cgroup {
+    root: PathBuf,
     path: PathBuf,
+    /// Where this process was before it joined.
+    home: Option<PathBuf>,
 }
 
 impl Cgroup {
@@ -55,10 +74,14 @@ impl Cgroup {
         let parent = root.join(PARENT);
         let path = parent.join(format!("{}{machine}", prefix(paths)));
         let make = || {
-            enable_controllers(&root)?;
+            enable(&root, CONTROLLERS)?;
             make_dir(&parent)?;
-            enable_controllers(&parent)?;
-            make_dir(&path)
+            enable(&parent, CONTROLLERS)?;
+            make_dir(&path)?;
+            // Below, one thread is as good as another: the kernel's scheduler knows the machine alone.
+            enable(&path, OF_PROCESSES)?;
+            make_dir(&path.join(VMM))?;
+            make_dir(&path.join(MONITOR))
         };
         // A sweep by another process may take the common directory in the moment before there is something in it.
         let is_lost =
@@ -70,13 +93,14 @@ impl Cgroup {
             }
         }
         made.map_err(|error| refused(&path, &error))?;
-        let cgroup = Cgroup { path };
+        let cgroup = Cgroup { root, path, home: None };
         cgroup.limit(limits)?;
         Ok(cgroup)
     }
 
-    pub fn path(&self) -> &Path {
-        &self.path
+    /// For flyrun-vmm, and what serves it.
+    pub fn of_vmm(&self) -> PathBuf {
+        self.path.join(VMM)
     }
 
     /// Sets other limits.
@@ -103,36 +127,75 @@ impl Cgroup {
     /// # Errors
     /// The kernel's.
     pub fn bound(&self, config: &Config) -> Result<()> {
+        let vmm = self.of_vmm();
         let shares = u64::try_from(config.shares.len()).unwrap_or(0);
         let bounds = [
             ("memory.max", memory_bytes(config.memory.0)),
             ("pids.max", TASKS.saturating_add(TASKS_OF_A_SHARE.saturating_mul(shares))),
         ];
         for (file, value) in bounds {
-            match fs::write(self.path.join(file), value.to_string()) {
+            match fs::write(vmm.join(file), value.to_string()) {
                 // A host without the controller goes without: the limits of the process itself (`vmm::jail`) hold in any case.
                 Err(error) if error.kind() == io::ErrorKind::NotFound => {}
                 // The kernel takes a file that is not there for one that may not be made.
-                Err(error)
-                    if error.kind() == io::ErrorKind::PermissionDenied && !self.path.join(file).exists() => {}
-                other => other.map_err(|error| refused(&self.path.join(file), &error))?,
+                Err(error) if error.kind() == io::ErrorKind::PermissionDenied && !vmm.join(file).exists() => {
+                }
+                other => other.map_err(|error| refused(&vmm.join(file), &error))?,
             }
         }
         Ok(())
     }
 
-    /// Moves a process into it, with all its threads.
+    /// Moves a machine's flyrun-vmm into it, with all its threads.
     ///
     /// # Errors
     /// The kernel's.
     pub fn add(&self, process: u32) -> Result<()> {
-        let file = self.path.join("cgroup.procs");
+        let file = self.of_vmm().join(PROCESSES);
         fs::write(&file, process.to_string()).map_err(|error| refused(&file, &error))
     }
+
+    /// Moves this process, a machine's monitor, into it, unless it was tried before: what it does for the guest is the guest's share.
+    /// To be called by who holds nothing that other machines wait for: this one may have to wait for its turn now.
+    ///
+    /// # Errors
+    /// The kernel's.
+    pub fn join(&mut self) -> Result<()> {
+        if self.home.is_some() {
+            return Ok(());
+        }
+        let own = fs::read_to_string("/proc/self/cgroup").unwrap_or_default();
+        self.home = Some(home(&own, &self.root));
+        enter(&self.path.join(MONITOR))
+    }
+
+    /// Moves this process back to where it was. What is left to do when a machine has ended is the host's work, and nobody waits for it
+    /// longer than the host takes.
+    pub fn leave(&mut self) {
+        let Some(home) = self.home.take() else { return };
+        if enter(&home).is_err() {
+            // It was the last one there, and whoever had made that cgroup has taken it away.
+            let _ = enter(&self.root);
+        }
+    }
+}
+
+/// Moves this process into a cgroup.
+fn enter(cgroup: &Path) -> Result<()> {
+    let file = cgroup.join(PROCESSES);
+    fs::write(&file, "0").map_err(|error| refused(&file, &error))
+}
+
+/// The directory of the cgroup that /proc/self/cgroup tells; the root, where that is none below it.
+fn home(own: &str, root: &Path) -> PathBuf {
+    let path = own.lines().find_map(|line| line.strip_prefix("0::/")).map(Path::new);
+    let is_below = |path: &&Path| path.components().all(|part| matches!(part, Component::Normal(_)));
+    path.filter(is_below).map_or_else(|| root.to_path_buf(), |path| root.join(path))
 }
 
 impl Drop for Cgroup {
     fn drop(&mut self) {
+        self.leave();
         remove(&self.path);
     }
 }
@@ -159,10 +222,15 @@ fn prefix(paths: &Paths) -> String {
 }
 
 fn remove(path: &Path) {
-    for _ in 0..REMOVAL_ATTEMPTS {
-        match fs::remove_dir(path) {
-            Err(error) if error.kind() == io::ErrorKind::ResourceBusy => std::thread::sleep(REMOVAL_PAUSE),
-            _ => break,
+    let _gone_already = fs::remove_dir(path.join(MONITOR));
+    for leaf_or_all in [path.join(VMM), path.to_path_buf()] {
+        for _ in 0..REMOVAL_ATTEMPTS {
+            match fs::remove_dir(&leaf_or_all) {
+                Err(error) if error.kind() == io::ErrorKind::ResourceBusy => {
+                    std::thread::sleep(REMOVAL_PAUSE)
+                }
+                _ => break,
+            }
         }
     }
     // The last one out takes the common directory away.
@@ -182,7 +250,7 @@ fn root() -> Result<PathBuf> {
     let root = mount_point(&mounts).map(PathBuf::from);
     let has_cpu = |root: &PathBuf| {
         let controllers = fs::read_to_string(root.join("cgroup.controllers")).unwrap_or_default();
-        controllers.split_whitespace().any(|name| name == "cpu")
+        controllers.split_whitespace().any(|name| name == CPU)
     };
     root.filter(has_cpu).ok_or_else(|| {
         Error::new("this host has no cgroup v2 with the cpu controller, which CPU limits need")
@@ -205,18 +273,22 @@ fn make_dir(path: &Path) -> io::Result<()> {
     }
 }
 
-/// The CPU's, without which there is no use in it, and those of memory and tasks where the host has them.
-fn enable_controllers(cgroup: &Path) -> io::Result<()> {
+/// Gives what is below a cgroup these controllers: the CPU's, without which there is no use in it, and others where the host has them.
+fn enable(cgroup: &Path, controllers: &[&str]) -> io::Result<()> {
     let file = cgroup.join("cgroup.subtree_control");
     let there = fs::read_to_string(cgroup.join("cgroup.controllers"))?;
     let enabled = fs::read_to_string(&file)?;
     let has = |list: &str, wanted: &str| list.split_whitespace().any(|name| name == wanted);
-    if !has(&enabled, "cpu") {
-        fs::write(&file, "+cpu")?;
-    }
-    for name in ["memory", "pids"].into_iter().filter(|name| has(&there, name) && !has(&enabled, name)) {
-        // Somebody's processes in the cgroup itself, for instance, are no reason to have no limit of the CPU.
-        let _ = fs::write(&file, format!("+{name}"));
+    for name in controllers {
+        let is_needed = *name == CPU;
+        if has(&enabled, name) || !(is_needed || has(&there, name)) {
+            continue;
+        }
+        match fs::write(&file, format!("+{name}")) {
+            Err(error) if is_needed => return Err(error),
+            // Somebody's processes in the cgroup itself, for instance, are no reason to have no limit of the CPU.
+            _ => {}
+        }
     }
     Ok(())
 }
@@ -267,5 +339,14 @@ mod tests {
             "cgroup /sys/fs/cgroup/cpu cgroup rw 0 0\ncgroup2 /sys/fs/cgroup/unified cgroup2 rw 0 0\n";
         assert_eq!(mount_point(mounts), Some("/sys/fs/cgroup/unified"));
         assert_eq!(mount_point("cgroup2 /x ext4 rw 0 0\n\nx\n"), None);
+    }
+
+    #[test]
+    fn a_monitor_goes_home_or_to_the_root_when_that_cannot_be_named() {
+        let root = Path::new("/c");
+        assert_eq!(home("1:cpu:/x\n0::/user.slice/a b.scope\n", root), Path::new("/c/user.slice/a b.scope"));
+        for own in ["", "0::/\n", "0::/../outside\n", "1:cpu:/x\n", "0::relative"] {
+            assert_eq!(home(own, root), root, "{own}");
+        }
     }
 }

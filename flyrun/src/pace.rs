@@ -1,5 +1,6 @@
-//! How often a guest may have a thread of the host do something for it. Such threads are in no cgroup of the machine's: what they
-//! spend is nobody's share, and a guest that owns its kernel can ask without a pause.
+//! How often a guest may have a thread of the host do something for it. Such threads are in no cgroup of a machine without limits, and
+//! of others not before they run for a while: what they spend is nobody's share then, and a guest that owns its kernel can ask without a
+//! pause.
 
 use std::time::{Duration, Instant};
 

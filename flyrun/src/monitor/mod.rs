@@ -55,6 +55,10 @@ use crate::{kernel_text, network, terminal, trace};
 /// Bytes of the host's randomness that each guest starts or goes on with.
 const ENTROPY_BYTES: usize = 64;
 
+/// How long a monitor works for a guest at the host's expense, from its life's start on. A start is over by then, and nobody waits
+/// for the kernel to move a process to another cgroup.
+const JOINS_AFTER: Duration = Duration::from_millis(100);
+
 /// The exit code of a process that was given up with its memory: SIGKILL's.
 pub const KILLED: u8 = 137;
 
@@ -144,6 +148,8 @@ struct Monitor<'a> {
     input: Option<Arc<Input>>,
     /// Holds it to its share of the CPU, if it has such a limit.
     cgroup: Option<Cgroup>,
+    /// When this process joins the cgroup.
+    joins_at: Option<Instant>,
     /// Those who are told when this life has ended.
     waiting: Vec<Conversation>,
     /// The user has ended the machine, so that it is not started again.
@@ -185,6 +191,7 @@ impl<'a> Monitor<'a> {
             outputs,
             input,
             cgroup: None,
+            joins_at: None,
             waiting: Vec::new(),
             is_stopped: false,
             suspending: None,
@@ -330,7 +337,9 @@ impl<'a> Monitor<'a> {
             served.iter().for_each(Served::begin);
             started();
         };
+        self.joins_at = Some(Instant::now() + JOINS_AFTER);
         let result = self.follow(&mut life, &mut company, &mut place, &mut started);
+        self.leave_cgroup();
         if let (Ok(End::Suspended), Some(network)) = (&result, &mut place.network) {
             network.will_come_back();
         }
@@ -367,10 +376,10 @@ impl<'a> Monitor<'a> {
     ) -> Result<End> {
         loop {
             let lease = self.lease.due(Instant::now());
-            let wake =
-                company.due().into_iter().chain(self.learning.as_ref().map(Learning::due)).chain(lease);
-            let wake = wake.min();
+            let learning = self.learning.as_ref().map(Learning::due);
+            let wake = [company.due(), learning, lease, self.joins_at].into_iter().flatten().min();
             let step = life.step(&self.mailbox, &mut self.view.front, wake)?;
+            self.join_cgroup_when_due();
             self.learn(life);
             self.tell_lease();
             let paused = self.machine.record().state == State::Paused || life.is_still();
@@ -459,11 +468,29 @@ impl<'a> Monitor<'a> {
                     cgroup.add(process)?;
                 }
                 self.cgroup = cgroup;
+                // Now, if it would be there already.
+                self.joins_at = process.and(Some(self.joins_at.unwrap_or_else(Instant::now)));
             }
         }
         match (&self.cgroup, process) {
             (Some(cgroup), None) => cgroup.bound(&record.config),
             _ => Ok(()),
+        }
+    }
+
+    /// From now on what this process does for the guest counts as the guest's.
+    fn join_cgroup_when_due(&mut self) {
+        if self.joins_at.take_if(|due| *due <= Instant::now()).is_some()
+            && let Some(Err(error)) = self.cgroup.as_mut().map(Cgroup::join)
+        {
+            eprintln!("flyrun: the machine's monitor is not held to the machine's share: {error}");
+        }
+    }
+
+    fn leave_cgroup(&mut self) {
+        self.joins_at = None;
+        if let Some(cgroup) = &mut self.cgroup {
+            cgroup.leave();
         }
     }
 

@@ -55,9 +55,10 @@ impl Monitor<'_> {
     pub(super) fn serve_shares(&self) -> Result<Vec<Served>> {
         let shares = &self.machine.record().config.shares;
         let Some(daemon) = share::prepare(shares)? else { return Ok(vec![]) };
-        let cgroup = self.cgroup.as_ref().map(Cgroup::path);
-        let start =
-            |(number, share)| Served::start(self.host.library, &daemon, share, number, &self.run_dir, cgroup);
+        let cgroup = self.cgroup.as_ref().map(Cgroup::of_vmm);
+        let start = |(number, share)| {
+            Served::start(self.host.library, &daemon, share, number, &self.run_dir, cgroup.as_deref())
+        };
         shares.iter().enumerate().map(start).collect()
     }
 
@@ -116,7 +117,7 @@ impl Monitor<'_> {
             boot: BootConfig::Run(Box::new(run)),
             delivery,
             console: (!self.view.show_console).then(|| self.machine.directory().join("console.log")),
-            cgroup: self.cgroup.as_ref().map(|cgroup| cgroup.path().to_path_buf()),
+            cgroup: self.cgroup.as_ref().map(Cgroup::of_vmm),
             restore: self.machine.record().snapshot.as_ref().map(|_| self.snapshot_directory()),
             text: Some(self.host.paths.kernel_text()),
             lock: Some(self.machine.share_lock()?),
