@@ -97,7 +97,12 @@ impl Arguments {
 }
 
 fn main() -> ExitCode {
-    match benchmarks(&Arguments::parse()) {
+    let mut words = std::env::args_os().skip(1);
+    let done = match (words.next(), words.next()) {
+        (Some(word), Some(socket)) if word == tenants::ECHO => tenants::echo(socket.as_ref()),
+        _ => benchmarks(&Arguments::parse()),
+    };
+    match done {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("bench: {error:#}");
