@@ -2,6 +2,7 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
 mod base;
+mod cgroups;
 mod cp;
 mod deploy;
 mod doctor;

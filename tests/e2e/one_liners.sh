@@ -216,7 +216,7 @@ try 0 'front unless-stopped' 'flyrun inspect httpd | python3 -c "import json,sys
 try 0 $'httpd\n50000 100000' 'flyrun update --cpus 0.5 httpd; cat /sys/fs/cgroup/flyrun/*/cpu.max'
 try 0 'flyrun: the memory of httpd*flyrun restart httpd*httpd' 'flyrun update --memory 300m httpd'
 try 0 $'httpd\n2[89]????' 'flyrun restart -t 0 httpd; flyrun exec httpd grep MemTotal /proc/meminfo | tr -dc "0-9\n"'
-try 0 $'1' 'flyrun exec httpd sh -c "exit 0"; wc -l < $(ls /sys/fs/cgroup/flyrun/*/cgroup.procs)'
+try 0 $'1' 'flyrun exec httpd sh -c "exit 0"; wc -l < $(ls /sys/fs/cgroup/flyrun/*/vmm/cgroup.procs)'
 try 125 '*nothing is to be changed*' 'flyrun update httpd'
 try 0 'flyrun: the bandwidth of the disks, the rate of packets of httpd*flyrun restart httpd*httpd' 'flyrun update --disk-bandwidth 50m --net-packets 5000 httpd'
 try 0 '52428800 5000 None' 'flyrun inspect httpd | python3 -c "import json,sys; l = json.load(sys.stdin)[0][\"config\"][\"limits\"]; print(l[\"disk_bandwidth\"], l[\"net_packets\"], l[\"disk_iops\"])"'
