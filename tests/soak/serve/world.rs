@@ -66,9 +66,12 @@ impl World {
         *self.lock().counts.entry(what.to_string()).or_default() += 1;
     }
 
-    /// A machine of this app is about to be killed.
+    /// A machine of this app is about to be killed. A deploy that is under way, and whose machine has answered already, is rolled back
+    /// then, to whichever version was the last that was deployed.
     pub fn kills(&self, app: usize) {
-        self.lock().apps[app].kills.push(Instant::now());
+        let app = &mut self.lock().apps[app];
+        app.kills.push(Instant::now());
+        app.answered = 0;
     }
 
     /// The version to write next.
@@ -137,8 +140,10 @@ impl World {
         if rest[digits.len()..] != asked.rest {
             return wrong("not what was asked for");
         }
+        let was_killed = self.was_killed(asked);
         let app = &mut self.lock().apps[asked.app];
-        if version > app.written || (machines(asked.app) == 1 && version < asked.least) {
+        let is_old = machines(asked.app) == 1 && version < asked.least && !was_killed;
+        if version > app.written || is_old {
             return wrong(&format!("a version that there is not: {} to {} are", asked.least, app.written));
         }
         app.answered = app.answered.max(version);
