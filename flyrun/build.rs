@@ -1,19 +1,9 @@
-//! Tells the linker in which order functions lie, if its caller names a file with their names: those that a start runs lie together
-//! then, and fewer parts of the program are read and mapped before it is under way (benches/order).
+//! Has the linker put together what a start runs.
 
-/// The file, with a name on each line.
-const ORDER: &str = "FLYRUN_START_ORDER";
+#[path = "../vmm/build/order.rs"]
+mod order;
 
 fn main() {
     println!("cargo::rerun-if-changed=build.rs");
-    tell();
-}
-
-/// For flyrun-vmm's build too.
-pub fn tell() {
-    println!("cargo::rerun-if-env-changed={ORDER}");
-    if let Ok(file) = std::env::var(ORDER) {
-        println!("cargo::rerun-if-changed={file}");
-        println!("cargo::rustc-link-arg-bins=-Wl,--symbol-ordering-file={file},--no-warn-symbol-ordering");
-    }
+    order::tell();
 }

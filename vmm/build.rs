@@ -7,8 +7,7 @@ mod lists;
 #[allow(dead_code, reason = "the crate uses the rest")]
 #[path = "src/seccomp/names.rs"]
 mod names;
-#[path = "../flyrun/build.rs"]
-#[allow(dead_code, reason = "as a program of its own, it has a main")]
+#[path = "build/order.rs"]
 mod order;
 #[path = "build/shorten.rs"]
 mod shorten;

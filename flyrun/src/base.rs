@@ -132,7 +132,7 @@ fn write(paths: &Paths, plan: &VmPlan, base: &Path) -> Result<()> {
     let finished = record(paths, plan, &draft).and_then(|()| {
         fs::rename(&draft, base).context(told())?;
         File::open(paths.bases()).and_then(|directory| directory.sync_all()).context(told())?;
-        kernel_text::keep(paths, base);
+        kernel_text::keep(paths);
         Ok(())
     });
     if finished.is_err() {
@@ -237,6 +237,7 @@ fn is_locked(lock: &Path) -> bool {
 pub fn remove_all(paths: &Paths) -> u64 {
     let bytes = bytes_of(&paths.bases());
     trim(&paths.bases(), 0);
+    kernel_text::remove(paths);
     bytes - bytes_of(&paths.bases()).min(bytes)
 }
 

@@ -21,6 +21,22 @@ pub fn enter(program: impl FnOnce() -> u8) -> libc::c_int {
     code.into()
 }
 
+/// The `main` of a program that is `#![no_main]`: that of a function without arguments, which gives the exit code.
+#[macro_export]
+macro_rules! main {
+    ($program:path) => {
+        /// The C library's ([`vmm::entry`]).
+        #[allow(
+            unsafe_code,
+            reason = "no other function has that name, and the C library calls it once, as it is declared"
+        )]
+        #[unsafe(no_mangle)]
+        pub extern "C" fn main() -> std::ffi::c_int {
+            $crate::entry::enter($program)
+        }
+    };
+}
+
 /// What is opened next must not become a standard stream that somebody has closed.
 fn open_standard_streams() {
     // SAFETY: they are only asked about, and the kernel says of each whether it is one.

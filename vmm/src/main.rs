@@ -26,12 +26,7 @@ use vmm::{
     vm::Vm,
 };
 
-/// The C library's.
-// SAFETY: no other function of the program has that name, and the C library calls it once.
-#[unsafe(no_mangle)]
-pub extern "C" fn main() -> libc::c_int {
-    vmm::entry::enter(program)
-}
+vmm::main!(program);
 
 fn program() -> u8 {
     let started_us = trace::now_us();

@@ -148,7 +148,7 @@ impl Bench {
         if let Err(refusal) = snapshot.check(&spec, &open) {
             self.is_refused(&refusal);
         }
-        match Backing::restore(&snapshot.files, &self.memory, &snapshot.state.memory, None) {
+        match Backing::restore(&snapshot.files, &self.memory, &snapshot.state.memory) {
             Ok(_) => {}
             Err(refusal) => self.is_refused(&refusal),
         }
@@ -225,7 +225,7 @@ fn files_of_memory_that_are_not_what_they_were_are_refused() {
     let snapshot = bench.read(FIXTURES[0]).unwrap();
     let path = bench.dir.path().join(MEMORY);
     let restore = |bench: &Bench, dir: &Path| {
-        Backing::restore(&MemoryFiles::open(dir), &bench.memory, &snapshot.state.memory, None)
+        Backing::restore(&MemoryFiles::open(dir), &bench.memory, &snapshot.state.memory)
     };
     for _ in 0..200 {
         let length = random.next() % (32 * MIB);

@@ -511,14 +511,20 @@ fn a_machine_that_is_idle_makes_room_unless_it_is_always_to_run() {
     }
 }
 
-#[test]
-fn the_one_that_is_idle_for_longest_makes_room_first() {
+/// A pool with two machines, of which each has a request; the second's life.
+fn two_at_work() -> (Pool, Life) {
     let mut pool = Pool::new(Limits { soft_limit: 1, hard_limit: 1, max_machines: 2, ..one_machine() });
     pool.request(ZERO, 1);
     pool.request(ZERO, 2);
     let other = Life { slot: 1, number: 1 };
     pool.ready(ZERO, FIRST);
     pool.ready(ZERO, other);
+    (pool, other)
+}
+
+#[test]
+fn the_one_that_is_idle_for_longest_makes_room_first() {
+    let (mut pool, other) = two_at_work();
     pool.ended(Duration::from_secs(1), other);
     pool.ended(Duration::from_secs(2), FIRST);
     assert_eq!(pool.idle(), Some((Duration::from_secs(1), other)));
@@ -526,12 +532,7 @@ fn the_one_that_is_idle_for_longest_makes_room_first() {
 
 #[test]
 fn one_whose_workload_says_that_it_works_makes_no_room() {
-    let mut pool = Pool::new(Limits { soft_limit: 1, hard_limit: 1, max_machines: 2, ..one_machine() });
-    pool.request(ZERO, 1);
-    pool.request(ZERO, 2);
-    let other = Life { slot: 1, number: 1 };
-    pool.ready(ZERO, FIRST);
-    pool.ready(ZERO, other);
+    let (mut pool, other) = two_at_work();
     pool.ended(ZERO, FIRST);
     pool.ended(ZERO, other);
     pool.busy(ZERO, FIRST, Duration::from_secs(60));

@@ -1,7 +1,6 @@
-//! What goes along with a machine's process while it runs: its usage is written down, its health checked, and the next one's
-//! jail begun.
+//! What goes along with a machine's process while it runs: its usage is written down, its health checked, and what makes the next start
+//! quick is there: a part of its jail, and its kernel's text.
 
-use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use super::health::Watch;
@@ -28,9 +27,8 @@ pub struct Company {
     pub watch: Option<Watch>,
     /// Requests that wait for the end of a check.
     pub deferred: Vec<Conversation>,
-    /// When a part of the next machine's jail is to be made, and the text of the base kept that this one has come from.
-    spare_due: Option<Instant>,
-    text: Option<(Paths, PathBuf)>,
+    /// When it is time for what the next machine will find.
+    ready_due: Option<Instant>,
 }
 
 impl Company {
@@ -41,11 +39,11 @@ impl Company {
 
     pub fn due(&self) -> Option<Instant> {
         let meter = self.meter.as_ref().map(Meter::due);
-        meter.into_iter().chain(self.watch.as_ref().and_then(Watch::due)).chain(self.spare_due).min()
+        meter.into_iter().chain(self.watch.as_ref().and_then(Watch::due)).chain(self.ready_due).min()
     }
 
     /// Does what is due. When the process has exited, its figures are soon to be had no more.
-    pub fn tend(&mut self, has_exited: bool, is_paused: bool) {
+    pub fn tend(&mut self, paths: &Paths, has_exited: bool, is_paused: bool) {
         if let Some(meter) = &mut self.meter {
             meter.tick();
             if has_exited {
@@ -58,12 +56,11 @@ impl Company {
         {
             watch.check();
         }
-        if self.spare_due.take_if(|due| *due <= Instant::now()).is_some() {
+        if self.ready_due.take_if(|due| *due <= Instant::now()).is_some() {
             leave_spare();
-            if let Some((paths, snapshot)) = self.text.take() {
-                // Nothing is missed where it does not start.
-                let _ = spawn_thread("text", move || kernel_text::keep(&paths, &snapshot));
-            }
+            let paths = paths.clone();
+            // Nothing is missed where it does not start.
+            let _ = spawn_thread("text", move || kernel_text::keep(&paths));
         }
     }
 }
@@ -77,8 +74,7 @@ impl Monitor<'_> {
         company.meter = Some(Meter::begin(Ledger::new(paths.usage()), record, sources));
         let directory = self.machine.directory();
         company.watch = Watch::begin(paths, record, directory, facts.ipv4, place.post.clone());
-        company.spare_due = Some(Instant::now() + SETTLED);
-        company.text = self.base.as_ref().map(|base| (paths.clone(), base.directory.clone()));
+        company.ready_due = Some(Instant::now() + SETTLED);
     }
 
     /// The record may be another than before.

@@ -50,7 +50,7 @@ use crate::machine::{LastStart, Outcome, Owned, State, now};
 use crate::paths::{Library, Paths, RunDir};
 use crate::share::Served;
 use crate::vm::{Event, Mailbox, Streams, Vm, leave_spare, spawn as spawn_thread};
-use crate::{kernel_text, network, terminal, trace};
+use crate::{network, terminal, trace};
 
 /// Bytes of the host's randomness that each guest starts or goes on with.
 const ENTROPY_BYTES: usize = 64;
@@ -130,11 +130,9 @@ pub fn run(host: &Host, machine: Owned, view: View, started: &mut dyn FnMut()) -
     let mut monitor = Monitor::new(host, machine, view)?;
     let result = monitor.run(started);
     trace::step("ended");
-    let snapshot = monitor.machine.record().snapshot.as_ref().map(|_| monitor.snapshot_directory());
     monitor.conclude(&result)?;
     // It may have been too short for that to be done meanwhile.
     leave_spare();
-    snapshot.into_iter().for_each(|snapshot| kernel_text::keep(host.paths, &snapshot));
     result
 }
 
@@ -387,7 +385,7 @@ impl<'a> Monitor<'a> {
                 // Its last word was under way when it was paused.
                 self.unpause(life)?;
             }
-            company.tend(life.has_exited(), paused);
+            company.tend(self.host.paths, life.has_exited(), paused);
             match step {
                 Step::Nothing => {}
                 Step::Busy(seconds) => {

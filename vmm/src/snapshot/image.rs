@@ -104,28 +104,11 @@ pub struct Plan {
 }
 
 impl Backing {
-    /// Maps a snapshot's memory, of which the text may be in a file that other machines have too.
+    /// Maps a snapshot's memory.
     ///
     /// # Errors
     /// A file is missing or has another length, or the list of a clone's pages is none.
-    pub fn restore(
-        files: &MemoryFiles,
-        memory: &Memory,
-        state: &MemoryState,
-        text: Option<&SharedText>,
-    ) -> Result<Self, Refusal> {
-        let mut backing = Self::restore_own(files, memory, state)?;
-        // All of it is a snapshot's, or what is written of it could not be told from what is not.
-        let is_within = |range: &Range<u64>| without(vec![range.clone()], &backing.mapped).is_empty();
-        if let Some(text) = text.filter(|text| is_within(text.range())) {
-            let mapped = text.map(memory);
-            mapped.map_err(|error| Refusal::Host(format!("cannot map the kernel's text: {error}")))?;
-            backing.text = Some(text.range().clone());
-        }
-        Ok(backing)
-    }
-
-    fn restore_own(files: &MemoryFiles, memory: &Memory, state: &MemoryState) -> Result<Self, Refusal> {
+    pub fn restore(files: &MemoryFiles, memory: &Memory, state: &MemoryState) -> Result<Self, Refusal> {
         let bytes = pages::image_bytes(memory);
         let own = files.own(bytes)?;
         let failed = |error: io::Error| Refusal::Host(format!("cannot map the snapshot's memory: {error}"));
@@ -151,6 +134,19 @@ impl Backing {
         let mapped = union(mapped, Vec::new());
         let given_back = Arc::new(GivenBack::new(bytes, &union(mapped.clone(), extents.clone())));
         Ok(Self { own: Some(own), base: Some((base, extents)), data, mapped, text: None, given_back })
+    }
+
+    /// Maps the kernel's text from a file that other machines have too, in the place of the same in the snapshot's.
+    ///
+    /// # Errors
+    /// The host's.
+    pub fn share(&mut self, text: &SharedText, memory: &Memory) -> io::Result<()> {
+        // What is written of it must be told from what is not, as of all that is mapped.
+        if without(vec![text.range().clone()], &self.mapped).is_empty() {
+            text.map(memory)?;
+            self.text = Some(text.range().clone());
+        }
+        Ok(())
     }
 
     /// The parts of memory that are mapped from the snapshot's files, in order and apart.

@@ -91,7 +91,7 @@ impl Snapshot {
     }
 
     /// Guest memory of that size with the snapshot's content, mapped, and where it comes from. `verify`: all of it is read
-    /// from its files and compared with the checksum. `text`: what of it there is in a file that machines have in common.
+    /// and compared with the checksum. `text`: what of it there is in a file that machines have in common.
     ///
     /// # Errors
     /// A file of the snapshot is not what was written, or nobody has asked for a checksum then.
@@ -110,7 +110,7 @@ impl Snapshot {
             // What is in the files and in no list counts too.
             state.data = None;
         }
-        let backing = Backing::restore(&self.files, &memory, &state, text.filter(|_| !verify))?;
+        let mut backing = Backing::restore(&self.files, &memory, &state)?;
         if verify {
             // SAFETY: nobody else knows this memory yet.
             let still = unsafe { Still::new(&memory) };
@@ -121,6 +121,10 @@ impl Snapshot {
             if read.map_err(|error| Refusal::Host(format!("checksum of memory: {error}")))? != Some(written) {
                 return Err(Refusal::Corrupted("the checksum of memory is wrong".into()));
             }
+        }
+        if let Some(text) = text {
+            let shared = backing.share(text, &memory);
+            shared.map_err(|error| Refusal::Host(format!("cannot map the kernel's text: {error}")))?;
         }
         Ok((memory, backing))
     }

@@ -23,7 +23,7 @@ use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
 use super::{
-    BASE, MEMORY,
+    MEMORY,
     files::open_to_read,
     header::Header,
     identity::hex,
@@ -33,8 +33,8 @@ use crate::memory::{HUGE_PAGE, LOW_END, PAGE};
 
 /// No kernel's text is longer.
 const MAX_BYTES: u64 = 64 << 20;
-/// As many files are looked at, each of another kernel or for another CPU.
-pub const MAX_FILES: usize = 8;
+/// As many files are looked at, each of another kernel: there are no more bases.
+const MAX_FILES: usize = 8;
 const DIGEST_DIGITS: usize = 64;
 /// linux/mman.h.
 const MADV_COLLAPSE: libc::c_int = 25;
@@ -84,8 +84,8 @@ impl TextId {
         (start.is_multiple_of(HUGE_PAGE) && bytes.is_multiple_of(HUGE_PAGE)).then_some(start..end)
     }
 
-    /// Whether it can be the name of a file and nothing else.
-    fn is_sound(&self) -> bool {
+    /// Whether it can be what it says: a part of memory, and a digest, which as the name of a file leads nowhere else.
+    pub fn is_sound(&self) -> bool {
         is_digest(&self.sha256) && self.range().is_some()
     }
 }
@@ -155,7 +155,7 @@ impl SharedText {
     }
 }
 
-/// Writes the text of a snapshot to an empty file in memory, if it is what the header says, and has the host's kernel put it into huge
+/// Writes the text of a base snapshot to an empty file in memory, if it is what the header says, and has the host's kernel put it into huge
 /// pages, if it can (Linux 6.1); `false` if it is not, and the file is of no use.
 ///
 /// # Errors
@@ -166,8 +166,7 @@ pub fn copy(dir: &Path, header: &Header, to: &mut File) -> io::Result<bool> {
     else {
         return Ok(false);
     };
-    // What differs from the base is not the text.
-    let memory = open_to_read(&dir.join(if header.memory.base { BASE } else { MEMORY }))?;
+    let memory = open_to_read(&dir.join(MEMORY))?;
     let (mut hash, mut chunk, mut at) = (Sha256::new(), vec![0; CHUNK_BYTES], range.start);
     while at < range.end {
         let length = usize::try_from(range.end - at).map_or(chunk.len(), |left| left.min(chunk.len()));

@@ -376,8 +376,7 @@ mod tests {
         let restored = || {
             let memory = reserve(4).unwrap();
             let backing =
-                Backing::restore(&MemoryFiles::open(dir.path()), &memory, &MemoryState::default(), None)
-                    .unwrap();
+                Backing::restore(&MemoryFiles::open(dir.path()), &memory, &MemoryState::default()).unwrap();
             (memory, backing)
         };
         let (memory, backing) = restored();
@@ -444,7 +443,7 @@ mod tests {
         let memory = reserve(4).unwrap();
         // The rest of the second 2 MiB is of no file.
         let state = MemoryState { extents: None, data: Some(vec![Extent(0, 800)]) };
-        let backing = Backing::restore(&MemoryFiles::open(dir.path()), &memory, &state, None).unwrap();
+        let backing = Backing::restore(&MemoryFiles::open(dir.path()), &memory, &state).unwrap();
         let Ok(_apart) = Apart::new(&memory, &backing.mapped()) else {
             eprintln!("skipped: this host cannot map pages apart");
             return;

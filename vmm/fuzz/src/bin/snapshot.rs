@@ -85,7 +85,7 @@ fuzz_target!(|data: &[u8]| {
         let (_, sections) = decode(&again).expect("what was written can be read");
         let once_more = State::decode(&sections).expect("what was written can be read");
         assert!(save::encode(&header, &once_more).is_ok_and(|twice| twice == again), "read in two ways");
-        let _ = Backing::restore(&MemoryFiles::open(DIRECTORY.path()), &GUEST, &state.memory, None);
+        let _ = Backing::restore(&MemoryFiles::open(DIRECTORY.path()), &GUEST, &state.memory);
         go_on(&state);
         let nothing = OpenFiles { kernel: None, disks: vec![] };
         let _ = check(&header, &state, &header.spec, &nothing);

@@ -32,7 +32,7 @@ impl Machine {
 
     fn resumed(dir: &Path, state: &MemoryState) -> Self {
         let memory = memory();
-        let backing = Backing::restore(&MemoryFiles::open(dir), &memory, state, None).unwrap();
+        let backing = Backing::restore(&MemoryFiles::open(dir), &memory, state).unwrap();
         Self { memory, backing, dir: dir.to_path_buf() }
     }
 
@@ -326,7 +326,7 @@ fn what_is_not_listed_is_zeros_and_not_looked_at() {
     assert_eq!([2, 3, 4, 5, 1023, 1024, 1025].map(|page| machine.get(page)), [0, 1, 1, 0, 0, 1, 0]);
     let bad = MemoryState { extents: None, data: Some(vec![Extent(2048, 1)]) };
     assert_eq!(
-        Backing::restore(&MemoryFiles::open(dir.path()), &memory(), &bad, None).unwrap_err().name(),
+        Backing::restore(&MemoryFiles::open(dir.path()), &memory(), &bad).unwrap_err().name(),
         "corrupted"
     );
 }
@@ -377,7 +377,7 @@ fn lists_of_pages_that_no_clone_has_are_refused() {
 fn files_of_another_length_or_kind_are_refused() {
     let dir = tempfile::tempdir().unwrap();
     let refused = || {
-        Backing::restore(&MemoryFiles::open(dir.path()), &memory(), &MemoryState::default(), None)
+        Backing::restore(&MemoryFiles::open(dir.path()), &memory(), &MemoryState::default())
             .unwrap_err()
             .name()
     };
