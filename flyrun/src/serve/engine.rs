@@ -167,31 +167,34 @@ impl Engine {
     }
 
     /// The machines that a group has already. Of a version that is gone, only those that run are of any use, and only where
-    /// none of the current version has their place: then they are what a deploy has left that was cut off.
+    /// none of the current version has their place: then they are what a deploy has left that was cut off. Where that has left two
+    /// such versions, the one that was deployed last goes on.
     fn find(&self, template: &mut Template) -> error::Result<Vec<Before>> {
         let known = self.shared.host.machines_of(template)?;
-        let is_old = |known: &Known| known.version != template.version;
-        let current = known.iter().filter(|known| !is_old(known)).map(|known| known.number).min();
-        let first = current.or_else(|| known.iter().map(|known| known.number).min()).unwrap_or(0);
+        let kept = kept_version(&known, &template.version).map(str::to_string);
+        let kept = |known: &&Known| Some(&known.version) == kept.as_ref();
+        let number = |known: &Known| known.number;
+        let first = known.iter().filter(kept).map(number).min().or_else(|| known.iter().map(number).min());
+        template.first = first.unwrap_or(0);
         let mut found = Vec::new();
-        for known in known {
-            let (is_old, state) = (is_old(&known), known.record.state);
-            let slot = known.number.checked_sub(first).filter(|_| !is_old || current.is_none());
+        for known in &known {
+            let is_old = known.version != template.version;
+            let state = known.record.state;
             let what = match state {
-                State::Suspended if is_old => None,
-                State::Suspended => Some(Found::Suspended),
+                State::Suspended if !is_old => Some(Found::Suspended),
+                State::Stopping if is_old => None,
                 state if state.needs_monitor() => Some(Found::Running { is_old }),
                 _ => None,
             };
+            let slot = known.number.checked_sub(template.first).filter(|_| kept(&known));
             let Some(slot) = slot.filter(|_| !is_old || what.is_some()) else {
-                self.remove(known.record);
+                self.remove(known.record.clone());
                 continue;
             };
             let outcome = known.record.outcome.as_ref().filter(|_| what.is_none() && !is_old);
             let succeeded = outcome.map(|outcome| outcome.exit_code == 0 && outcome.error.is_none());
             found.push(Before { succeeded, slot, id: Arc::from(known.record.id.as_str()), found: what });
         }
-        template.first = first;
         Ok(found)
     }
 
@@ -263,6 +266,17 @@ impl Engine {
         let line = self.shared.log.line("refused").with("app", &*want.app).with("why", why);
         Refusal { not_found: true, why: why.to_string(), id: line.end_with_id(), retry_after: Duration::ZERO }
     }
+}
+
+/// The version whose machines keep their places: the current one, or, where there is none of that, the one that was deployed last of
+/// those that run. What is being stopped has been replaced.
+fn kept_version<'k>(known: &'k [Known], current: &'k str) -> Option<&'k str> {
+    if known.iter().any(|known| known.version == current) {
+        return Some(current);
+    }
+    let runs = |known: &&Known| known.record.state.needs_monitor() && known.record.state != State::Stopping;
+    let last = known.iter().filter(runs).max_by_key(|known| (known.record.created_at, known.number))?;
+    Some(&last.version)
 }
 
 /// The first number from which on so many are free.
@@ -347,6 +361,29 @@ impl Machines for Engine {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn of_a_deploy_that_was_cut_off_the_newest_machines_go_on() {
+        let known = |number, version: &str, state, created_at| {
+            let record = Record { state, created_at, ..Record::example("") };
+            Known { number, version: version.to_string(), record }
+        };
+        let of = |known: &[Known]| kept_version(known, "three").map(str::to_string);
+        let one = known(0, "one", State::Started, 10);
+        let two = known(2, "two", State::Started, 20);
+        assert_eq!(of(&[]), None);
+        assert_eq!(of(std::slice::from_ref(&one)).as_deref(), Some("one"));
+        for both in [[one.clone(), two.clone()], [two.clone(), one.clone()]] {
+            assert_eq!(of(&both).as_deref(), Some("two"));
+        }
+        // What does not run any more, or is about to end, has no place to keep.
+        for state in [State::Stopping, State::Stopped, State::Failed, State::Suspended] {
+            let ending = known(2, "two", state, 20);
+            assert_eq!(of(&[ending.clone(), one.clone()]).as_deref(), Some("one"), "{state}");
+            assert_eq!(of(&[ending]), None, "{state}");
+        }
+        assert_eq!(of(&[one, two, known(4, "three", State::Stopped, 5)]).as_deref(), Some("three"));
+    }
 
     #[test]
     fn machines_of_a_deploy_have_the_first_numbers_that_are_free() {
