@@ -1,7 +1,8 @@
 //! The time of day after a resume, from a host that may take long to say it.
 //!
-//! The host tells its time at some moment between the guest's question and the arrival of the answer. In the middle between
-//! both it is wrong by half of that at most; an answer that took too long is asked for again.
+//! The host tells its time at some moment between the guest's question and the arrival of the answer: how far that is ahead of the
+//! guest's monotonic time lies between two bounds then. An answer that took too long is followed by other questions, each of which
+//! narrows the bounds down: where a busy host is slow, it is so now on the way there and now on the way back.
 
 use protocol::{FromGuest, ToGuest};
 use rustix::{
@@ -14,22 +15,21 @@ use crate::{
     failure::{Failure, OrSetup},
 };
 
-/// An answer that is wrong by no more than this is good enough.
+/// A time that is wrong by no more than this is good enough.
 const TOLERANCE_NS: i64 = 2_000_000;
 /// How often the host is asked, and how long it may take each time.
-const QUESTIONS: u32 = 20;
+const QUESTIONS: u32 = 40;
 const ANSWER_LIMIT_MS: i64 = 1000;
 /// How often the clock is set, if the machine stands still between looking at one clock and setting the other.
 const ATTEMPTS: u32 = 10;
+const SECOND_NS: i64 = 1_000_000_000;
 
-/// What the host has said.
+/// What the host has said: by how much its time of day is ahead of the guest's monotonic time, at least and at most, in nanoseconds.
+/// Nothing was said by 0.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Told {
-    realtime_ns: u64,
-    /// The guest's monotonic time that it is taken for.
-    at_ns: i64,
-    /// By how much it may be wrong.
-    error_ns: i64,
+    least_ns: i64,
+    most_ns: i64,
 }
 
 impl Told {
@@ -40,16 +40,31 @@ impl Told {
 
     /// The host's time, told between two moments of the guest's monotonic time.
     pub fn new(realtime_ns: u64, asked_ns: i64, answered_ns: i64) -> Self {
-        let error_ns = answered_ns.saturating_sub(asked_ns).max(0) / 2;
-        Self { realtime_ns, at_ns: asked_ns.saturating_add(error_ns), error_ns }
+        if realtime_ns == 0 {
+            return Self::default();
+        }
+        let realtime_ns = i64::try_from(realtime_ns).unwrap_or(i64::MAX);
+        let ahead_of = |monotonic_ns: i64| realtime_ns.saturating_sub(monotonic_ns);
+        Self { least_ns: ahead_of(answered_ns.max(asked_ns)), most_ns: ahead_of(asked_ns) }
     }
 
-    /// The time of day at another moment.
+    /// What both say. If they contradict each other, the host's clock was set between them, and the later one is right.
+    fn and(self, later: Self) -> Self {
+        let both =
+            Self { least_ns: self.least_ns.max(later.least_ns), most_ns: self.most_ns.min(later.most_ns) };
+        if both.least_ns <= both.most_ns { both } else { later }
+    }
+
+    /// By how much the middle may be wrong.
+    fn error_ns(&self) -> i64 {
+        self.most_ns.saturating_sub(self.least_ns) / 2
+    }
+
+    /// The time of day at this moment.
     fn at(&self, monotonic_ns: i64) -> Timespec {
-        let passed = monotonic_ns.saturating_sub(self.at_ns).max(0).unsigned_abs();
-        let now = self.realtime_ns.saturating_add(passed);
-        let (seconds, nanoseconds) = (now / 1_000_000_000, now % 1_000_000_000);
-        Timespec { tv_sec: seconds.cast_signed(), tv_nsec: nanoseconds.cast_signed() }
+        let ahead_ns = self.least_ns.saturating_add(self.error_ns());
+        let now = monotonic_ns.saturating_add(ahead_ns).max(0);
+        Timespec { tv_sec: now / SECOND_NS, tv_nsec: now % SECOND_NS }
     }
 }
 
@@ -58,7 +73,7 @@ impl Told {
 /// # Errors
 /// The kernel's.
 pub fn set(told: Told, control: &mut Control) -> Result<(), Failure> {
-    if told.realtime_ns == 0 {
+    if told == Told::default() {
         return Ok(());
     }
     let told = ask_again(told, control);
@@ -72,21 +87,18 @@ pub fn set(told: Told, control: &mut Control) -> Result<(), Failure> {
     Ok(())
 }
 
-/// The best of several answers, unless the first is good enough.
-fn ask_again(mut best: Told, control: &mut Control) -> Told {
+/// What several answers say together, unless the first is good enough.
+fn ask_again(mut told: Told, control: &mut Control) -> Told {
     for _ in 0..QUESTIONS {
-        if best.error_ns <= TOLERANCE_NS {
+        if told.error_ns() <= TOLERANCE_NS {
             break;
         }
         let asked_ns = monotonic_ns();
         control.send(&FromGuest::AskTime);
         let Some(realtime_ns) = answer(control) else { break };
-        let told = Told::new(realtime_ns, asked_ns, monotonic_ns());
-        if told.error_ns < best.error_ns {
-            best = told;
-        }
+        told = told.and(Told::new(realtime_ns, asked_ns, monotonic_ns()));
     }
-    best
+    told
 }
 
 /// What else comes now is for a workload that stands still.
@@ -128,11 +140,28 @@ mod tests {
     #[test]
     fn an_answer_is_right_to_half_the_time_it_took() {
         let told = Told::new(1000 * SECOND, 50, 250);
-        assert_eq!(told.error_ns, 100);
+        assert_eq!(told.error_ns(), 100);
         assert_eq!(told.at(150), Timespec { tv_sec: 1000, tv_nsec: 0 });
         assert_eq!(told.at(150 + 2_000_000_000), Timespec { tv_sec: 1002, tv_nsec: 0 });
-        assert_eq!(told.at(0), told.at(150));
-        assert_eq!(Told::new(7, 9, 3).error_ns, 0);
+        assert_eq!(Told::new(7, 9, 3).error_ns(), 0);
+        assert_eq!(Told::new(0, 9, 30), Told::default());
+        assert_eq!(Told::new(u64::MAX, i64::MIN, i64::MAX).at(i64::MAX).tv_sec, i64::MAX / SECOND_NS);
+    }
+
+    /// Two answers of 10 ms, one of which was late on its way there and the other on its way back, tell the time to 1 ms.
+    #[test]
+    fn slow_answers_narrow_each_other_down() {
+        let ms = |count: i64| count * 1_000_000;
+        let told_at = |monotonic_ns: i64| 1000 * SECOND + monotonic_ns.unsigned_abs();
+        let late_there = Told::new(told_at(ms(9)), ms(0), ms(10));
+        let late_back = Told::new(told_at(ms(21)), ms(20), ms(30));
+        for both in [late_there.and(late_back), late_back.and(late_there)] {
+            assert_eq!(both.error_ns(), ms(1));
+            assert_eq!(both.at(ms(50)), Timespec { tv_sec: 1000, tv_nsec: ms(50) });
+        }
+        // Somebody has set the host's clock meanwhile.
+        let set = Told::new(told_at(ms(21)) + SECOND, ms(20), ms(30));
+        assert_eq!(late_there.and(set), set);
     }
 
     #[test]
@@ -144,12 +173,11 @@ mod tests {
 
         let slow = Told::new(SECOND, 0, 1_000_000_000);
         let answers: Vec<u8> = (0..QUESTIONS)
-            .flat_map(|_| frame::encode(&ToGuest::Time { realtime_ns: 5 * SECOND }).unwrap())
+            .flat_map(|_| frame::encode(&ToGuest::Time { realtime_ns: 5_000_000 * SECOND }).unwrap())
             .collect();
         std::io::Write::write_all(&mut &host, &answers).unwrap();
         let told = ask_again(slow, &mut control);
-        assert_eq!(told.realtime_ns, 5 * SECOND);
-        assert!(told.error_ns < slow.error_ns);
+        assert!(told.least_ns > slow.most_ns && told.error_ns() < slow.error_ns(), "{told:?}");
     }
 
     #[test]
