@@ -21,6 +21,9 @@ const MORE_DESCRIPTORS: usize = 16;
 /// The lock of machines' names, which stays.
 const NAMES: &str = ".names";
 
+/// The text of base snapshots' kernels, which the next machine has too.
+const KERNEL_TEXT: &str = "kernel-text";
+
 /// What a `flyrun serve` has.
 #[derive(Clone, Copy, Debug)]
 #[expect(dead_code, reason = "it is shown")]
@@ -135,8 +138,11 @@ pub fn check(serving: &mut Serving, before: &Rest, world: &World) {
         assert_eq!(left, Vec::<String>::new(), "{directory}");
     }
     let run = root.parent().unwrap().join("run");
-    let left: Vec<_> = entries(&run).into_iter().filter(|name| !name.ends_with(".lock")).collect();
+    let stays = |name: &str| name.ends_with(".lock") || name == KERNEL_TEXT;
+    let left: Vec<_> = entries(&run).into_iter().filter(|name| !stays(name)).collect();
     assert_eq!(left, Vec::<String>::new(), "{}", run.display());
+    let (texts, bases) = (entries(&run.join(KERNEL_TEXT)), entries(&root.join("bases")));
+    assert!(texts.len() <= bases.len(), "{texts:?} of {bases:?}");
     assert!(!Path::new("/sys/fs/cgroup/flyrun").exists(), "a cgroup is left");
     assert_eq!(company(), Vec::<String>::new());
     assert!(!world.has_failed());
