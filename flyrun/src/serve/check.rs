@@ -10,7 +10,8 @@ use tokio::time::{sleep, timeout};
 
 use crate::http_status::{MAX_HEAD, status_of};
 
-/// The first pause between two questions to a machine that is coming up; each further one is half as long again.
+/// The first pause between two questions to a machine that is coming up; each further one is a fifth as long again, so that one which
+/// has come up waits for a sixth of the time that this took at most.
 const FIRST_PAUSE: Duration = Duration::from_millis(1);
 /// The longest one, as long as the check's grace period lasts; and afterwards.
 const LONGEST_PAUSE: Duration = Duration::from_millis(100);
@@ -75,7 +76,7 @@ impl Probe {
             } else {
                 self.check.interval.min(LATE_PAUSE).max(LONGEST_PAUSE)
             };
-            pause = (pause * 3 / 2).min(longest);
+            pause = (pause * 6 / 5).min(longest);
         }
     }
 }
