@@ -8,6 +8,7 @@ mod world;
 
 use std::time::{Duration, Instant};
 
+use rustix::process::Signal;
 use tests::bursts;
 use tests::image::busybox;
 use tests::serving::Serving;
@@ -101,6 +102,8 @@ fn serve_answers_rightly_whatever_is_killed() {
         chaos.run(&mut serving, end, calm);
     });
     world.tell();
+    // A deploy whose machine was killed has failed, and is not tried again before somebody asks for it.
+    serving.signal(Signal::HUP);
     rest::check_all_new(&serving, &world);
     wait_until("all rest", || rest::is_calm(&serving));
     rest::check(&mut serving, &before, &world);
