@@ -84,7 +84,7 @@ e2e: build images attacker
 	@mkdir -p target/e2e
 	export FLYRUN_TEST_IMAGES=$$(tests/images/build) FLYRUN_BIN=$(CURDIR)/$(DIST)/bin/flyrun
 	export RUST_BACKTRACE=0 FLYRUN_REQUIRE_KVM=1
-	export CARGO_TARGET_X86_64_UNKNOWN_LINUX_GNU_RUNNER="$(CURDIR)/$(HOST) --cpus 1 --share $(CURDIR)/target/e2e --timeout 2700 --"
+	export CARGO_TARGET_X86_64_UNKNOWN_LINUX_GNU_RUNNER="$(CURDIR)/$(HOST) --cpus 1 --share $(CURDIR)/target/e2e --timeout 3600 --"
 	if [[ -n "$(NAME)" ]]; then
 	    $(E2E) $(NAME)
 	    exit

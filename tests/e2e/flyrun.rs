@@ -35,6 +35,18 @@ pub struct Flyrun {
     _scratch: Option<TempDir>,
 }
 
+/// The test harness tells why a test has failed when all have ended, and not at all if that is not in time.
+fn tell_failures_at_once() {
+    let harness = std::panic::take_hook();
+    std::panic::set_hook(Box::new(move |panic| {
+        use std::io::Write as _;
+        let thread = std::thread::current();
+        // Not by eprintln!, which the harness keeps.
+        let _ = writeln!(std::io::stderr(), "--- {}: {panic}", thread.name().unwrap_or("?"));
+        harness(panic);
+    }));
+}
+
 impl Flyrun {
     /// The store that most tests share, so that each image is unpacked once.
     pub fn shared() -> &'static Flyrun {
@@ -42,6 +54,7 @@ impl Flyrun {
             let directory = PathBuf::from("/var/tmp/flyrun-e2e");
             let _ = std::fs::remove_dir_all(&directory);
             std::fs::create_dir_all(&directory).unwrap();
+            tell_failures_at_once();
             Flyrun { directory, _scratch: None }
         });
         &SHARED

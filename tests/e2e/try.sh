@@ -7,7 +7,7 @@ count=0 failed=0
 try() {
     local code=$1 pattern=$2 command=$3 got
     count=$((count + 1))
-    output=$(timeout --kill-after=5 120 bash -c "$command" 2>&1 < /dev/null)
+    output=$(timeout --kill-after=5 300 bash -c "$command" 2>&1 < /dev/null)
     got=$?
     # shellcheck disable=SC2053 # the right side is a pattern
     if [[ $got != "$code" || $output != $pattern ]]; then

@@ -274,7 +274,7 @@ impl<'a> Resident<'a> {
 
     /// Ends the guest in good order, and lets e2fsck look at its disk.
     fn stop(&self) {
-        self.call(&["stop", "-t", "120"]).code(0);
+        self.call(&["stop", "-t", "300"]).code(0);
         let inspected = self.inspect();
         if inspected["outcome"]["exit_code"] != 0 {
             self.fail("it did not end in good order");
