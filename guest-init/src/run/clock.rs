@@ -18,7 +18,7 @@ use crate::{
 /// A time that is wrong by no more than this is good enough.
 const TOLERANCE_NS: i64 = 2_000_000;
 /// How often the host is asked, and how long it may take each time.
-const QUESTIONS: u32 = 40;
+const QUESTIONS: u32 = 20;
 const ANSWER_LIMIT_MS: i64 = 1000;
 /// How often the clock is set, if the machine stands still between looking at one clock and setting the other.
 const ATTEMPTS: u32 = 10;
