@@ -227,15 +227,17 @@ impl<'a> Resident<'a> {
 
     /// The limits between which the error of the guest's time of day lay when its processes went on.
     ///
-    /// Its answer was true at some time between question and answer, so each of several narrows the limits down.
+    /// Its answer was true at some time between question and answer, so each of several narrows the limits down. Where other machines
+    /// keep the host so busy that no answer takes less than what is tolerated, it is enough that none speaks against it.
     fn clock_error_ns(&self) -> (i64, i64) {
         let offset = self.state()["offset_ns"].as_i64().unwrap();
         let mut questions = self.questions();
-        let (mut least, mut most) = (i64::MIN, i64::MAX);
+        let (mut least, mut most, mut quickest) = (i64::MIN, i64::MAX, i64::MAX);
         for _ in 0..ATTEMPTS {
             let asked = realtime_ns();
             let (monotonic, _) = questions.time();
             let answered = realtime_ns();
+            quickest = quickest.min(answered - asked);
             least = least.max(monotonic + offset - answered);
             most = most.min(monotonic + offset - asked);
             if least > CLOCK_TOLERANCE_NS || most < -CLOCK_TOLERANCE_NS {
@@ -245,7 +247,10 @@ impl<'a> Resident<'a> {
                 return (least, most);
             }
         }
-        self.fail(&format!("all answers take too long to tell its time: it is off by {least} to {most} ns"));
+        if quickest > CLOCK_TOLERANCE_NS {
+            return (least, most);
+        }
+        self.fail(&format!("its time cannot be told: it is off by {least} to {most} ns"));
     }
 
     /// Takes the random numbers of this life, none of which may have been seen.
