@@ -50,7 +50,7 @@ type Life = u32;
 
 /// Words of a guest that nobody has taken yet. One more waits, and with it the guest.
 const MAX_UNHEARD: usize = 16;
-/// Words of a guest in a second, in the long run, and at once. A guest-init says some twenty at most, when it asks for the time on a busy host.
+/// Words of a guest in a second, in the long run, and at once. A guest-init says some twenty a second at most.
 const WORDS_PER_SECOND: u32 = 100;
 const WORDS_AT_ONCE: u32 = 200;
 
