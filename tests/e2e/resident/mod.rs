@@ -26,6 +26,9 @@ const CLOCK_TOLERANCE_NS: i64 = 5_000_000;
 const RATE_TOLERANCE: Duration = Duration::from_millis(5);
 /// How long it stands still at least.
 const STANDING: Duration = Duration::from_secs(1);
+/// Who has not answered a question after this time never will, whatever the machine is busy with: `state` starts a process and
+/// a session of the database, in a guest that has a fraction of an emulated processor.
+const UNANSWERED: Duration = Duration::from_secs(600);
 /// How often something is tried that is to come true soon.
 const ATTEMPTS: usize = 600;
 /// How often it is asked for its time.
@@ -127,12 +130,12 @@ impl<'a> Resident<'a> {
     }
 
     /// A connection of its own for each batch of questions, as none outlasts a suspend.
-    fn questions(&self) -> Questions {
+    fn questions(&self) -> Questions<'_> {
         match TcpStream::connect((self.address(), QUESTIONS)) {
             Ok(stream) => {
                 stream.set_nodelay(true).unwrap();
-                stream.set_read_timeout(Some(clients::HANGS)).unwrap();
-                Questions(BufReader::new(stream))
+                stream.set_read_timeout(Some(UNANSWERED)).unwrap();
+                Questions { machine: self, stream: BufReader::new(stream) }
             }
             Err(error) => self.fail(&format!("it cannot be asked: {error}")),
         }
@@ -307,14 +310,19 @@ impl<'a> Resident<'a> {
 }
 
 /// A connection to the guest.
-struct Questions(BufReader<TcpStream>);
+struct Questions<'a> {
+    machine: &'a Resident<'a>,
+    stream: BufReader<TcpStream>,
+}
 
-impl Questions {
+impl Questions<'_> {
     #[track_caller]
     fn ask(&mut self, question: &str) -> String {
         let mut answer = String::new();
-        self.0.get_mut().write_all(format!("{question}\n").as_bytes()).unwrap();
-        self.0.read_line(&mut answer).unwrap();
+        let asked = self.stream.get_mut().write_all(format!("{question}\n").as_bytes());
+        if let Err(error) = asked.and_then(|()| self.stream.read_line(&mut answer)) {
+            self.machine.fail(&format!("asked for its {question} it does not answer: {error}"));
+        }
         answer
     }
 
