@@ -30,7 +30,14 @@ struct Fixed {
 impl Machines for Fixed {
     async fn lease(&self, _: Want) -> Result<Lease, Refusal> {
         let (instance, over) = (self.instance.clone(), self.life.subscribe());
-        Ok(Lease { instance, life: 1, address: self.address, over, held: Box::new(()) })
+        Ok(Lease {
+            instance,
+            life: 1,
+            address: self.address,
+            opened: Default::default(),
+            over,
+            held: Box::new(()),
+        })
     }
 
     fn failed(&self, lease: &Lease, failure: Failure) {

@@ -9,6 +9,8 @@ use std::time::Duration;
 
 use tokio::sync::watch;
 
+use crate::opened::Opened;
+
 /// Whoever has machines, starts them for requests, and stops them when nobody needs them.
 pub trait Machines: Send + Sync + 'static {
     /// The use of a machine for one request or one connection, as the service counts. Waits while one starts; the app's
@@ -52,6 +54,8 @@ pub struct Lease {
     pub life: u64,
     /// Where the machine is reached from this host.
     pub address: IpAddr,
+    /// Connections to it that may be used instead of new ones, the same for all leases of one life.
+    pub opened: Arc<Opened>,
     /// Turns true when this life is over, with whatever is still under way. A sender that is gone means the same.
     pub over: watch::Receiver<bool>,
     /// Whatever is to be dropped at the end.

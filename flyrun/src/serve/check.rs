@@ -31,18 +31,23 @@ impl Probe {
     /// # Errors
     /// What was wrong with the answer, in a few words.
     pub async fn ask(&self, address: IpAddr) -> Result<(), String> {
+        self.connect(address).await.map(drop)
+    }
+
+    /// Asks once. The connection, if that it was made is all that was asked.
+    async fn connect(&self, address: IpAddr) -> Result<Option<TcpStream>, String> {
         let told = || format!("port {}", self.port);
         match timeout(self.check.timeout, self.ask_patiently(address)).await {
-            Ok(Ok(())) => Ok(()),
+            Ok(Ok(stream)) => Ok(stream),
             Ok(Err(why)) => Err(format!("{}: {why}", told())),
             Err(_) => Err(format!("{}: no answer within {:?}", told(), self.check.timeout)),
         }
     }
 
-    async fn ask_patiently(&self, address: IpAddr) -> Result<(), String> {
+    async fn ask_patiently(&self, address: IpAddr) -> Result<Option<TcpStream>, String> {
         let told = |error: std::io::Error| error.to_string();
         let mut stream = TcpStream::connect(SocketAddr::new(address, self.port)).await.map_err(told)?;
-        let Asks::Http { method, path, headers } = &self.check.asks else { return Ok(()) };
+        let Asks::Http { method, path, headers } = &self.check.asks else { return Ok(Some(stream)) };
         let mut head = format!("{} {path} HTTP/1.1\r\n", word(*method));
         if !headers.contains_key("host") {
             head.push_str(&format!("host: {}\r\n", SocketAddr::new(address, self.port)));
@@ -59,17 +64,20 @@ impl Probe {
         head.push_str("connection: close\r\n\r\n");
         stream.write_all(head.as_bytes()).await.map_err(told)?;
         match status(&mut stream).await? {
-            200..300 => Ok(()),
+            200..300 => Ok(None),
             status => Err(format!("{path} is answered with status {status}")),
         }
     }
 
-    /// Asks until the answer is good. The last bad one is handed to `tell`.
-    pub async fn wait(&self, address: IpAddr, tell: &(dyn Fn(String) + Sync)) {
+    /// Asks until the answer is good. The last bad one is handed to `tell`. Gives the connection, if it has carried nothing.
+    pub async fn wait(&self, address: IpAddr, tell: &(dyn Fn(String) + Sync)) -> Option<TcpStream> {
         let begun = Instant::now();
         let mut pause = FIRST_PAUSE;
-        while let Err(why) = self.ask(address).await {
-            tell(why);
+        loop {
+            match self.connect(address).await {
+                Ok(stream) => return stream,
+                Err(why) => tell(why),
+            }
             sleep(pause).await;
             let longest = if begun.elapsed() < self.check.grace_period {
                 LONGEST_PAUSE
@@ -171,7 +179,8 @@ mod tests {
             sleep(Duration::from_millis(20)).await;
             TcpListener::bind((HERE, port)).await.unwrap()
         };
-        let ((), _listener) = tokio::join!(waits, opens);
+        let (stream, _listener) = tokio::join!(waits, opens);
+        assert!(stream.is_some(), "nothing was said on it");
         assert!(*told.lock().unwrap() > 0);
     }
 }

@@ -338,7 +338,7 @@ impl Machines for Engine {
                 Err(denied) => return Err(self.refusal(&want, &denied)),
             }
         };
-        let Grant { life, epoch, id, address, over } = grant;
+        let Grant { life, epoch, id, address, opened, over } = grant;
         let held = InUse { group, life };
         // Another may have taken its slot meanwhile.
         if let Some(Steer::Force(wanted)) = &want.steer
@@ -346,7 +346,7 @@ impl Machines for Engine {
         {
             return Err(self.not_found(&want, "there is no such machine"));
         }
-        Ok(Lease { instance: id, life: epoch, address, over, held: Box::new(held) })
+        Ok(Lease { instance: id, life: epoch, address, opened, over, held: Box::new(held) })
     }
 
     fn failed(&self, lease: &Lease, failure: Failure) {

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use images::Store;
+use proxy::Opened;
 
 use super::children::Children;
 use super::template::{APP, GROUP, MACHINE_VERSION, SLOT, Template};
@@ -54,6 +55,8 @@ impl Kind {
 pub struct Started {
     pub id: Arc<str>,
     pub address: IpAddr,
+    /// What its checks have connected.
+    pub opened: Arc<Opened>,
     /// `None` if it ran already.
     pub kind: Option<Kind>,
     /// Why it did not go on from the snapshot that there was.
@@ -219,7 +222,7 @@ impl Host {
             Some(LastStart::Base) => (Some(Kind::Base), None),
             Some(LastStart::ColdBoot { reason, .. }) => (Some(Kind::Cold), reason),
         };
-        Ok(Started { id: Arc::from(id), address, kind, reason })
+        Ok(Started { id: Arc::from(id), address, opened: Arc::default(), kind, reason })
     }
 
     /// Brings a machine to disk.

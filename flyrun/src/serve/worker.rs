@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 use app::config::model::{Asks, Check};
 use app::pool::Life;
 use page::What;
+use proxy::Opened;
 use tokio::sync::{Notify, OwnedSemaphorePermit, mpsc, watch};
 use tokio::task::{JoinHandle, spawn_blocking};
 
@@ -139,7 +140,9 @@ impl Worker {
         let tell = |why| self.group.troubles(life, why);
         let passes = async {
             for probe in &gates {
-                probe.wait(started.address, &tell).await;
+                if let Some(stream) = probe.wait(started.address, &tell).await {
+                    started.opened.put(stream);
+                }
             }
         };
         tokio::select! {
@@ -155,6 +158,11 @@ impl Worker {
                 self.group.line_of("ready", life).with("machine", &*started.id).with("start", kind.name());
             line.with("ms", (took.as_secs_f64() * 10_000.0).round() / 10.0).end();
         }
+        let opened = started.opened.clone();
+        tokio::spawn(async move {
+            tokio::time::sleep(Opened::SOON).await;
+            opened.clear();
+        });
         if let Some(recheck) = self.group.ready(life, last_start(&started, took)) {
             self.check(&start, &started, start.over.clone(), recheck);
         }

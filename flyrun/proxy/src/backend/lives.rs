@@ -6,11 +6,13 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
+use tokio::net::TcpStream;
 use tokio::sync::watch;
 
 use super::h1::Idle;
 use super::h2::Shared;
 use crate::machines::Lease;
+use crate::opened::Opened;
 use crate::registry::Registry;
 use crate::socket::Socket;
 
@@ -34,6 +36,7 @@ pub(crate) struct Lives {
 pub(crate) struct Life {
     is_over: AtomicBool,
     sockets: Registry<Socket>,
+    opened: Arc<Opened>,
     idle: Mutex<Vec<(SocketAddr, Vec<Idle>)>>,
     h2: Mutex<Vec<(SocketAddr, Shared)>>,
 }
@@ -49,6 +52,7 @@ impl Lives {
         let life = Arc::new(Life {
             is_over: AtomicBool::new(*lease.over.borrow()),
             sockets: Registry::default(),
+            opened: lease.opened.clone(),
             idle: Mutex::default(),
             h2: Mutex::default(),
         });
@@ -86,8 +90,14 @@ impl Life {
         true
     }
 
+    /// A connection that was made before, and has carried nothing.
+    pub fn take_opened(&self, address: SocketAddr) -> Option<TcpStream> {
+        self.opened.take(address)
+    }
+
     fn end(&self) {
         self.is_over.store(true, Ordering::Release);
+        self.opened.clear();
         self.sockets.each(Socket::cut);
         lock(&self.idle).clear();
         lock(&self.h2).clear();

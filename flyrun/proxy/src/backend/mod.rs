@@ -203,7 +203,7 @@ impl Outgoing for Output {
     }
 }
 
-/// A new connection to a machine, which ends with this life of it.
+/// A connection to a machine that has carried nothing, which ends with this life of it.
 pub(crate) async fn connect(
     life: &Life,
     address: SocketAddr,
@@ -211,13 +211,18 @@ pub(crate) async fn connect(
     metrics: &AppMetrics,
 ) -> io::Result<Socket> {
     let start = std::time::Instant::now();
-    let connected = match tokio::time::timeout(limit, TcpStream::connect(address)).await {
-        Ok(connected) => connected,
-        Err(_) => Err(io::ErrorKind::TimedOut.into()),
+    let stream = match life.take_opened(address) {
+        Some(stream) => stream,
+        None => {
+            let connected = match tokio::time::timeout(limit, TcpStream::connect(address)).await {
+                Ok(connected) => connected,
+                Err(_) => Err(io::ErrorKind::TimedOut.into()),
+            };
+            connected.inspect_err(|_| {
+                metrics.app_connect_errors.fetch_add(1, Relaxed);
+            })?
+        }
     };
-    let stream = connected.inspect_err(|_| {
-        metrics.app_connect_errors.fetch_add(1, Relaxed);
-    })?;
     metrics.app_connects.fetch_add(1, Relaxed);
     metrics.connect_seconds.add(start.elapsed());
     let socket = Socket::new(stream);

@@ -8,7 +8,9 @@ use std::sync::atomic::{AtomicU8, AtomicUsize, Ordering::SeqCst};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use proxy::{Drained, Failure, Lease, Log, Machines, Options, Proxy, Record, Refusal, Site, Steer, Want};
+use proxy::{
+    Drained, Failure, Lease, Log, Machines, Opened, Options, Proxy, Record, Refusal, Site, Steer, Want,
+};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::watch;
@@ -26,7 +28,8 @@ pub struct Fake {
 
 pub struct Machine {
     pub id: Arc<str>,
-    address: IpAddr,
+    pub address: IpAddr,
+    pub opened: Arc<Opened>,
     life: Mutex<(u64, watch::Sender<bool>)>,
     pub leases: Arc<AtomicUsize>,
     pub most_leases: AtomicUsize,
@@ -61,6 +64,7 @@ impl Fake {
         let machine = Arc::new(Machine {
             id: id.into(),
             address,
+            opened: Arc::default(),
             life: Mutex::new((1, watch::channel(false).0)),
             leases: Arc::default(),
             most_leases: AtomicUsize::new(0),
@@ -108,6 +112,7 @@ impl Machines for Fake {
             instance: machine.id.clone(),
             life: life.0,
             address: machine.address,
+            opened: machine.opened.clone(),
             over: life.1.subscribe(),
             held: Box::new(count),
         })

@@ -61,6 +61,28 @@ async fn a_connection_to_a_machine_is_kept_and_ends_with_its_life() {
 }
 
 #[tokio::test]
+async fn the_connection_that_a_check_has_made_is_the_first_requests() {
+    let connections = Arc::new(Mutex::new(0));
+    let count = connections.clone();
+    let (_, backend) = canned(OK);
+    let stage = Stage::new(&http_app(""), move |stream| {
+        *count.lock().unwrap() += 1;
+        backend(stream)
+    })
+    .await;
+    let machine = stage.first();
+    machine.opened.put(TcpStream::connect((machine.address, stage.internal_port)).await.unwrap());
+    eventually(|| (*connections.lock().unwrap() == 1).then_some(())).await;
+    for life in 1..=2 {
+        let mut client = stage.connect(80).await;
+        client.send(GET).await;
+        assert_eq!(client.answer().await.1, "ok");
+        assert_eq!(*connections.lock().unwrap(), life);
+        machine.next_life();
+    }
+}
+
+#[tokio::test]
 async fn a_body_without_a_length_that_the_end_of_a_life_cuts_off_is_not_taken_for_whole() {
     for head in ["HTTP/1.1 200 OK\r\n\r\nhalf", "HTTP/1.0 200 OK\r\n\r\nhalf"] {
         let stage = Stage::new(&http_app(""), move |mut stream| async move {

@@ -67,6 +67,7 @@ impl Group {
             epoch: slot.epoch,
             id: machine.id.clone(),
             address: machine.address,
+            opened: machine.opened.clone(),
             over: slot.over.subscribe(),
         };
         Self::answer(inner, request, Answer::Granted(grant));

@@ -10,6 +10,7 @@ use std::time::{Duration, Instant, SystemTime};
 
 use app::config::model::{App, Restart};
 use app::pool::{Action, Found, Life, Limits, Moment, Pool, Refusal, Request, Whom};
+use proxy::Opened;
 use tokio::runtime::Handle;
 use tokio::sync::{Notify, mpsc, oneshot, watch};
 
@@ -230,6 +231,7 @@ pub struct Grant {
     pub epoch: u64,
     pub id: Arc<str>,
     pub address: IpAddr,
+    pub opened: Arc<Opened>,
     pub over: watch::Receiver<bool>,
 }
 
