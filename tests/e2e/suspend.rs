@@ -267,7 +267,7 @@ fn clones_of_one_machine_have_randomness_and_addresses_of_their_own() {
 /// `make soak` does it a hundred times.
 #[test]
 fn services_live_through_suspends_and_clones() {
-    tests::resident::survives(Flyrun::shared(), 4, 2);
+    tests::resident::survives(Flyrun::shared(), 3, 2);
 }
 
 #[test]

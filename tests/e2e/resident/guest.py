@@ -88,7 +88,7 @@ def database():
 
 
 def wait_for(what, attempt):
-    for _ in range(300):
+    for _ in range(1200):
         try:
             return attempt()
         except Exception as error:
