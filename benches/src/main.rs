@@ -48,6 +48,9 @@ struct Arguments {
     /// The image whose process is `guest/answer.rs`; without it no requests are measured.
     #[arg(long, requires = "flyrun")]
     web_image: Option<String>,
+    /// The image with nginx that is suspended and started for a request.
+    #[arg(long, requires = "web_image")]
+    nginx_image: Option<String>,
     /// The kernel of tests/attacker; without it no tenants are measured.
     #[arg(long, requires = "image")]
     attacker: Option<PathBuf>,
@@ -145,7 +148,8 @@ fn benchmarks(arguments: &Arguments) -> Result<()> {
     if let (Some(flyrun), Some(image), true) =
         (&arguments.flyrun, &arguments.web_image, arguments.wants(Part::Serve))
     {
-        serve::measure(flyrun, image, arguments.haproxy.as_deref(), arguments.runs, &mut report)
+        let images = serve::Images { small: image, nginx: arguments.nginx_image.as_deref() };
+        serve::measure(flyrun, images, arguments.haproxy.as_deref(), arguments.runs, &mut report)
             .context("serving requests")?;
     }
     if let (Some(initrd), Some(iperf3)) = (&arguments.io_initrd, &arguments.iperf3) {

@@ -15,8 +15,6 @@ use super::load;
 
 /// Where `flyrun serve` listens.
 const PORT: u16 = 18080;
-/// Where the machine's web server does ([`benches/guest/answer.rs`]).
-const INTERNAL_PORT: u16 = 8080;
 /// The one machine of the app, as `flyrun serve` calls it.
 const MACHINE: &str = "hello-app-0";
 /// What it says, in its directory.
@@ -31,6 +29,8 @@ pub struct Flyrun<'a> {
     pub program: &'a Path,
     /// The image.
     pub image: &'a str,
+    /// Where the web server listens.
+    pub port: u16,
 }
 
 impl Flyrun<'_> {
@@ -55,7 +55,7 @@ impl Flyrun<'_> {
     pub fn address(&self, machine: &str) -> Result<SocketAddr> {
         let inspected = self.inspect(machine)?;
         let address = inspected["network"]["ipv4"].as_str().context("the machine has no address")?;
-        Ok((address.parse::<IpAddr>()?, INTERNAL_PORT).into())
+        Ok((address.parse::<IpAddr>()?, self.port).into())
     }
 }
 
@@ -103,7 +103,7 @@ impl<'a> Serve<'a> {
     pub fn start(flyrun: Flyrun<'a>, auto_stop: &str) -> Result<Self> {
         let directory = tempfile::tempdir()?;
         let file = directory.path().join("fly.toml");
-        std::fs::write(&file, fly_toml(flyrun.image, auto_stop))?;
+        std::fs::write(&file, fly_toml(flyrun, auto_stop))?;
         let log = File::create(directory.path().join(LOG))?;
         let mut command = Command::new(flyrun.program);
         command.arg("serve").arg(&file).stdin(Stdio::null()).stdout(Stdio::null()).stderr(log);
@@ -154,10 +154,10 @@ impl Drop for Serve<'_> {
     }
 }
 
-fn fly_toml(image: &str, auto_stop: &str) -> String {
+fn fly_toml(Flyrun { image, port, .. }: Flyrun<'_>, auto_stop: &str) -> String {
     format!(
         "app = 'hello'\nbuild.image = '{image}'\n\
-         [[services]]\ninternal_port = {INTERNAL_PORT}\nauto_stop_machines = '{auto_stop}'\n\
+         [[services]]\ninternal_port = {port}\nauto_stop_machines = '{auto_stop}'\n\
          ports = [{{ port = {PORT}, handlers = ['http'] }}]\n\
          [flyrun]\nidle_timeout = '1s'\nhostnames = ['{}']\n",
         load::HOST

@@ -33,24 +33,37 @@ const TICK: Duration = Duration::from_millis(100);
 /// A machine's rest, of virtual time, before it is started again.
 const REST: Duration = Duration::from_millis(500);
 
-/// serve.suspended.first_byte, serve.cold.first_byte, serve.warm.flyrun, serve.warm.peer and serve.warm.direct, each with its p99 and
-/// p99.9. Of a flyrun that does not serve, those alone that need no `flyrun serve`.
+/// Images of web servers, in any form `flyrun pull` takes.
+#[derive(Clone, Copy, Debug)]
+pub struct Images<'a> {
+    /// A static program of some hundred lines, [`benches/guest/answer.rs`]: of what it takes to start it hardly anything is its own.
+    pub small: &'a str,
+    /// nginx, as Debian packages it.
+    pub nginx: Option<&'a str>,
+}
+
+/// serve.suspended.first_byte and serve.cold.first_byte of nginx, `serve.*.small.first_byte` of the small web server, and, of that,
+/// serve.warm.flyrun, serve.warm.peer and serve.warm.direct, each with its p99 and p99.9. Of a flyrun that does not serve, those alone
+/// that need no `flyrun serve`.
 pub fn measure(
     program: &Path,
-    image: &str,
+    images: Images<'_>,
     haproxy: Option<&Path>,
     runs: u32,
     report: &mut Report,
 ) -> Result<()> {
     let _ticker = Ticker::start();
-    let flyrun = Flyrun { program, image };
+    let flyrun = Flyrun { program, image: images.small, port: 8080 };
     if flyrun.can_serve() {
-        for (auto_stop, state, kind, name) in
-            [("suspend", "suspended", "resumed", "suspended"), ("stop", "stopped", "base", "cold")]
-        {
-            let times =
-                first_bytes(&flyrun, auto_stop, state, kind, runs).with_context(|| name.to_string())?;
-            add(report, &format!("serve.{name}.first_byte"), times);
+        let nginx = images.nginx.map(|image| Flyrun { program, image, port: 80 });
+        for (app, part) in nginx.iter().map(|nginx| (nginx, "")).chain([(&flyrun, ".small")]) {
+            for (auto_stop, state, kind, name) in
+                [("suspend", "suspended", "resumed", "suspended"), ("stop", "stopped", "base", "cold")]
+            {
+                let times = first_bytes(app, auto_stop, state, kind, runs)
+                    .with_context(|| format!("{name}{part}"))?;
+                add(report, &format!("serve.{name}{part}.first_byte"), times);
+            }
         }
         let serve = Serve::start(flyrun, "off")?;
         warm(Some(serve.address()), serve.machine()?, haproxy, report)
