@@ -11,7 +11,7 @@ use tests::suspended::wait_until;
 
 use super::world::World;
 use super::{APPS, name};
-use crate::processes;
+use crate::{entries, left_in_run_dir, processes};
 
 /// More memory than this is not needed by a `flyrun serve` after many requests than after few.
 const MORE_KIB: u64 = 24 << 10;
@@ -20,9 +20,6 @@ const MORE_DESCRIPTORS: usize = 16;
 
 /// The lock of machines' names, which stays.
 const NAMES: &str = ".names";
-
-/// The text of base snapshots' kernels, which the next machine has too.
-const KERNEL_TEXT: &str = "kernel-text";
 
 /// What a `flyrun serve` has.
 #[derive(Clone, Copy, Debug)]
@@ -137,18 +134,9 @@ pub fn check(serving: &mut Serving, before: &Rest, world: &World) {
         let left: Vec<_> = entries(&root.join(directory)).into_iter().filter(|name| name != NAMES).collect();
         assert_eq!(left, Vec::<String>::new(), "{directory}");
     }
-    let run = root.parent().unwrap().join("run");
-    let stays = |name: &str| name.ends_with(".lock") || name == KERNEL_TEXT;
-    let left: Vec<_> = entries(&run).into_iter().filter(|name| !stays(name)).collect();
-    assert_eq!(left, Vec::<String>::new(), "{}", run.display());
-    let (texts, bases) = (entries(&run.join(KERNEL_TEXT)), entries(&root.join("bases")));
-    assert!(texts.len() <= bases.len(), "{texts:?} of {bases:?}");
+    let left: Vec<_> = left_in_run_dir(flyrun).into_iter().filter(|name| !name.ends_with(".lock")).collect();
+    assert_eq!(left, Vec::<String>::new(), "{}", flyrun.run_dir().display());
     assert!(!Path::new("/sys/fs/cgroup/flyrun").exists(), "a cgroup is left");
     assert_eq!(company(), Vec::<String>::new());
     assert!(!world.has_failed());
-}
-
-fn entries(directory: &Path) -> Vec<String> {
-    let entries = std::fs::read_dir(directory).into_iter().flatten().flatten();
-    entries.map(|entry| entry.file_name().to_string_lossy().into_owned()).collect()
 }
