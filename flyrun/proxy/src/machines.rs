@@ -54,7 +54,7 @@ pub struct Lease {
     pub life: u64,
     /// Where the machine is reached from this host.
     pub address: IpAddr,
-    /// Connections to it that may be used instead of new ones, the same for all leases of one life.
+    /// A connection to it that may be used instead of a new one, the same for all leases of one life.
     pub opened: Arc<Opened>,
     /// Turns true when this life is over, with whatever is still under way. A sender that is gone means the same.
     pub over: watch::Receiver<bool>,

@@ -89,6 +89,17 @@ impl Probe {
     }
 }
 
+/// Asks one after another until all answers are good. Gives the last one's connection, if it has carried nothing.
+pub async fn pass(probes: &[Probe], address: IpAddr, tell: &(dyn Fn(String) + Sync)) -> Option<TcpStream> {
+    let mut connected = None;
+    for probe in probes {
+        // Each is closed before the next is made: the machine may serve one after another.
+        drop(connected.take());
+        connected = probe.wait(address, tell).await;
+    }
+    connected
+}
+
 fn word(method: Method) -> &'static str {
     match method {
         Method::Get => "GET",
@@ -162,6 +173,30 @@ mod tests {
                 None => assert_eq!(told, Ok(())),
                 Some(expected) => assert!(told.clone().unwrap_err().contains(expected), "{told:?}"),
             }
+        }
+    }
+
+    async fn serve_one_after_another(listener: &TcpListener) {
+        loop {
+            let (mut stream, _) = listener.accept().await.unwrap();
+            if stream.read(&mut [0; 1000]).await.unwrap() > 0 {
+                stream.write_all(b"HTTP/1.1 200 OK\r\n\r\n").await.unwrap();
+            }
+        }
+    }
+
+    #[tokio::test]
+    async fn a_machine_that_serves_one_connection_after_another_passes_several_checks() {
+        let listener = TcpListener::bind((HERE, 0)).await.unwrap();
+        let port = listener.local_addr().unwrap().port();
+        let tcp = Probe { port, check: Service::default_check() };
+        for (probes, is_left) in [([tcp.clone(), http(port)], false), ([http(port), tcp], true)] {
+            let tell = |why: String| -> () { panic!("{why}") };
+            let connected = tokio::select! {
+                connected = pass(&probes, HERE, &tell) => connected,
+                () = serve_one_after_another(&listener) => unreachable!(),
+            };
+            assert_eq!(connected.is_some(), is_left);
         }
     }
 

@@ -55,7 +55,7 @@ impl Kind {
 pub struct Started {
     pub id: Arc<str>,
     pub address: IpAddr,
-    /// What its checks have connected.
+    /// What its last check has connected.
     pub opened: Arc<Opened>,
     /// `None` if it ran already.
     pub kind: Option<Kind>,

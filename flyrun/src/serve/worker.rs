@@ -8,11 +8,10 @@ use std::time::{Duration, Instant};
 use app::config::model::{Asks, Check};
 use app::pool::Life;
 use page::What;
-use proxy::Opened;
 use tokio::sync::{Notify, OwnedSemaphorePermit, mpsc, watch};
 use tokio::task::{JoinHandle, spawn_blocking};
 
-use super::check::Probe;
+use super::check::{self, Probe};
 use super::group::{Group, Probes, last_start};
 use super::host::{Host, Kind, Started};
 use super::life::{follow, keep_checking};
@@ -138,31 +137,22 @@ impl Worker {
             gates.extend(start.probes.named.iter().map(|(_, probe)| probe.clone()));
         }
         let tell = |why| self.group.troubles(life, why);
-        let passes = async {
-            for probe in &gates {
-                if let Some(stream) = probe.wait(started.address, &tell).await {
-                    started.opened.put(stream);
-                }
-            }
-        };
-        tokio::select! {
-            () = passes => {}
+        let connected = tokio::select! {
+            connected = check::pass(&gates, started.address, &tell) => connected,
             () = is_over(&mut over) => {
                 self.begun = Some(start);
                 return;
             }
-        }
+        };
         let took = begun.elapsed();
         if let Some(kind) = started.kind {
             let line =
                 self.group.line_of("ready", life).with("machine", &*started.id).with("start", kind.name());
             line.with("ms", (took.as_secs_f64() * 10_000.0).round() / 10.0).end();
         }
-        let opened = started.opened.clone();
-        tokio::spawn(async move {
-            tokio::time::sleep(Opened::SOON).await;
-            opened.clear();
-        });
+        if let Some(stream) = connected {
+            started.opened.put(stream);
+        }
         if let Some(recheck) = self.group.ready(life, last_start(&started, took)) {
             self.check(&start, &started, start.over.clone(), recheck);
         }

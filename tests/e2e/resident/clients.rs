@@ -7,8 +7,8 @@ use std::sync::{Arc, Mutex};
 use std::thread::{self, JoinHandle, sleep};
 use std::time::{Duration, Instant};
 
-/// A client that waits for so long hangs, whatever the machine is busy with.
-const HANGS: Duration = Duration::from_secs(300);
+/// Who waits so long for an answer hangs, whatever the machine is busy with.
+pub const HANGS: Duration = Duration::from_secs(300);
 const COUNT: usize = 3;
 const PAUSE: Duration = Duration::from_millis(50);
 const REQUEST: &[u8] = b"GET / HTTP/1.1\r\nHost: resident\r\n\r\n";

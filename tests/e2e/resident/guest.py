@@ -211,7 +211,7 @@ def tick():
         ticks += 1
         if ticks % 10 == 0:
             kept.write()
-        # On a slow host this would leave no time to the others.
+        # As long as it has worked: on a slow host the other threads would have no time.
         time.sleep((time.monotonic_ns() - now) / 1e9)
 
 

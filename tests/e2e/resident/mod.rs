@@ -26,9 +26,6 @@ const CLOCK_TOLERANCE_NS: i64 = 5_000_000;
 const RATE_TOLERANCE: Duration = Duration::from_millis(5);
 /// How long it stands still at least.
 const STANDING: Duration = Duration::from_secs(1);
-/// Who has not answered a question after this time never will, whatever the machine is busy with: `state` starts a process and
-/// a session of the database, in a guest that has a fraction of an emulated processor.
-const UNANSWERED: Duration = Duration::from_secs(600);
 /// How often something is tried that is to come true soon.
 const ATTEMPTS: usize = 600;
 /// How often it is asked for its time.
@@ -134,7 +131,7 @@ impl<'a> Resident<'a> {
         match TcpStream::connect((self.address(), QUESTIONS)) {
             Ok(stream) => {
                 stream.set_nodelay(true).unwrap();
-                stream.set_read_timeout(Some(UNANSWERED)).unwrap();
+                stream.set_read_timeout(Some(clients::HANGS)).unwrap();
                 Questions { machine: self, stream: BufReader::new(stream) }
             }
             Err(error) => self.fail(&format!("it cannot be asked: {error}")),
@@ -320,10 +317,10 @@ impl Questions<'_> {
     fn ask(&mut self, question: &str) -> String {
         let mut answer = String::new();
         let asked = self.stream.get_mut().write_all(format!("{question}\n").as_bytes());
-        if let Err(error) = asked.and_then(|()| self.stream.read_line(&mut answer)) {
-            self.machine.fail(&format!("asked for its {question} it does not answer: {error}"));
+        match asked.and_then(|()| self.stream.read_line(&mut answer)) {
+            Ok(1..) => answer,
+            told => self.machine.fail(&format!("asked for its {question} it does not answer: {told:?}")),
         }
-        answer
     }
 
     /// The guest's monotonic time and its time of day, in nanoseconds.

@@ -97,7 +97,7 @@ impl Life {
 
     fn end(&self) {
         self.is_over.store(true, Ordering::Release);
-        self.opened.clear();
+        self.opened.close();
         self.sockets.each(Socket::cut);
         lock(&self.idle).clear();
         lock(&self.h2).clear();

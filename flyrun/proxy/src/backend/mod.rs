@@ -210,21 +210,24 @@ pub(crate) async fn connect(
     limit: Duration,
     metrics: &AppMetrics,
 ) -> io::Result<Socket> {
-    let start = std::time::Instant::now();
     let stream = match life.take_opened(address) {
         Some(stream) => stream,
-        None => {
-            let connected = match tokio::time::timeout(limit, TcpStream::connect(address)).await {
-                Ok(connected) => connected,
-                Err(_) => Err(io::ErrorKind::TimedOut.into()),
-            };
-            connected.inspect_err(|_| {
-                metrics.app_connect_errors.fetch_add(1, Relaxed);
-            })?
-        }
+        None => connect_anew(address, limit, metrics).await?,
     };
     metrics.app_connects.fetch_add(1, Relaxed);
-    metrics.connect_seconds.add(start.elapsed());
     let socket = Socket::new(stream);
     if life.own(&socket) { Ok(socket) } else { Err(io::ErrorKind::ConnectionAborted.into()) }
+}
+
+async fn connect_anew(address: SocketAddr, limit: Duration, metrics: &AppMetrics) -> io::Result<TcpStream> {
+    let start = std::time::Instant::now();
+    let connected = match tokio::time::timeout(limit, TcpStream::connect(address)).await {
+        Ok(connected) => connected,
+        Err(_) => Err(io::ErrorKind::TimedOut.into()),
+    };
+    let stream = connected.inspect_err(|_| {
+        metrics.app_connect_errors.fetch_add(1, Relaxed);
+    })?;
+    metrics.connect_seconds.add(start.elapsed());
+    Ok(stream)
 }

@@ -21,6 +21,19 @@ async fn once(mut stream: TcpStream, answer: &'static str) {
     }
 }
 
+/// A machine that answers, and counts connections.
+async fn counting() -> (Stage, Arc<Mutex<i32>>) {
+    let connections = Arc::new(Mutex::new(0));
+    let count = connections.clone();
+    let (_, backend) = canned(OK);
+    let stage = Stage::new(&http_app(""), move |stream| {
+        *count.lock().unwrap() += 1;
+        backend(stream)
+    })
+    .await;
+    (stage, connections)
+}
+
 #[tokio::test]
 async fn each_request_has_a_lease_of_its_own_that_ends_with_it() {
     let (_, backend) = canned(OK);
@@ -40,14 +53,7 @@ async fn each_request_has_a_lease_of_its_own_that_ends_with_it() {
 
 #[tokio::test]
 async fn a_connection_to_a_machine_is_kept_and_ends_with_its_life() {
-    let connections = Arc::new(Mutex::new(0));
-    let count = connections.clone();
-    let (_, backend) = canned(OK);
-    let stage = Stage::new(&http_app(""), move |stream| {
-        *count.lock().unwrap() += 1;
-        backend(stream)
-    })
-    .await;
+    let (stage, connections) = counting().await;
     let mut client = stage.connect(80).await;
     for _ in 0..5 {
         client.send(GET).await;
@@ -62,14 +68,7 @@ async fn a_connection_to_a_machine_is_kept_and_ends_with_its_life() {
 
 #[tokio::test]
 async fn the_connection_that_a_check_has_made_is_the_first_requests() {
-    let connections = Arc::new(Mutex::new(0));
-    let count = connections.clone();
-    let (_, backend) = canned(OK);
-    let stage = Stage::new(&http_app(""), move |stream| {
-        *count.lock().unwrap() += 1;
-        backend(stream)
-    })
-    .await;
+    let (stage, connections) = counting().await;
     let machine = stage.first();
     machine.opened.put(TcpStream::connect((machine.address, stage.internal_port)).await.unwrap());
     eventually(|| (*connections.lock().unwrap() == 1).then_some(())).await;
