@@ -62,7 +62,7 @@ pub use background::Background;
 
 use crate::error::{Context as _, Result};
 use crate::exit_code::ExitCode;
-use crate::machine::{Ended, Machines, Record, State};
+use crate::machine::{Ended, Machines, Record};
 use crate::network::Mode;
 pub use new_machine::MIN_MEMORY_MIB;
 
@@ -242,9 +242,9 @@ impl Context {
             .settle(&is_owned)
             .context("cannot write down what machines have used")?;
         crate::network::sweep(&self.paths, &is_owned)?;
-        // One that is on disk has its rules wait for it.
-        let is_suspended = |record: &Record| record.state == State::Suspended;
-        crate::network::sweep_rules(|| self.machines().list().is_ok_and(|all| all.iter().any(is_suspended)))
+        crate::network::sweep_rules(|| {
+            self.machines().list().is_ok_and(|all| all.iter().any(Record::comes_back))
+        })
     }
 
     /// Of this, only what a machine that is started may need itself: its addresses, and ports of the host. The rest can wait

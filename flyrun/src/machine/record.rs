@@ -13,6 +13,7 @@ use super::health::Healthcheck;
 use super::restart::RestartPolicy;
 use super::state::State;
 use crate::guest_files::GuestFile;
+use crate::serve::SLOT;
 use crate::size::Size;
 use crate::{network, share, volume};
 
@@ -245,6 +246,12 @@ impl Record {
             resuming_in_boot: None,
         }
     }
+
+    /// Whether it comes back when somebody needs it: it is on disk, or an app's slot, which `flyrun serve` starts for a request.
+    /// The host's rules wait for it.
+    pub fn comes_back(&self) -> bool {
+        self.state == State::Suspended || self.config.labels.contains_key(SLOT)
+    }
 }
 
 #[cfg(test)]
@@ -282,6 +289,16 @@ impl Record {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn who_is_on_disk_or_started_by_requests_comes_back() {
+        let mut record = Record::example("web");
+        record.state = State::Stopped;
+        assert!(!record.comes_back());
+        assert!(Record { state: State::Suspended, ..record.clone() }.comes_back());
+        record.config.labels.insert(SLOT.to_string(), "0".to_string());
+        assert!(record.comes_back());
+    }
 
     #[test]
     fn limits_that_were_written_before_there_were_rates_are_read() {

@@ -338,7 +338,9 @@ impl<'a> Monitor<'a> {
         self.joins_at = Some(Instant::now() + JOINS_AFTER);
         let result = self.follow(&mut life, &mut company, &mut place, &mut started);
         self.leave_cgroup();
-        if let (Ok(End::Suspended), Some(network)) = (&result, &mut place.network) {
+        if let Some(network) = &mut place.network
+            && (matches!(result, Ok(End::Suspended)) || self.machine.record().comes_back())
+        {
             network.will_come_back();
         }
         self.forget_snapshot();

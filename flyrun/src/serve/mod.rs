@@ -52,4 +52,4 @@ pub use run::{Settings, run};
 #[cfg(any(test, feature = "fuzzing"))]
 pub use status::Status;
 pub use status::ask_all;
-pub use template::APP;
+pub use template::{APP, SLOT};
