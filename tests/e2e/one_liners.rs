@@ -1,5 +1,6 @@
 //! One-liners of a user of docker, as scripts that can also be read and run by hand.
 
+use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::process::Command;
 
@@ -41,6 +42,8 @@ fn passes(script: &str, least: usize) {
     flyrun.environment(&mut command);
     let path = std::env::var("PATH").unwrap();
     command.env("PATH", format!("{}:{path}", program().parent().unwrap().display()));
+    // A command that hangs ends its process group.
+    command.process_group(0);
     let output = command.output().unwrap();
     let told = String::from_utf8_lossy(&output.stdout);
     assert!(output.status.success(), "{told}{}", String::from_utf8_lossy(&output.stderr));

@@ -3,11 +3,31 @@
 
 count=0 failed=0
 
+# A command that takes longer is told of, and ends the script with all that it has started. One watchdog for all of them: a `timeout`
+# and a shell for each command took more time than most commands.
+limit=300
+watchdog() {
+    local running=
+    while read -r -d '' -t "$limit" next || (($? > 128)); do
+        if [[ -z $next ]]; then
+            printf 'FAILED: it has not ended within %s seconds: %s\n' "$limit" "$running"
+            kill -KILL -- "-$$"
+        fi
+        running=$next
+    done
+}
+exec {watched}> >(watchdog)
+
 # try CODE PATTERN COMMAND: runs COMMAND, and compares what comes out on both streams with PATTERN, a glob of bash.
 try() {
     local code=$1 pattern=$2 command=$3 got
     count=$((count + 1))
-    output=$(timeout --kill-after=5 300 bash -c "$command" 2>&1 < /dev/null)
+    printf '%s\0' "$command" >&"$watched"
+    output=$(
+        exec 2>&1 < /dev/null {watched}>&-
+        set +u
+        eval "$command"
+    )
     got=$?
     # shellcheck disable=SC2053 # the right side is a pattern
     if [[ $got != "$code" || $output != $pattern ]]; then
