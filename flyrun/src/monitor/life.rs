@@ -24,8 +24,9 @@ const BOOT_LIMIT: Duration = Duration::from_secs(60);
 const NOT_STARTED: &str = "the guest has not started within a minute";
 /// How long the rest of the output and the guest's own end may take once its process is gone.
 const END_LIMIT: Duration = Duration::from_secs(15);
-/// How long a restored guest may take to its first word.
-const RESUME_LIMIT: Duration = Duration::from_secs(20);
+/// How long a restored guest may take to its first word. Thousands of times what it needs: who is given up loses its memory, and a host
+/// that has no processor for a guest has none for a boot of it either.
+const RESUME_LIMIT: Duration = Duration::from_secs(60);
 /// How long a guest may take to let everything stand still, or to let it go on.
 const FREEZE_LIMIT: Duration = Duration::from_secs(30);
 /// How long a guest may take to end a process that was killed; then the machine itself is ended.
@@ -132,7 +133,7 @@ impl Life {
 
     /// A life that goes on from a snapshot.
     pub fn restored(vm: Vm, outputs: usize, keeps_disk: bool) -> Life {
-        let late = "the resumed guest has not answered within 20 seconds";
+        let late = "the resumed guest has not answered within a minute";
         let deadline = Some(Deadline { at: Instant::now() + RESUME_LIMIT, late });
         Life { is_restored: true, is_started: true, deadline, ..Life::new(vm, outputs, keeps_disk) }
     }

@@ -41,6 +41,8 @@ pub fn save(fd: &VcpuFd, msrs: &[u32]) -> Result<VcpuState, String> {
     let failed = |call: &'static str| move |error: kvm_ioctls::Error| format!("{call}: {error}");
     // First: it has KVM settle what the local APIC has pending, which the others then show.
     let mp_state = fd.get_mp_state().map_err(failed("KVM_GET_MP_STATE"))?;
+    // Before what shows it: a fault that waits to be delivered (an asynchronous page fault's) has its address in CR2 from now on.
+    let events = fd.get_vcpu_events().map_err(failed("KVM_GET_VCPU_EVENTS"))?;
     let sregs = fd.get_sregs().map_err(failed("KVM_GET_SREGS"))?;
     if sregs.cr4 & CR4_VMXE != 0 || sregs.efer & EFER_SVME != 0 {
         return Err("the guest runs virtual machines of its own, which cannot be suspended".into());
@@ -55,7 +57,7 @@ pub fn save(fd: &VcpuFd, msrs: &[u32]) -> Result<VcpuState, String> {
         lapic: fd.get_lapic().map_err(failed("KVM_GET_LAPIC"))?,
         tsc_khz: fd.get_tsc_khz().map_err(failed("KVM_GET_TSC_KHZ"))?,
         msrs: read_msrs(fd, msrs).map_err(failed("KVM_GET_MSRS"))?,
-        events: fd.get_vcpu_events().map_err(failed("KVM_GET_VCPU_EVENTS"))?,
+        events,
     })
 }
 
