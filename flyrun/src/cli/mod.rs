@@ -242,6 +242,11 @@ impl Context {
             .settle(&is_owned)
             .context("cannot write down what machines have used")?;
         crate::network::sweep(&self.paths, &is_owned)?;
+        self.sweep_rules()
+    }
+
+    /// Takes away the host's rules, if no machine is left that they wait for.
+    pub fn sweep_rules(&self) -> Result<()> {
         crate::network::sweep_rules(|| {
             self.machines().list().is_ok_and(|all| all.iter().any(Record::comes_back))
         })

@@ -23,5 +23,9 @@ pub struct Arguments {
 
 pub fn execute(context: &Context, arguments: &Arguments) -> Result<ExitCode> {
     context.keep_house()?;
-    each(context, &arguments.machines, |context, record| lifecycle::remove(context, record, arguments.force))
+    let removed = each(context, &arguments.machines, |context, record| {
+        lifecycle::remove(context, record, arguments.force)
+    });
+    context.sweep_rules()?;
+    removed
 }
