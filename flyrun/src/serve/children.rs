@@ -48,6 +48,8 @@ impl Children {
     /// Asks each when it has ended.
     pub async fn keep_reaping(&self) {
         let Ok(mut ends) = signal(SignalKind::child()) else { return };
+        // Nobody told of those who ended before.
+        self.reap();
         while ends.recv().await.is_some() {
             self.reap();
         }
