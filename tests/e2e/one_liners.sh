@@ -128,7 +128,7 @@ try 0 '??????????????' 'flyrun create --name three --from-snapshot warm'
 try 0 '*suspended*three' 'flyrun ps --filter name=three'
 try 0 $'three\nresumed' 'flyrun start three; flyrun inspect three | python3 -c "import json,sys; print(json.load(sys.stdin)[0][\"last_start\"][\"kind\"])"'
 # Where a file's holes are is not what it says: on a tmpfs a guest that reads one fills it. What is in the files is in the digests.
-try 0 'whole' 'told() { zstd -dqc | tar -xO snapshot.json; }; flyrun snapshot export warm -o /tmp/warm-$$; flyrun snapshot export warm | told | cmp - <(told < /tmp/warm-$$) && echo whole; rm /tmp/warm-$$'
+try 0 'whole' 'told() { zstd -dqc | tar -xO snapshot.json; }; flyrun snapshot export warm -o /tmp/warm-$$; flyrun snapshot export warm | told | cmp - <(told < /tmp/warm-$$) && echo whole; zstd -tq /tmp/warm-$$; rm /tmp/warm-$$'
 try 0 $'warm\n??????????????\nwarm' 'flyrun snapshot export warm > /tmp/warm-$$; flyrun snapshot rm warm; flyrun snapshot import < /tmp/warm-$$; flyrun snapshot ls --json | python3 -c "import json,sys; print(json.load(sys.stdin)[0][\"name\"])"; rm /tmp/warm-$$'
 try 0 $'model\n??????????????\nresumed' 'flyrun rm -f model; flyrun run -d --name four --from-snapshot warm; flyrun inspect four | python3 -c "import json,sys; print(json.load(sys.stdin)[0][\"last_start\"][\"kind\"])"'
 try 125 '*in use by a machine or a snapshot*' 'flyrun rm -f two three four > /dev/null; flyrun rmi $busybox'

@@ -38,6 +38,7 @@ pub fn execute(context: &Context, arguments: &Arguments) -> Result<ExitCode> {
     context.snapshots().sweep()?;
     context.paths.sweep_run_dirs();
     crate::network::sweep(&context.paths, &|id| context.machines().is_owned(id))?;
+    context.sweep_rules()?;
     let keep = rootfs::in_use(&context.machines().list()?, &context.snapshots().list()?);
     let options = PruneOptions { all: arguments.all, keep };
     let mut store = context.store()?.prune(&options).map_err(|error| from_images(&error))?;

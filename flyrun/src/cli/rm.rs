@@ -26,6 +26,7 @@ pub fn execute(context: &Context, arguments: &Arguments) -> Result<ExitCode> {
     let removed = each(context, &arguments.machines, |context, record| {
         lifecycle::remove(context, record, arguments.force)
     });
-    context.sweep_rules()?;
-    removed
+    let swept = context.sweep_rules();
+    let code = removed?;
+    swept.map(|()| code)
 }
