@@ -15,6 +15,7 @@ use kvm_ioctls::{VcpuExit, VcpuFd};
 use vm_memory::GuestAddress;
 
 use crate::{
+    attach::Transport,
     boot::registers,
     bus::Buses,
     ending::Ending,
@@ -142,6 +143,9 @@ impl RunningVcpus {
                 }
             }
         }
+        // Where there is one CPU, the guest is worth it first: a guest that sleeps is woken by the kernel's worker, and is then behind
+        // this thread again.
+        (0..2).for_each(|_| std::thread::yield_now());
         Ok(running)
     }
 
@@ -182,6 +186,8 @@ pub struct Vcpu {
     pub index: u8,
     fd: VcpuFd,
     buses: Arc<Buses>,
+    /// Devices of a restored machine whose drivers are to learn something before this vCPU runs.
+    news: Vec<Transport>,
 }
 
 impl Vcpu {
@@ -210,7 +216,7 @@ impl Vcpu {
             let waiting = kvm_mp_state { mp_state: kvm_bindings::KVM_MP_STATE_UNINITIALIZED };
             fd.set_mp_state(waiting).map_err(|e| ("KVM_SET_MP_STATE", e))?;
         }
-        Ok(Self { index, fd, buses })
+        Ok(Self { index, fd, buses, news: Vec::new() })
     }
 
     /// Gives a new vCPU a saved one's state.
@@ -226,7 +232,13 @@ impl Vcpu {
     ) -> Result<Self, Refusal> {
         fd.set_cpuid2(cpuid).map_err(|error| Refusal::Host(format!("KVM_SET_CPUID2: {error}")))?;
         snapshot::vcpu::restore(&fd, state)?;
-        Ok(Self { index, fd, buses })
+        Ok(Self { index, fd, buses, news: Vec::new() })
+    }
+
+    /// Has these devices [begin](devices::virtio::mmio::MmioTransport::begin) by this vCPU's thread, which is confined and has the guest
+    /// at once: the event loop comes later.
+    pub fn tell_first(&mut self, devices: Vec<Transport>) {
+        self.news = devices;
     }
 
     /// The vCPU's descriptor.
@@ -248,10 +260,13 @@ impl Vcpu {
     }
 
     fn run(mut self, control: &Control) {
-        let Self { index, fd, buses } = &mut self;
+        let Self { index, fd, buses, news } = &mut self;
         let mut vcpu = Kickable::new(fd);
         let settle = |vcpu: &mut Kickable<'_>| settle(vcpu, *index, buses, &control.ending);
         while control.may_run(&mut vcpu, settle, |vcpu| _ = vcpu.fd.kvmclock_ctrl()) {
+            for device in news.drain(..) {
+                device.lock().unwrap_or_else(PoisonError::into_inner).0.begin();
+            }
             if *index == 0 {
                 control.read_ahead(vcpu.as_fd());
             }

@@ -174,7 +174,7 @@ impl Vm {
         let cpuid = Template::saved(state.machine.cpuid.clone());
         let buses = Arc::new(std::mem::take(&mut frame.buses));
         let mut saved = state.vcpus.iter();
-        let vcpus = frame.vcpus(spec.cpus, &cpuid, |fd, index, cpuid| {
+        let mut vcpus = frame.vcpus(spec.cpus, &cpuid, |fd, index, cpuid| {
             let state =
                 saved.next().ok_or_else(|| Refusal::Corrupted(format!("state has no vCPU {index}")))?;
             Ok(Vcpu::restore(fd, index, cpuid, state, Arc::clone(&buses))?)
@@ -188,6 +188,9 @@ impl Vm {
         if header.disks.is_none() {
             // They are others than those that the driver has seen.
             devices.transports.iter().take(spec.disks.len()).for_each(announce);
+        }
+        if let Some(first) = vcpus.first_mut() {
+            first.tell_first(devices.transports.clone());
         }
         if let Some(console) = &console {
             console.remind();

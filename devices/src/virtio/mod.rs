@@ -145,4 +145,7 @@ pub trait VirtioDevice: MutEventSubscriber + Send {
     /// Takes over what the saved device knew beside its queues. Called once, behind the activation that continues a
     /// snapshot. The state may be anybody's.
     fn restored(&mut self, _state: &DeviceState) {}
+
+    /// Tells the driver of a restored device what it is to learn at once. Called on a vCPU's thread, before the guest runs.
+    fn begin(&mut self) {}
 }

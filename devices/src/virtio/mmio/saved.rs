@@ -42,6 +42,13 @@ impl MmioTransport {
         lock(&self.device).go_on();
     }
 
+    /// Has a restored device tell its driver what it is to learn at once. On a vCPU's thread, before the guest runs.
+    pub fn begin(&self) {
+        if self.is_active() {
+            lock(&self.device).begin();
+        }
+    }
+
     /// Continues a saved device in this new one. Guest memory is the saved machine's already, and so are the vCPUs and
     /// the interrupt controllers: the device may use them at once.
     ///

@@ -212,6 +212,29 @@ fn clause_5_10_6_7_a_restored_guest_is_told_that_its_connections_are_gone_before
 }
 
 #[test]
+fn a_restored_guest_is_told_before_the_event_loop_runs_and_once() {
+    let dir = tempfile::tempdir().unwrap();
+    let guest = vsock_guest(dir.path());
+    let state = stored(&guest.transport.save().unwrap());
+    let mut next = guest.continued(shared(Vsock::new(3, &dir.path().join("v")).unwrap()), &state).unwrap();
+    let mut client = UnixStream::connect(dir.path().join("v")).unwrap();
+    client.write_all(b"CONNECT 10\n").unwrap();
+    next.take_interrupt();
+    next.transport.begin();
+    assert_eq!(next.used(2).unwrap().1, 4);
+    assert_eq!(next.take_interrupt() & 1, 1);
+    next.transport.begin();
+    next.run();
+    assert_eq!((next.used(2), next.used(0)), (None, None), "nothing before the driver has handled the event");
+
+    let buffer = next.allocate(4);
+    next.add(2, &[(buffer, 4, true)]);
+    next.kick(2);
+    next.run_until(|guest| guest.used(0).is_some());
+    assert_eq!(next.used(2), None);
+}
+
+#[test]
 fn a_snapshot_that_is_given_up_leaves_connections_as_they_are() {
     let dir = tempfile::tempdir().unwrap();
     let mut guest = vsock_guest(dir.path());

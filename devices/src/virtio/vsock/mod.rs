@@ -287,6 +287,13 @@ impl VirtioDevice for Vsock {
     fn restored(&mut self, state: &DeviceState) {
         self.continue_without_connections(state);
     }
+
+    /// The end of its connections is what wakes a guest up.
+    fn begin(&mut self) {
+        if self.news == News::Owed {
+            self.bring_news();
+        }
+    }
 }
 
 #[cfg(test)]

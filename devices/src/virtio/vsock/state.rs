@@ -55,25 +55,33 @@ impl Vsock {
         }
     }
 
-    /// Brings the event on its way as far as the driver lets it.
+    /// Brings the event on its way as far as the driver lets it, and takes connections again when it was heard.
     pub(super) fn tell_news(&mut self, ops: &mut EventOps) {
-        let Some(active) = &mut self.active else { return };
+        if self.news != News::None && self.bring_news() && self.news == News::None {
+            self.accept(ops);
+        }
+    }
+
+    /// Brings the event on its way; `false` if the device has failed over it.
+    pub(super) fn bring_news(&mut self) -> bool {
+        let Some(active) = &mut self.active else { return false };
         let next = match self.news {
-            News::None => return,
+            News::None => return true,
             News::Owed => active.tell_reset(),
             News::Told { available } => active.was_heard(available),
         };
         match next {
-            Ok(news) => self.news = news,
+            Ok(news) => {
+                self.news = news;
+                true
+            }
             Err(error) => {
                 log::warn!("vsock: event queue: {error}");
                 let interrupt = std::sync::Arc::clone(&active.interrupt);
                 super::VirtioDevice::reset(self);
-                return interrupt.raise(InterruptReason::DeviceFailed);
+                interrupt.raise(InterruptReason::DeviceFailed);
+                false
             }
-        }
-        if self.news == News::None {
-            self.accept(ops);
         }
     }
 }
