@@ -34,6 +34,7 @@ mod pace;
 mod paths;
 mod production;
 mod progress;
+mod random;
 mod rootfs;
 mod secrets;
 mod serve;

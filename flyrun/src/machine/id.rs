@@ -1,11 +1,12 @@
 //! The names of machines.
 
-use crate::error::{Context, Result};
+use crate::error::Result;
+use crate::random;
 
 /// A new machine's id: 14 hexadecimal digits, as Fly's are.
 pub fn new_id() -> Result<String> {
     let mut bytes = [0; 7];
-    getrandom::fill(&mut bytes).context("the host has no random numbers")?;
+    random::fill(&mut bytes)?;
     Ok(bytes.iter().map(|byte| format!("{byte:02x}")).collect())
 }
 

@@ -50,7 +50,7 @@ use crate::machine::{LastStart, Outcome, Owned, State, now};
 use crate::paths::{Library, Paths, RunDir};
 use crate::share::Served;
 use crate::vm::{Event, Mailbox, Streams, Vm, leave_spare, spawn as spawn_thread};
-use crate::{network, terminal, trace};
+use crate::{network, random, terminal, trace};
 
 /// Bytes of the host's randomness that each guest starts or goes on with.
 const ENTROPY_BYTES: usize = 64;
@@ -552,7 +552,7 @@ impl<'a> Monitor<'a> {
 /// Fresh bytes of the host's randomness, as many as a guest is given at a time.
 fn entropy() -> Result<Vec<u8>> {
     let mut entropy = vec![0; ENTROPY_BYTES];
-    getrandom::fill(&mut entropy).context("the host has no random numbers")?;
+    random::fill(&mut entropy)?;
     Ok(entropy)
 }
 

@@ -10,6 +10,7 @@ use zeroize::Zeroizing;
 
 use crate::error::{Context, Error, Result};
 use crate::paths::make_private_dir;
+use crate::random;
 
 /// The variable that names another key file than the store's own.
 pub const VARIABLE: &str = "FLYRUN_SECRETS_KEY_FILE";
@@ -98,7 +99,7 @@ impl KeyFile {
         let directory = self.path.parent().unwrap_or(Path::new("."));
         make_private_dir(directory)?;
         let mut bytes = Zeroizing::new([0; KEY_BYTES]);
-        getrandom::fill(&mut *bytes).context("the host has no random numbers")?;
+        random::fill(&mut *bytes)?;
         let digits = Zeroizing::new(hex(&*bytes) + "\n");
         let draft = directory.join(format!(".{NAME}.new"));
         let told = || format!("cannot write {}", self.path.display());

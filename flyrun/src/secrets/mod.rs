@@ -25,6 +25,7 @@ use crate::error::{Context, Error, Result};
 use crate::files::{self, Lasting};
 use crate::machine::{is_name, now};
 use crate::paths::{Paths, make_private_dir};
+use crate::random;
 
 /// No file of secrets is longer: JSON may write a byte of a value as six.
 const MAX_FILE_BYTES: u64 = 8 << 20;
@@ -171,7 +172,7 @@ impl Secrets {
         let told = || format!("cannot write the secrets of app '{app}'");
         let text = Zeroizing::new(serde_json::to_vec(contents).context(told())?);
         let mut nonce = [0; 12];
-        getrandom::fill(&mut nonce).context("the host has no random numbers")?;
+        random::fill(&mut nonce)?;
         let file = sealed::seal(key, app, nonce, &text).context(told())?;
         files::replace(&self.directory, app, &file, Lasting::PowerCut).context(told())
     }

@@ -17,6 +17,7 @@ use super::{End, unasked};
 use crate::error::{Context, Result};
 use crate::machine::{LastStart, Machines, Record};
 use crate::paths::Paths;
+use crate::random;
 
 /// How long a machine may take to answer one attempt.
 const ATTEMPT_LIMIT: Duration = Duration::from_secs(10);
@@ -39,7 +40,7 @@ impl Rejoin {
     /// The host has no randomness.
     pub fn new(paths: &Paths, machines: Machines, machine: &Record, link: &Link) -> Result<Rejoin> {
         let mut ticket = Ticket::default();
-        getrandom::fill(&mut ticket.0).context("the host has no random numbers")?;
+        random::fill(&mut ticket.0)?;
         link.outlast();
         let (paths, id, link) = (paths.clone(), machine.id.clone(), link.clone());
         Ok(Rejoin { paths, machines, id, link, ticket, received: Count::default() })
