@@ -164,7 +164,7 @@ fn record(paths: &Paths, plan: &VmPlan, draft: &Path) -> Result<()> {
     };
     let mailbox = Mailbox::new();
     let post = mailbox.post();
-    let vm = Vm::start(&mut plan, run_dir, &post)?;
+    let vm = Vm::start(&mut plan, run_dir, &post)?.attend()?;
     let until = Instant::now() + LIMIT;
     // Open as long as the machine is to wait.
     let mut control = None;

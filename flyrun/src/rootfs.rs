@@ -121,7 +121,7 @@ fn unpack_into(draft: &RootfsDraft, bytes: u64, job: &Job<'_>) -> Result<Unpacke
         lock: None,
     };
     let mailbox = Mailbox::new();
-    let vm = Vm::start(&mut plan, run_dir, &mailbox.post())?;
+    let vm = Vm::start(&mut plan, run_dir, &mailbox.post())?.attend()?;
     let unpacking = bars.unpacking(image.layer_bytes());
     let unpacked = wait(&vm, &mailbox, image, limits, |bytes| unpacking.set_position(bytes));
     unpacking.finish_and_clear();

@@ -145,31 +145,45 @@ pub fn socket(run_dir: &Path) -> PathBuf {
     run_dir.join("monitor")
 }
 
-/// Takes requests, each posted as [`Event::Asked`].
-///
-/// # Errors
-/// The socket cannot be made.
-pub fn serve(run_dir: &Path, post: Post) -> Result<()> {
-    let path = socket(run_dir);
-    let listener = UnixListener::bind(&path).context(format!("cannot listen on {}", path.display()))?;
-    let open = Arc::new(AtomicUsize::new(0));
-    spawn("requests", move || {
-        for stream in listener.incoming() {
-            // Out of descriptors, for instance: those who wait are served when there are some again.
-            let Ok(mut stream) = stream else {
-                std::thread::sleep(Duration::from_millis(100));
-                continue;
-            };
-            let Some(slot) = Open::new(&open) else {
-                let message = format!("{MAX_CONVERSATIONS} requests are under way already");
-                let _ = write_line(&mut stream, &Reply::Failed { message });
-                continue;
-            };
-            let post = post.clone();
-            let _ = spawn("request", move || converse(stream, slot, &post));
-        }
-    })
-    .context("cannot start a thread")
+/// The socket, where nobody answers yet.
+#[derive(Debug)]
+pub struct Door(UnixListener);
+
+impl Door {
+    /// Makes the socket, where clients wait from now on.
+    ///
+    /// # Errors
+    /// It cannot be made.
+    pub fn new(run_dir: &Path) -> Result<Door> {
+        let path = socket(run_dir);
+        UnixListener::bind(&path).map(Door).context(format!("cannot listen on {}", path.display()))
+    }
+
+    /// Takes requests, each posted as [`Event::Asked`].
+    ///
+    /// # Errors
+    /// The system gives no thread.
+    pub fn open(self, post: Post) -> Result<()> {
+        let Door(listener) = self;
+        let open = Arc::new(AtomicUsize::new(0));
+        spawn("requests", move || {
+            for stream in listener.incoming() {
+                // Out of descriptors, for instance: those who wait are served when there are some again.
+                let Ok(mut stream) = stream else {
+                    std::thread::sleep(Duration::from_millis(100));
+                    continue;
+                };
+                let Some(slot) = Open::new(&open) else {
+                    let message = format!("{MAX_CONVERSATIONS} requests are under way already");
+                    let _ = write_line(&mut stream, &Reply::Failed { message });
+                    continue;
+                };
+                let post = post.clone();
+                let _ = spawn("request", move || converse(stream, slot, &post));
+            }
+        })
+        .context("cannot start a thread")
+    }
 }
 
 fn converse(mut stream: UnixStream, open: Open, post: &Post) {
@@ -283,7 +297,7 @@ mod tests {
     fn a_request_is_asked_and_answered() {
         let directory = tempfile::tempdir().unwrap();
         let mailbox = Mailbox::new();
-        serve(directory.path(), mailbox.post()).unwrap();
+        Door::new(directory.path()).unwrap().open(mailbox.post()).unwrap();
         let answering = std::thread::spawn(move || {
             let Ok(Event::Asked(mut conversation)) = mailbox.next(None) else { panic!("no request") };
             conversation.reply(&Reply::Done);
@@ -298,7 +312,7 @@ mod tests {
     fn garbage_is_answered_and_reaches_nobody() {
         let directory = tempfile::tempdir().unwrap();
         let mailbox = Mailbox::new();
-        serve(directory.path(), mailbox.post()).unwrap();
+        Door::new(directory.path()).unwrap().open(mailbox.post()).unwrap();
         for garbage in ["nonsense\n", "{}\n", "{\"stop\":7}\n", "[[[[[[[\n", "\n"] {
             let mut stream = UnixStream::connect(socket(directory.path())).unwrap();
             stream.write_all(garbage.as_bytes()).unwrap();

@@ -50,21 +50,35 @@ impl Front {
     }
 }
 
-/// Posts the signals to this process.
-///
-/// # Errors
-/// A signal cannot be watched.
-pub fn watch_signals(post: Post) -> Result<()> {
-    let watched = [SIGHUP, SIGINT, SIGQUIT, SIGTERM, SIGUSR1, SIGUSR2, SIGWINCH];
-    let mut signals = Signals::new(watched).context("cannot watch for signals")?;
-    spawn("signals", move || {
-        for signal in signals.forever() {
-            if !post.send(Event::Signal(signal)) {
-                return;
+/// The signals to this process, which are kept from now on.
+#[derive(Debug)]
+pub struct Watch(Signals);
+
+impl Watch {
+    /// Keeps them.
+    ///
+    /// # Errors
+    /// A signal cannot be watched.
+    pub fn new() -> Result<Watch> {
+        let watched = [SIGHUP, SIGINT, SIGQUIT, SIGTERM, SIGUSR1, SIGUSR2, SIGWINCH];
+        Signals::new(watched).map(Watch).context("cannot watch for signals")
+    }
+
+    /// Posts those that have come, and all that come.
+    ///
+    /// # Errors
+    /// The system gives no thread.
+    pub fn begin(self, post: Post) -> Result<()> {
+        let Watch(mut signals) = self;
+        spawn("signals", move || {
+            for signal in signals.forever() {
+                if !post.send(Event::Signal(signal)) {
+                    return;
+                }
             }
-        }
-    })
-    .context("cannot start a thread")
+        })
+        .context("cannot start a thread")
+    }
 }
 
 /// The exit code of a command that its user interrupted.

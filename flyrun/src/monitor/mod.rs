@@ -142,6 +142,8 @@ struct Monitor<'a> {
     view: View,
     run_dir: Arc<RunDir>,
     mailbox: Mailbox,
+    /// Requests and signals until somebody listens: when the first guest is under way, which that would hold up.
+    unheard: Option<(control::Door, front::Watch)>,
     outputs: Arc<Outputs>,
     input: Option<Arc<Input>>,
     /// Holds it to its share of the CPU, if it has such a limit.
@@ -178,14 +180,14 @@ impl<'a> Monitor<'a> {
         let outputs = Arc::new(Outputs::new(own, log));
         let input = config.run.stdin.then(|| Arc::new(Input::default()));
         let mailbox = Mailbox::new();
-        control::serve(run_dir.path(), mailbox.post())?;
-        front::watch_signals(mailbox.post())?;
+        let unheard = Some((control::Door::new(run_dir.path())?, front::Watch::new()?));
         Ok(Monitor {
             host,
             machine,
             view,
             run_dir,
             mailbox,
+            unheard,
             outputs,
             input,
             cgroup: None,
@@ -248,14 +250,15 @@ impl<'a> Monitor<'a> {
                 record.restarts += 1;
                 record.outcome = Some(outcome);
             });
-            if !self.rest(pause) {
+            if !self.rest(pause)? {
                 return result;
             }
         }
     }
 
     /// Waits for the time of the next life; `false` if there is to be none.
-    fn rest(&mut self, pause: Duration) -> bool {
+    fn rest(&mut self, pause: Duration) -> Result<bool> {
+        self.listen()?;
         let until = Instant::now() + pause;
         while let Ok(event) = self.mailbox.next(Some(until)) {
             match event {
@@ -267,10 +270,19 @@ impl<'a> Monitor<'a> {
                 _ => {}
             }
             if self.is_stopped {
-                return false;
+                return Ok(false);
             }
         }
-        true
+        Ok(true)
+    }
+
+    /// Has requests and signals in the mailbox, those too that wait already.
+    fn listen(&mut self) -> Result<()> {
+        if let Some((requests, signals)) = self.unheard.take() {
+            requests.open(self.mailbox.post())?;
+            signals.begin(self.mailbox.post())?;
+        }
+        Ok(())
     }
 
     fn live(&mut self, started: &mut dyn FnMut()) -> Result<End> {
@@ -311,6 +323,9 @@ impl<'a> Monitor<'a> {
         if let Some(network) = &mut network {
             network.wait_ready()?;
         }
+        vm.wait_for_guest();
+        let vm = vm.attend()?;
+        self.listen()?;
         let config = &self.machine.record().config;
         // Without input for the workload, the keyboard stays the user's: Ctrl-C then is a signal, not a byte.
         if config.tty && config.run.stdin && self.view.own_input {

@@ -3,7 +3,7 @@
 use std::fs::File;
 use std::io::{self, BufRead, BufReader, Read, Seek, SeekFrom, Write};
 use std::os::fd::{AsFd, OwnedFd};
-use std::os::unix::net::UnixStream;
+use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitStatus, Stdio};
 use std::sync::Arc;
@@ -18,7 +18,7 @@ use vmm::spec::{ConsoleSpec, DiskSpec, NetSpec, ShareSpec, VmSpec, VsockSpec};
 
 use super::events::{Event, Post, spawn as spawn_thread, start_process, watch_control};
 use super::jail::{Draft, Jail, send_with, take_back};
-use super::streams::{Serving, Streams, listen};
+use super::streams::{Entrance, Serving, Streams, listen};
 use crate::cpio;
 use crate::delivery::{Handing, Parcel};
 use crate::error::{Context, Error, Result};
@@ -39,6 +39,9 @@ const KEPT: [&str; 3] = ["FLYRUN_HOLD", "FLYRUN_HOLD_FIFO", "RUST_BACKTRACE"];
 
 /// How long the kernel may take to end flyrun-vmm.
 const END_LIMIT: Timespec = Timespec { tv_sec: 5, tv_nsec: 0 };
+
+/// How long a guest is waited for that need not be. Nobody is answered meanwhile.
+const GUEST_LIMIT: Timespec = Timespec { tv_sec: 0, tv_nsec: 50_000_000 };
 
 /// All that is decided about a virtual machine before it starts.
 #[derive(Debug)]
@@ -67,6 +70,36 @@ pub struct VmPlan {
     pub lock: Option<File>,
 }
 
+/// A flyrun-vmm that was started, whose guest finds sockets to connect to and nobody who answers there yet: threads for that are better
+/// begun when it is under way, as they take the time of a good part of a resume. Dropping it ends the machine at once.
+#[derive(Debug)]
+pub struct Unattended {
+    vm: Vm,
+    control: UnixListener,
+    streams: Option<Entrance>,
+    post: Post,
+}
+
+impl Unattended {
+    /// Waits until the guest connects or flyrun-vmm has ended, a moment at most.
+    pub fn wait_for_guest(&self) {
+        let mut either =
+            [PollFd::new(&self.control, PollFlags::IN), PollFd::new(&self.vm.pidfd, PollFlags::IN)];
+        let _ = poll(&mut either, Some(&GUEST_LIMIT));
+    }
+
+    /// Answers the guest from now on.
+    ///
+    /// # Errors
+    /// The system gives no thread.
+    pub fn attend(self) -> Result<Vm> {
+        let Unattended { mut vm, control, streams, post } = self;
+        watch_control(control, post.clone()).context("cannot start a thread")?;
+        vm.serving = streams.map(|streams| streams.serve(&post)).transpose()?;
+        Ok(vm)
+    }
+}
+
 /// A running flyrun-vmm. Dropping it ends the machine at once.
 #[derive(Debug)]
 pub struct Vm {
@@ -86,23 +119,24 @@ impl Vm {
     ///
     /// # Errors
     /// A file cannot be written, a socket not made, or flyrun-vmm not started.
-    pub fn start(plan: &mut VmPlan, run_dir: Arc<RunDir>, post: &Post) -> Result<Vm> {
+    pub fn start(plan: &mut VmPlan, run_dir: Arc<RunDir>, post: &Post) -> Result<Unattended> {
         run_dir.clear_sockets();
         let control = listen(&run_dir, protocol::port::CONTROL)?;
-        watch_control(control, post.clone()).context("cannot start a thread")?;
-        let serving = plan.streams.as_ref().map(|streams| streams.serve(&run_dir, post)).transpose()?;
+        let streams = plan.streams.as_ref().map(|streams| streams.listen(&run_dir)).transpose()?;
         let parcel = plan.delivery.take();
         let handing = parcel.map(|parcel| parcel.hand_over(&run_dir)).transpose()?;
         let spec = write_start_files(plan, &run_dir)?;
         trace::step("sockets");
         let jail = Jail::prepare(&run_dir)?;
-        let (command, control) = command(plan, &spec, &run_dir, jail.as_ref())?;
+        let (command, requests) = command(plan, &spec, &run_dir, jail.as_ref())?;
         let own_pids = jail.as_ref().is_some_and(Jail::has_own_pids);
         let (pid, pidfd) = start_process(command, own_pids, post.clone())
             .context(format!("cannot start {}", plan.vmm.display()))?;
         trace::step("vmm spawned");
         let console = plan.console.clone();
-        Ok(Vm { pid, control, pidfd, run_dir, jail, console, serving, _handing: handing })
+        let vm =
+            Vm { pid, control: requests, pidfd, run_dir, jail, console, serving: None, _handing: handing };
+        Ok(Unattended { vm, control, streams, post: post.clone() })
     }
 
     /// The process id of flyrun-vmm.

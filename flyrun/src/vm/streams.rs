@@ -33,48 +33,94 @@ impl Streams {
         if self.terminal { 1 } else { 2 }
     }
 
-    /// Listens for the guest's streams and starts copying. Call before the machine starts.
-    pub fn serve(&self, run_dir: &RunDir, post: &Post) -> Result<Serving> {
+    /// Listens for the guest's streams. Call before the machine starts.
+    ///
+    /// # Errors
+    /// A socket cannot be made.
+    pub fn listen(&self, run_dir: &RunDir) -> Result<Entrance> {
+        let ways: &[Way] = match (self.terminal, &self.input) {
+            (true, _) => &[Way::Terminal],
+            (false, Some(_)) => &[Way::Stdin, Way::Stdout, Way::Stderr],
+            (false, None) => &[Way::Stdout, Way::Stderr],
+        };
         let mut serving = Serving::default();
-        if self.terminal {
-            let door = serving.door(run_dir, port::STDOUT)?;
-            self.serve_output("terminal", door, Stream::Stdout, self.input.clone(), post)?;
-        } else {
-            if let Some(input) = self.input.clone() {
-                let door = serving.door(run_dir, port::STDIN)?;
-                spawn("stdin", move || door.each(|stream| input.connect(stream)))
-                    .context("cannot start a thread")?;
-            }
-            for (name, port, which) in
-                [("stdout", port::STDOUT, Stream::Stdout), ("stderr", port::STDERR, Stream::Stderr)]
-            {
-                self.serve_output(name, serving.door(run_dir, port)?, which, None, post)?;
-            }
-        }
-        Ok(serving)
+        let doors = ways.iter().map(|way| Ok((*way, serving.door(run_dir, way.port())?)));
+        Ok(Entrance { doors: doors.collect::<Result<_>>()?, streams: self.clone(), serving })
     }
+}
 
-    fn serve_output(
-        &self,
-        name: &str,
-        door: Door,
-        which: Stream,
-        input: Option<Arc<Input>>,
-        post: &Post,
-    ) -> Result<()> {
-        let (outputs, post) = (self.outputs.clone(), post.clone());
-        spawn(name, move || {
-            door.each(|stream| {
-                if let (Some(input), Ok(writer)) = (&input, stream.try_clone()) {
-                    input.connect(writer);
-                }
-                copy(&stream, which, &outputs);
-                drop(stream);
-                post.send(Event::OutputDone);
-            });
-        })
-        .context("cannot start a thread")
+/// What is copied where.
+#[derive(Clone, Copy, Debug)]
+enum Way {
+    Terminal,
+    Stdin,
+    Stdout,
+    Stderr,
+}
+
+impl Way {
+    fn port(self) -> u32 {
+        match self {
+            Way::Terminal | Way::Stdout => port::STDOUT,
+            Way::Stdin => port::STDIN,
+            Way::Stderr => port::STDERR,
+        }
     }
+}
+
+/// Where the guest connects its streams, and nobody copies them yet.
+#[derive(Debug)]
+pub struct Entrance {
+    doors: Vec<(Way, Door)>,
+    streams: Streams,
+    serving: Serving,
+}
+
+impl Entrance {
+    /// Starts copying.
+    ///
+    /// # Errors
+    /// The system gives no thread.
+    pub fn serve(self, post: &Post) -> Result<Serving> {
+        let Streams { outputs, input, .. } = self.streams;
+        for (way, door) in self.doors {
+            match (way, &input) {
+                (Way::Terminal, input) => {
+                    serve_output("terminal", door, Stream::Stdout, input.clone(), &outputs, post)
+                }
+                (Way::Stdin, Some(input)) => {
+                    let input = input.clone();
+                    spawn("stdin", move || door.each(|stream| input.connect(stream)))
+                }
+                (Way::Stdin, None) => Ok(()),
+                (Way::Stdout, _) => serve_output("stdout", door, Stream::Stdout, None, &outputs, post),
+                (Way::Stderr, _) => serve_output("stderr", door, Stream::Stderr, None, &outputs, post),
+            }
+            .context("cannot start a thread")?;
+        }
+        Ok(self.serving)
+    }
+}
+
+fn serve_output(
+    name: &str,
+    door: Door,
+    which: Stream,
+    input: Option<Arc<Input>>,
+    outputs: &Arc<Outputs>,
+    post: &Post,
+) -> io::Result<()> {
+    let (outputs, post) = (outputs.clone(), post.clone());
+    spawn(name, move || {
+        door.each(|stream| {
+            if let (Some(input), Ok(writer)) = (&input, stream.try_clone()) {
+                input.connect(writer);
+            }
+            copy(&stream, which, &outputs);
+            drop(stream);
+            post.send(Event::OutputDone);
+        });
+    })
 }
 
 /// The threads that serve one life's streams; they end when it is dropped, but for what they still copy.
@@ -112,6 +158,7 @@ impl Drop for Serving {
 }
 
 /// Where the guest connects one stream: once, and once more for each key.
+#[derive(Debug)]
 struct Door {
     listener: UnixListener,
     keys: Receiver<()>,
