@@ -7,6 +7,7 @@ use kvm_bindings::{CpuId, KVM_CPUID_FLAG_SIGNIFCANT_INDEX, kvm_cpuid_entry2};
 const EXTENDED_TOPOLOGY: u32 = 0xb;
 const EXTENDED_TOPOLOGY_V2: u32 = 0x1f;
 const AMD_EXTENDED_TOPOLOGY: u32 = 0x8000_0026;
+const AMD_IDENTIFIERS: u32 = 0x8000_001e;
 const AMD_PERFMON_V2: u32 = 0x8000_0022;
 const LEVEL_SMT: u32 = 1;
 const LEVEL_CORE: u32 = 2;
@@ -58,6 +59,10 @@ impl Template {
                 ..Default::default()
             });
         }
+        // KVM answers for an entry that is not there with zeros, but for those that a vCPU fills in. It looks at all of them 256 times
+        // where it is given them (Linux 6.12, `kvm_get_hypervisor_cpuid` for Xen's signature).
+        let is_empty = |e: &kvm_cpuid_entry2| e.eax | e.ebx | e.ecx | e.edx == 0;
+        entries.retain(|entry| !is_empty(entry) || entry.function == AMD_IDENTIFIERS);
         Self { entries }
     }
 
@@ -82,7 +87,7 @@ impl Template {
             match entry.function {
                 0x1 => entry.ebx = (entry.ebx & 0x00ff_ffff) | (id << 24),
                 EXTENDED_TOPOLOGY => entry.edx = id,
-                0x8000_001e => {
+                AMD_IDENTIFIERS => {
                     entry.eax = id;
                     entry.ebx = id & 0xff;
                     entry.ecx = 0;
@@ -201,6 +206,15 @@ mod tests {
     }
 
     #[test]
+    fn what_is_all_zeros_is_left_out_but_where_a_vcpu_has_its_number() {
+        let zeros = |function| kvm_cpuid_entry2 { function, ..Default::default() };
+        let host = [host(), vec![zeros(0x8000_001e), zeros(3), zeros(0x8000_0003)]].concat();
+        let cpuid = Template::new(&host, 2, true).for_cpu(1).unwrap();
+        assert!(cpuid.as_slice().iter().all(|e| e.function != 3 && e.function != 0x8000_0003));
+        assert_eq!(cpuid.as_slice().iter().filter(|e| e.function == 0x8000_001e).next_back().unwrap().eax, 1);
+    }
+
+    #[test]
     fn a_single_cpu_has_no_hyperthreading_bit_and_a_hypervisor() {
         let one = Template::new(&host(), 1, false).for_cpu(0).unwrap();
         assert_eq!(find(&one, 1, 0).edx & EDX1_HTT, 0);
@@ -214,7 +228,8 @@ mod tests {
     #[test]
     fn counters_are_hidden_and_paravirtual_features_kept() {
         let cpuid = Template::new(&host(), 1, true).for_cpu(0).unwrap();
-        assert_eq!(find(&cpuid, 0xa, 0).eax, 0);
+        // What is not there, KVM answers for with zeros.
+        assert!(cpuid.as_slice().iter().all(|e| e.function != 0xa));
         assert_eq!(find(&cpuid, 0x4000_0001, 0).eax, 0x0100_007f);
         assert_ne!(find(&cpuid, 6, 0).eax & EAX6_ARAT, 0);
     }

@@ -48,7 +48,7 @@ pub struct Extent(pub u64, pub u64);
 const MAPPED_BYTES: u64 = 2 * PAGE;
 /// What lies nearer than this to a page that differs from the base is written with it: fewer runs, which are mapped at once,
 /// for some more pages in the file.
-const NEAR_BYTES: u64 = 64 << 10;
+const NEAR_BYTES: u64 = 128 << 10;
 /// The most runs that are mapped, far below the kernel's limit for a process.
 const MAX_MAPPINGS: usize = 8192;
 /// The most that is written at once. Linux looks at the whole rest of a write before it takes the next page of it (tmpfs, 6.12):

@@ -43,7 +43,8 @@ pub struct Snapshot {
 
 /// Reads at most so many bytes.
 fn read(file: &mut File, most: u64) -> Result<Vec<u8>, Refusal> {
-    let mut bytes = Vec::new();
+    let length = file.metadata().map_or(0, |metadata| metadata.len()).min(most);
+    let mut bytes = Vec::with_capacity(usize::try_from(length).unwrap_or_default());
     file.take(most).read_to_end(&mut bytes).map_err(|error| Refusal::Missing(format!("{STATE}: {error}")))?;
     Ok(bytes)
 }
