@@ -211,7 +211,7 @@ mod tests {
         let host = [host(), vec![zeros(0x8000_001e), zeros(3), zeros(0x8000_0003)]].concat();
         let cpuid = Template::new(&host, 2, true).for_cpu(1).unwrap();
         assert!(cpuid.as_slice().iter().all(|e| e.function != 3 && e.function != 0x8000_0003));
-        assert_eq!(cpuid.as_slice().iter().filter(|e| e.function == 0x8000_001e).next_back().unwrap().eax, 1);
+        assert_eq!(cpuid.as_slice().iter().rfind(|e| e.function == 0x8000_001e).unwrap().eax, 1);
     }
 
     #[test]
