@@ -2,6 +2,7 @@
 
 use std::fs::File;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use crate::error::{Context, Error, Result};
 
@@ -66,13 +67,18 @@ impl Paths {
         let path = self.run_dir(name);
         // A sweep by another process may take the directory in the moment before it is locked.
         for _ in 0..8 {
-            make_private_dir(&path)?;
+            let is_new = private_dirs().create(&path).is_ok();
+            if !is_new {
+                make_private_dir(&path)?;
+            }
             let lock = File::open(&path).context(format!("cannot open {}", path.display()))?;
             lock.lock().context(format!("cannot lock {}", path.display()))?;
             if is_same_file(&lock, &path) {
-                empty(&path);
+                if !is_new {
+                    empty(&path);
+                }
                 make_sockets_dir(&path.join(SOCKETS))?;
-                return Ok(RunDir { path, _lock: lock });
+                return Ok(RunDir { path, has_sockets: AtomicBool::new(!is_new), _lock: lock });
             }
         }
         Err(Error::new(format!("{} is removed again and again", path.display())))
@@ -97,8 +103,15 @@ impl Paths {
 fn make_sockets_dir(path: &Path) -> Result<()> {
     use std::os::unix::fs::PermissionsExt;
     let told = || format!("cannot make the directory {}", path.display());
-    std::fs::create_dir_all(path).context(told())?;
-    for path in path.ancestors().take(Path::new(SOCKETS).components().count()) {
+    let mut parts: Vec<_> = path.ancestors().take(Path::new(SOCKETS).components().count()).collect();
+    parts.reverse();
+    for path in parts {
+        match std::fs::create_dir(path) {
+            Err(error) if error.kind() != std::io::ErrorKind::AlreadyExists => {
+                return Err(error).context(told());
+            }
+            _ => {}
+        }
         std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o711)).context(told())?;
     }
     Ok(())
@@ -124,6 +137,8 @@ pub fn is_same_file(open: &File, path: &Path) -> bool {
 #[derive(Debug)]
 pub struct RunDir {
     path: PathBuf,
+    /// Whether there may be sockets of an earlier life.
+    has_sockets: AtomicBool,
     _lock: File,
 }
 
@@ -142,8 +157,11 @@ impl RunDir {
         self.path.join(SOCKETS)
     }
 
-    /// Removes the sockets of an earlier life of the machine, so that the next can make its own.
+    /// Removes the sockets of an earlier life of the machine, so that the next can make its own. Before each life.
     pub fn clear_sockets(&self) {
+        if !self.has_sockets.swap(true, Ordering::Relaxed) {
+            return;
+        }
         for entry in std::fs::read_dir(self.sockets()).into_iter().flatten().flatten() {
             if entry.file_name().to_str().is_some_and(|name| name == "v" || name.starts_with("v_")) {
                 let _ = std::fs::remove_file(entry.path());
@@ -168,12 +186,17 @@ pub fn vsock(run_dir: &Path) -> PathBuf {
     run_dir.join(SOCKETS).join("v")
 }
 
+fn private_dirs() -> std::fs::DirBuilder {
+    use std::os::unix::fs::DirBuilderExt;
+    let mut builder = std::fs::DirBuilder::new();
+    builder.mode(0o700);
+    builder
+}
+
 /// Makes a directory, and those above it, that only its owner may enter.
 pub fn make_private_dir(path: &Path) -> Result<()> {
-    use std::os::unix::fs::DirBuilderExt;
-    std::fs::DirBuilder::new()
+    private_dirs()
         .recursive(true)
-        .mode(0o700)
         .create(path)
         .context(format!("cannot make the directory {}", path.display()))
         .map_err(|error| {
@@ -272,6 +295,24 @@ mod tests {
         let run_dir = paths.make_run_dir("m").unwrap();
         assert!(!run_dir.path().join("monitor").exists());
         assert_eq!(std::fs::read_dir(run_dir.sockets()).unwrap().count(), 0);
+    }
+
+    #[test]
+    fn each_life_finds_no_socket_of_another() {
+        let directory = tempfile::tempdir().unwrap();
+        let paths = Paths { root: directory.path().join("root"), run: directory.path().join("run") };
+        for is_left in [false, true] {
+            let run_dir = paths.make_run_dir("m").unwrap();
+            let count = || std::fs::read_dir(run_dir.sockets()).unwrap().count();
+            for life in 0..3 {
+                run_dir.clear_sockets();
+                assert_eq!(count(), 0, "{is_left} {life}");
+                std::fs::write(run_dir.vsock_port(1), "").unwrap();
+            }
+            // As when its owner was killed.
+            let RunDir { _lock: lock, .. } = &*std::mem::ManuallyDrop::new(run_dir);
+            lock.unlock().unwrap();
+        }
     }
 
     #[test]

@@ -414,7 +414,6 @@ fn command(
     run_dir: &RunDir,
     jail: Option<&Jail>,
 ) -> Result<(Command, UnixStream)> {
-    make_private_dir(run_dir.path())?;
     let log = run_dir.path().join("vmm.log");
     let log = File::create(&log).context(format!("cannot write {}", log.display()))?;
     let (ours, theirs) = UnixStream::pair().context("cannot make a pair of sockets")?;

@@ -322,6 +322,7 @@ mod tests {
         for (name, number) in known {
             assert_eq!(names::number(name).map(i64::from), Some(number), "{name}");
         }
-        assert!(names::NAMES.is_sorted_by(|a, b| a.0 < b.0));
+        assert!(names::all().is_sorted_by(|a, b| a.0 < b.0));
+        assert_eq!(names::all().count(), 381);
     }
 }
