@@ -67,6 +67,7 @@ impl Paths {
         let path = self.run_dir(name);
         // A sweep by another process may take the directory in the moment before it is locked.
         for _ in 0..8 {
+            // Nobody has left anything in one that was not there. The first start of all makes those above it too.
             let is_new = private_dirs().create(&path).is_ok();
             if !is_new {
                 make_private_dir(&path)?;

@@ -9,14 +9,13 @@ use crate::error::{Context, Result};
 /// # Errors
 /// The host has none.
 pub fn fill(bytes: &mut [u8]) -> Result<()> {
-    let told = "the host has no random numbers";
     let mut rest = bytes;
     // Many at once may be given in parts (getrandom(2)).
     while !rest.is_empty() {
         match getrandom(&mut *rest, GetRandomFlags::empty()) {
             Ok(count) => rest = rest.get_mut(count..).unwrap_or_default(),
             Err(rustix::io::Errno::INTR) => {}
-            Err(error) => return Err(error).context(told),
+            Err(error) => return Err(error).context("the host has no random numbers"),
         }
     }
     Ok(())

@@ -208,10 +208,12 @@ mod tests {
     #[test]
     fn what_is_all_zeros_is_left_out_but_where_a_vcpu_has_its_number() {
         let zeros = |function| kvm_cpuid_entry2 { function, ..Default::default() };
-        let host = [host(), vec![zeros(0x8000_001e), zeros(3), zeros(0x8000_0003)]].concat();
+        let mut host = host();
+        host.retain(|entry| entry.function != AMD_IDENTIFIERS);
+        host.extend([AMD_IDENTIFIERS, 3, 0x8000_0003].map(zeros));
         let cpuid = Template::new(&host, 2, true).for_cpu(1).unwrap();
         assert!(cpuid.as_slice().iter().all(|e| e.function != 3 && e.function != 0x8000_0003));
-        assert_eq!(cpuid.as_slice().iter().rfind(|e| e.function == 0x8000_001e).unwrap().eax, 1);
+        assert_eq!(find(&cpuid, AMD_IDENTIFIERS, 0).eax, 1);
     }
 
     #[test]

@@ -142,7 +142,8 @@ struct Monitor<'a> {
     view: View,
     run_dir: Arc<RunDir>,
     mailbox: Mailbox,
-    /// Requests and signals until somebody listens: when the first guest is under way, which that would hold up.
+    /// Requests and signals, which wait until somebody [listens](Monitor::listen): the threads for that are begun when the first guest
+    /// is under way.
     unheard: Option<(control::Door, front::Watch)>,
     outputs: Arc<Outputs>,
     input: Option<Arc<Input>>,
@@ -250,15 +251,15 @@ impl<'a> Monitor<'a> {
                 record.restarts += 1;
                 record.outcome = Some(outcome);
             });
-            if !self.rest(pause)? {
+            self.listen()?;
+            if !self.rest(pause) {
                 return result;
             }
         }
     }
 
     /// Waits for the time of the next life; `false` if there is to be none.
-    fn rest(&mut self, pause: Duration) -> Result<bool> {
-        self.listen()?;
+    fn rest(&mut self, pause: Duration) -> bool {
         let until = Instant::now() + pause;
         while let Ok(event) = self.mailbox.next(Some(until)) {
             match event {
@@ -270,10 +271,10 @@ impl<'a> Monitor<'a> {
                 _ => {}
             }
             if self.is_stopped {
-                return Ok(false);
+                return false;
             }
         }
-        Ok(true)
+        true
     }
 
     /// Has requests and signals in the mailbox, those too that wait already.

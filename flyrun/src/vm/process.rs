@@ -40,7 +40,7 @@ const KEPT: [&str; 3] = ["FLYRUN_HOLD", "FLYRUN_HOLD_FIFO", "RUST_BACKTRACE"];
 /// How long the kernel may take to end flyrun-vmm.
 const END_LIMIT: Timespec = Timespec { tv_sec: 5, tv_nsec: 0 };
 
-/// How long a guest is waited for that need not be. Nobody is answered meanwhile.
+/// How long the threads that answer a guest are put off at most, while it has not connected.
 const GUEST_LIMIT: Timespec = Timespec { tv_sec: 0, tv_nsec: 50_000_000 };
 
 /// All that is decided about a virtual machine before it starts.
@@ -70,8 +70,8 @@ pub struct VmPlan {
     pub lock: Option<File>,
 }
 
-/// A flyrun-vmm that was started, whose guest finds sockets to connect to and nobody who answers there yet: threads for that are better
-/// begun when it is under way, as they take the time of a good part of a resume. Dropping it ends the machine at once.
+/// A flyrun-vmm that was started, whose guest finds sockets to connect to and nobody who answers there yet. On one CPU the threads for
+/// that would take their time from the start. Dropping it ends the machine at once.
 #[derive(Debug)]
 pub struct Unattended {
     vm: Vm,

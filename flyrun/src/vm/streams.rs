@@ -38,41 +38,40 @@ impl Streams {
     /// # Errors
     /// A socket cannot be made.
     pub fn listen(&self, run_dir: &RunDir) -> Result<Entrance> {
-        let ways: &[Way] = match (self.terminal, &self.input) {
-            (true, _) => &[Way::Terminal],
-            (false, Some(_)) => &[Way::Stdin, Way::Stdout, Way::Stderr],
-            (false, None) => &[Way::Stdout, Way::Stderr],
+        let output = |name, port, which| (port, Way::Output { name, which, input: None });
+        let input = self.input.clone();
+        let ways = if self.terminal {
+            vec![(port::STDOUT, Way::Output { name: "terminal", which: Stream::Stdout, input })]
+        } else {
+            let outputs = [
+                output("stdout", port::STDOUT, Stream::Stdout),
+                output("stderr", port::STDERR, Stream::Stderr),
+            ];
+            input.map(|input| (port::STDIN, Way::Input(input))).into_iter().chain(outputs).collect()
         };
         let mut serving = Serving::default();
-        let doors = ways.iter().map(|way| Ok((*way, serving.door(run_dir, way.port())?)));
-        Ok(Entrance { doors: doors.collect::<Result<_>>()?, streams: self.clone(), serving })
+        let doors = ways.into_iter().map(|(port, way)| Ok((way, serving.door(run_dir, port)?)));
+        Ok(Entrance { doors: doors.collect::<Result<_>>()?, outputs: self.outputs.clone(), serving })
     }
 }
 
-/// What is copied where.
-#[derive(Clone, Copy, Debug)]
+/// What is copied through one connection.
+#[derive(Debug)]
 enum Way {
-    Terminal,
-    Stdin,
-    Stdout,
-    Stderr,
-}
-
-impl Way {
-    fn port(self) -> u32 {
-        match self {
-            Way::Terminal | Way::Stdout => port::STDOUT,
-            Way::Stdin => port::STDIN,
-            Way::Stderr => port::STDERR,
-        }
-    }
+    Input(Arc<Input>),
+    /// With the input that shares a terminal's connection.
+    Output {
+        name: &'static str,
+        which: Stream,
+        input: Option<Arc<Input>>,
+    },
 }
 
 /// Where the guest connects its streams, and nobody copies them yet.
 #[derive(Debug)]
 pub struct Entrance {
     doors: Vec<(Way, Door)>,
-    streams: Streams,
+    outputs: Arc<Outputs>,
     serving: Serving,
 }
 
@@ -82,45 +81,27 @@ impl Entrance {
     /// # Errors
     /// The system gives no thread.
     pub fn serve(self, post: &Post) -> Result<Serving> {
-        let Streams { outputs, input, .. } = self.streams;
         for (way, door) in self.doors {
-            match (way, &input) {
-                (Way::Terminal, input) => {
-                    serve_output("terminal", door, Stream::Stdout, input.clone(), &outputs, post)
+            match way {
+                Way::Input(input) => spawn("stdin", move || door.each(|stream| input.connect(stream))),
+                Way::Output { name, which, input } => {
+                    let (outputs, post) = (self.outputs.clone(), post.clone());
+                    spawn(name, move || {
+                        door.each(|stream| {
+                            if let (Some(input), Ok(writer)) = (&input, stream.try_clone()) {
+                                input.connect(writer);
+                            }
+                            copy(&stream, which, &outputs);
+                            drop(stream);
+                            post.send(Event::OutputDone);
+                        });
+                    })
                 }
-                (Way::Stdin, Some(input)) => {
-                    let input = input.clone();
-                    spawn("stdin", move || door.each(|stream| input.connect(stream)))
-                }
-                (Way::Stdin, None) => Ok(()),
-                (Way::Stdout, _) => serve_output("stdout", door, Stream::Stdout, None, &outputs, post),
-                (Way::Stderr, _) => serve_output("stderr", door, Stream::Stderr, None, &outputs, post),
             }
             .context("cannot start a thread")?;
         }
         Ok(self.serving)
     }
-}
-
-fn serve_output(
-    name: &str,
-    door: Door,
-    which: Stream,
-    input: Option<Arc<Input>>,
-    outputs: &Arc<Outputs>,
-    post: &Post,
-) -> io::Result<()> {
-    let (outputs, post) = (outputs.clone(), post.clone());
-    spawn(name, move || {
-        door.each(|stream| {
-            if let (Some(input), Ok(writer)) = (&input, stream.try_clone()) {
-                input.connect(writer);
-            }
-            copy(&stream, which, &outputs);
-            drop(stream);
-            post.send(Event::OutputDone);
-        });
-    })
 }
 
 /// The threads that serve one life's streams; they end when it is dropped, but for what they still copy.

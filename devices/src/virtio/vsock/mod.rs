@@ -288,7 +288,7 @@ impl VirtioDevice for Vsock {
         self.continue_without_connections(state);
     }
 
-    /// The end of its connections is what wakes a guest up.
+    /// The end of its connections is what wakes a guest up. That it was heard is the event loop's to see, which accepts new ones then.
     fn begin(&mut self) {
         if self.news == News::Owed {
             self.bring_news();

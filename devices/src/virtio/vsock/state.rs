@@ -55,32 +55,32 @@ impl Vsock {
         }
     }
 
-    /// Brings the event on its way as far as the driver lets it, and takes connections again when it was heard.
+    /// Brings the event on its way, and takes connections again when the driver has handled it.
     pub(super) fn tell_news(&mut self, ops: &mut EventOps) {
-        if self.news != News::None && self.bring_news() && self.news == News::None {
+        if self.news == News::None {
+            return;
+        }
+        self.bring_news();
+        if self.news == News::None && self.active.is_some() {
             self.accept(ops);
         }
     }
 
-    /// Brings the event on its way; `false` if the device has failed over it.
-    pub(super) fn bring_news(&mut self) -> bool {
-        let Some(active) = &mut self.active else { return false };
+    /// Brings the event on its way as far as the driver lets it. A device that fails over it is reset.
+    pub(super) fn bring_news(&mut self) {
+        let Some(active) = &mut self.active else { return };
         let next = match self.news {
-            News::None => return true,
+            News::None => return,
             News::Owed => active.tell_reset(),
             News::Told { available } => active.was_heard(available),
         };
         match next {
-            Ok(news) => {
-                self.news = news;
-                true
-            }
+            Ok(news) => self.news = news,
             Err(error) => {
                 log::warn!("vsock: event queue: {error}");
                 let interrupt = std::sync::Arc::clone(&active.interrupt);
                 super::VirtioDevice::reset(self);
                 interrupt.raise(InterruptReason::DeviceFailed);
-                false
             }
         }
     }
