@@ -1,4 +1,4 @@
-//! Compiles the seccomp filters: `src/seccomp/lists` becomes constants of BPF.
+//! Compiles the seccomp filters: `src/seccomp/lists` becomes constants of BPF, and the text that is printed.
 
 // Both are modules of the crate too, which prints what is only compiled here.
 #[allow(dead_code, reason = "the crate uses the rest")]
@@ -19,6 +19,7 @@ use seccompiler::{
     BpfProgram, SeccompAction, SeccompCmpArgLen, SeccompCmpOp, SeccompCondition, SeccompFilter, SeccompRule,
     TargetArch, sock_filter,
 };
+use serde_json::{Value, json};
 
 /// What seccompiler begins each program with: loads the architecture, goes on if it is x86-64, kills the process; then loads
 /// the number of the call.
@@ -45,7 +46,26 @@ fn main() -> Result<(), Box<dyn Error>> {
     }
     text.push_str("];\n");
     let out = PathBuf::from(env::var_os("OUT_DIR").ok_or("cargo sets no OUT_DIR")?);
-    Ok(fs::write(out.join("filters.rs"), text)?)
+    fs::write(out.join("filters.rs"), text)?;
+    Ok(fs::write(out.join("lists.json"), Value::from_iter(LISTS.map(told)).to_string())?)
+}
+
+/// A list as it is printed.
+fn told(list: List) -> Value {
+    let calls = list.calls.iter().map(|call| {
+        let only = call.cases.iter().map(|case| case.iter().map(check).collect::<Vec<_>>().join(" and "));
+        json!({ "call": call.name, "only": only.collect::<Vec<_>>(), "why": call.why })
+    });
+    let calls = Value::from_iter(calls);
+    json!({ "thread": list.thread, "does": list.does, "count": list.calls.len(), "calls": calls })
+}
+
+fn check(check: &Check) -> String {
+    let test = match check.test {
+        Test::Is => "is",
+        Test::Lacks => "lacks",
+    };
+    format!("argument {} {test} {}", check.argument, check.value.name)
 }
 
 /// A search by number leads to what seccompiler makes of a call: its own programs try one call behind another. That matters
