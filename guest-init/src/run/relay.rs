@@ -3,6 +3,7 @@
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use rustix::{
+    buffer::spare_capacity,
     event::PollFlags,
     io::{Errno, read, write},
     net::{Shutdown, shutdown},
@@ -113,11 +114,11 @@ impl Relay {
         let Some(source) = &self.source else { return Ok(true) };
         self.buffer.truncate(self.end);
         self.buffer.drain(..self.start.min(self.end));
-        let mut chunk = vec![0; BUFFER_BYTES];
         let ended = loop {
-            match read(source, &mut chunk[..]) {
+            self.buffer.reserve(BUFFER_BYTES);
+            match read(source, spare_capacity(&mut self.buffer)) {
                 Ok(0) | Err(Errno::IO | Errno::CONNRESET | Errno::NOTCONN) => break Ok(true),
-                Ok(count) => self.buffer.extend_from_slice(chunk.get(..count).unwrap_or_default()),
+                Ok(_) => {}
                 Err(Errno::INTR) => {}
                 Err(Errno::AGAIN) => break Ok(false),
                 Err(_) => break Ok(true),
@@ -162,19 +163,21 @@ impl Relay {
         has_read
     }
 
-    /// Reads once into the empty buffer; whether there is something now.
+    /// Reads once into the empty buffer; whether there is something now. Only as much of the guest's memory is touched as was read.
     fn fill(&mut self) -> bool {
         let Some(source) = &self.source else { return false };
-        self.buffer.resize(BUFFER_BYTES, 0);
+        self.buffer.clear();
+        (self.start, self.end) = (0, 0);
+        self.buffer.reserve(BUFFER_BYTES);
         loop {
-            match read(source, &mut self.buffer[..]) {
+            match read(source, spare_capacity(&mut self.buffer)) {
                 // A terminal says EIO when the last process has closed it.
                 Ok(0) | Err(Errno::IO | Errno::CONNRESET | Errno::NOTCONN) => {
                     self.source = None;
                     return false;
                 }
                 Ok(count) => {
-                    (self.start, self.end) = (0, count.min(self.buffer.len()));
+                    self.end = count;
                     return true;
                 }
                 Err(Errno::INTR) => {}
