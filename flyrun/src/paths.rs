@@ -237,6 +237,9 @@ impl Part {
     }
 }
 
+/// The variable that names the [`Library`].
+pub const LIBRARY: &str = "FLYRUN_LIB";
+
 /// The directory with flyrun's parts.
 #[derive(Clone, Debug)]
 pub struct Library {
@@ -249,7 +252,7 @@ impl Library {
     /// # Errors
     /// No directory holds flyrun-vmm.
     pub fn find() -> Result<Library> {
-        let candidates = match std::env::var_os("FLYRUN_LIB") {
+        let candidates = match std::env::var_os(LIBRARY) {
             Some(own) => vec![PathBuf::from(own)],
             None => Self::usual_places(),
         };

@@ -56,7 +56,7 @@ use crate::{
         dir::Dir,
         save::{Order, save},
         subject::{Learning, Subject},
-        working_set::{Ahead, Pages, WorkingSet},
+        working_set::{Pages, WorkingSet},
     },
 };
 
@@ -243,8 +243,9 @@ impl Channel {
     fn read_ahead(&self) {
         let Some(subject) = &self.owned.subject else { return };
         match &mut *subject.learning.lock().unwrap_or_else(PoisonError::into_inner) {
-            Learning::Known { rest, .. } => {
-                let Some((soon, later)) = rest.take().map(Ahead::split) else { return };
+            Learning::Known { list, rest } => {
+                let Some(rest) = rest.take() else { return };
+                let (soon, later) = rest.ahead(list).split();
                 self.machine().read_ahead(soon);
                 later.in_background(&subject.worker);
             }

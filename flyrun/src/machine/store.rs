@@ -278,8 +278,9 @@ fn gone(id: &str) -> Error {
 
 /// `None` for a directory that is half made, or made by another version of flyrun.
 fn read_record(directory: &Path) -> Option<Record> {
-    let text = fs::read(directory.join(RECORD)).ok()?;
-    let record: Record = serde_json::from_slice(&text).ok()?;
+    // As text: that it is UTF-8 is found for all of it at once.
+    let text = fs::read_to_string(directory.join(RECORD)).ok()?;
+    let record: Record = serde_json::from_str(&text).ok()?;
     (record.version == VERSION).then_some(record)
 }
 

@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 use crate::error::{Context, Error, Result};
 use crate::exit_code::ExitCode;
 use crate::machine::Owned;
-use crate::paths::{Library, Part, Paths};
+use crate::paths::{LIBRARY, Library, Part, Paths};
 use crate::trace;
 
 /// glibc's own: by default each thread has its own heap, which takes longer to make than all that a thread of a monitor ever puts
@@ -42,12 +42,15 @@ impl Report {
 /// # Errors
 /// The machine did not start; the error is its monitor's.
 pub fn spawn(paths: &Paths, machine: Owned) -> Result<Child> {
-    let program = Library::find()?.path(Part::Monitor);
+    let library = Library::find()?;
+    let program = library.path(Part::Monitor);
     let id = machine.record().id.clone();
     let log = machine.directory().join("monitor.log");
     let log = File::create(&log).context(format!("cannot write {}", log.display()))?;
     let mut child = Command::new(&program)
         .env(ONE_ARENA.0, ONE_ARENA.1)
+        // Found once; an update of flyrun is the next life's.
+        .env(LIBRARY, library.directory())
         .arg("--root")
         .arg(&paths.root)
         .arg("--run-dir")

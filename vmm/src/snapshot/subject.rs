@@ -17,7 +17,7 @@ use super::{
     sections::{MemoryState, State},
     text::{Text, TextId},
     vcpu,
-    working_set::{Ahead, Pages, WorkingSet},
+    working_set::{Later, Pages, WorkingSet},
 };
 use crate::{attach::Transport, console::Console, cpuid::Template, spec::VmSpec, worker::Worker};
 
@@ -83,7 +83,7 @@ pub enum Learning {
         /// What is touched beside it is compared with this.
         list: WorkingSet,
         /// What of it is not read ahead yet.
-        rest: Option<Ahead>,
+        rest: Option<Later>,
     },
     /// Nothing, so that what is touched is noted.
     Watched {

@@ -69,6 +69,14 @@ pub struct Ahead {
     read: Vec<Range<u64>>,
 }
 
+/// What of a list's second part is to be read ahead is only found when its time has come.
+#[derive(Debug)]
+pub struct Later {
+    memory: Memory,
+    parts: Vec<Range<u64>>,
+    left: u64,
+}
+
 impl Pages {
     /// What the machine has touched until now of the files that it is mapped from, and of the memory around them that
     /// the host's huge pages cannot back.
@@ -151,12 +159,12 @@ impl WorkingSet {
         postcard::from_bytes(payload).ok()
     }
 
-    /// What of it is in this memory, mapped from these parts of files: the first part, and the rest.
-    pub fn ahead(&self, memory: &Memory, mapped: &[Range<u64>]) -> (Ahead, Ahead) {
+    /// What of its first part is in this memory, mapped from these parts of files; and the rest, for later.
+    pub fn ahead(&self, memory: &Memory, mapped: &[Range<u64>]) -> (Ahead, Later) {
         let mut left = MAX_BYTES;
         let parts = blocks(mapped, pages::image_bytes(memory));
         let first = self.first.within(memory, &parts, &mut left);
-        (first, self.rest.within(memory, &parts, &mut left))
+        (first, Later { memory: memory.clone(), parts, left })
     }
 
     /// The same, for a guest all of whose first moments are before what somebody waits for.
@@ -169,6 +177,13 @@ impl WorkingSet {
         let Self { first, rest } = self;
         let first = Pages { written: all(first.written, rest.written), read: all(first.read, rest.read) };
         WorkingSet { first, rest: Pages::default() }
+    }
+}
+
+impl Later {
+    /// What of the rest of this list is in that memory.
+    pub fn ahead(mut self, list: &WorkingSet) -> Ahead {
+        list.rest.within(&self.memory, &self.parts, &mut self.left)
     }
 }
 
@@ -389,8 +404,10 @@ mod tests {
         assert!(touched.read.iter().any(|Extent(first, count)| (*first..first + count).contains(&700)));
 
         let (memory, backing) = restored();
-        let (first, rest) = WorkingSet::new(Pages::default(), &touched).ahead(&memory, &backing.mapped());
+        let list = WorkingSet::new(Pages::default(), &touched);
+        let (first, rest) = list.ahead(&memory, &backing.mapped());
         assert!(first.written.is_empty() && first.read.is_empty());
+        let rest = rest.ahead(&list);
         rest.make();
         // What is no vCPU gives nothing to a guest.
         rest.give(File::open("/dev/null").unwrap().as_fd());
