@@ -20,10 +20,9 @@ pub struct VmUsage {
     pub cpu_usec: u64,
 }
 
-/// Microseconds of CPU that a process has used; 0 when it has ended.
-pub fn cpu_usec(process: u32) -> u64 {
-    let stat = fs::read_to_string(format!("/proc/{process}/stat")).unwrap_or_default();
-    cpu_ticks(&stat).unwrap_or(0) * USEC_PER_TICK
+/// Microseconds of CPU that a process has used, of its /proc/PID/stat; 0 when it has ended.
+pub fn cpu_usec(stat: &str) -> u64 {
+    cpu_ticks(stat).unwrap_or(0) * USEC_PER_TICK
 }
 
 /// What the flyrun-vmm that was started from this directory of sockets uses.
@@ -32,11 +31,7 @@ pub fn vm_usage(run_dir: &Path) -> VmUsage {
     let read = |name: &str| fs::read_to_string(process.join(name)).unwrap_or_default();
     let memory = read("smaps_rollup");
     let stat = read("stat");
-    VmUsage {
-        rss: kib(&memory, "Rss:") << 10,
-        pss: kib(&memory, "Pss:") << 10,
-        cpu_usec: cpu_ticks(&stat).unwrap_or(0) * USEC_PER_TICK,
-    }
+    VmUsage { rss: kib(&memory, "Rss:") << 10, pss: kib(&memory, "Pss:") << 10, cpu_usec: cpu_usec(&stat) }
 }
 
 /// The process in /proc that has this file as an argument of its own.

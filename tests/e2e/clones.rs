@@ -43,7 +43,8 @@ pub fn are_somebody_each(flyrun: &Flyrun, count: usize) {
         let inspected = inspect(flyrun, id);
         assert_eq!(inspected["last_start"]["kind"], "resumed", "{inspected}");
         let own = inspected["network"]["ipv4"].as_str().unwrap();
-        let answer = ask(own).unwrap_or_else(|error| panic!("{id} does not answer: {error}"));
+        let answer =
+            ask(own).unwrap_or_else(|error| panic!("{id} does not answer: {error}{}", told(flyrun, id)));
         let [random, address, host] = answer.split(' ').collect::<Vec<_>>().try_into().unwrap();
         assert_eq!((address, host), (own, *id), "it takes itself for somebody else");
         for mark in [random, address] {
@@ -78,8 +79,13 @@ fn wait_until_it_answers(flyrun: &Flyrun, id: &str) {
         }
         std::thread::sleep(Duration::from_millis(100));
     }
-    let log = flyrun.command(&["logs", id]).end();
-    panic!("{id} does not answer: {}{}", log.text(), log.errors());
+    panic!("{id} does not answer{}", told(flyrun, id));
+}
+
+/// What there is to say of one that does not do what it should.
+fn told(flyrun: &Flyrun, id: &str) -> String {
+    let (inspected, log) = (inspect(flyrun, id), flyrun.command(&["logs", id]).end());
+    format!("\n{inspected}\n{}{}", log.text(), log.errors())
 }
 
 fn ask(address: &str) -> std::io::Result<String> {

@@ -137,6 +137,18 @@ fn zombies_are_reaped() {
 }
 
 #[test]
+fn the_kernel_does_not_wake_to_compact_memory() {
+    // Left to itself, kcompactd wakes twice a second.
+    let script = "cd $(dirname $(grep -l '^kcompactd' /proc/[0-9]*/comm))
+        sleeps() { grep '^voluntary' status; }
+        sleep 1; before=$(sleeps); sleep 5; echo ${before#*:} $(sleeps | cut -d: -f2)";
+    let outcome = shell(&[], script).code(0);
+    let text = outcome.text();
+    let (before, after) = text.split_once(' ').unwrap();
+    assert_eq!(before, after, "so often it has gone to sleep");
+}
+
+#[test]
 fn running_out_of_memory_is_named() {
     // It looks for the end of a line that has none, in memory.
     shell(&["--memory", "96m"], "exec tail /dev/zero").code(137).complains_about("ran out of memory");

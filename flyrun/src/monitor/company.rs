@@ -69,8 +69,8 @@ impl Monitor<'_> {
     pub(super) fn begin_company(&self, company: &mut Company, place: &Place, process: u32) {
         let (record, paths) = (self.machine.record(), self.host.paths);
         let facts = place.network.as_ref().map(network::Attached::facts).unwrap_or_default();
-        let interface = (!facts.interface.is_empty()).then_some(facts.interface);
-        let sources = Sources { process, interface };
+        let interface = (!facts.interface.is_empty()).then_some(facts.interface.as_str());
+        let sources = Sources::of(process, interface);
         company.meter = Some(Meter::begin(Ledger::new(paths.usage()), record, sources));
         let directory = self.machine.directory();
         company.watch = Watch::begin(paths, record, directory, facts.ipv4, place.post.clone());

@@ -1,6 +1,7 @@
 //! Counting while a machine runs.
 
-use std::fs;
+use std::fs::File;
+use std::os::unix::fs::FileExt;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use super::ledger::Open;
@@ -12,16 +13,17 @@ use crate::vm_usage;
 /// How often it is written down what was used, and how often so that a power cut leaves it.
 const TICK: Duration = Duration::from_secs(1);
 const SYNC: Duration = Duration::from_secs(10);
+/// More than /proc/PID/stat ever is: 52 numbers and a name.
+const LONGEST_LINE: usize = 2048;
 /// The longest interval in milliseconds: a question about a part of it is answered by its share.
 const LONGEST_MS: u64 = 3_600_000;
 
-/// Where the figures come from.
-#[derive(Clone, Debug)]
+/// Where the figures come from: files of /proc and /sys that stay open, as they are read each second of a machine's life.
+#[derive(Debug)]
 pub struct Sources {
-    /// The process id of flyrun-vmm.
-    pub process: u32,
-    /// The machine's TAP interface.
-    pub interface: Option<String>,
+    cpu: Option<File>,
+    net_in: Option<File>,
+    net_out: Option<File>,
 }
 
 /// One life of a machine, being measured.
@@ -136,19 +138,36 @@ impl Meter {
 }
 
 impl Sources {
-    fn counters(&self) -> Counters {
-        let bytes = |name: &str| {
-            let interface = self.interface.as_ref()?;
-            let path = format!("/sys/class/net/{interface}/statistics/{name}");
-            fs::read_to_string(path).ok()?.trim().parse().ok()
+    /// Those of a flyrun-vmm, by its process id, and of a machine's TAP interface.
+    pub fn of(process: u32, interface: Option<&str>) -> Sources {
+        let statistics = |name: &str| {
+            let interface = interface?;
+            File::open(format!("/sys/class/net/{interface}/statistics/{name}")).ok()
         };
-        Counters {
-            cpu_usec: vm_usage::cpu_usec(self.process),
+        Sources {
+            cpu: File::open(format!("/proc/{process}/stat")).ok(),
             // What the host sends the machine receives.
-            net_in: bytes("tx_bytes").unwrap_or(0),
-            net_out: bytes("rx_bytes").unwrap_or(0),
+            net_in: statistics("tx_bytes"),
+            net_out: statistics("rx_bytes"),
         }
     }
+
+    /// 0 for what is gone.
+    fn counters(&self) -> Counters {
+        let bytes = |file| read(file).trim().parse().unwrap_or(0);
+        Counters {
+            cpu_usec: vm_usage::cpu_usec(&read(&self.cpu)),
+            net_in: bytes(&self.net_in),
+            net_out: bytes(&self.net_out),
+        }
+    }
+}
+
+/// A file of one line, from its beginning; empty if it cannot be read.
+fn read(file: &Option<File>) -> String {
+    let mut line = [0; LONGEST_LINE];
+    let count = file.as_ref().and_then(|file| file.read_at(&mut line, 0).ok()).unwrap_or(0);
+    String::from_utf8_lossy(line.get(..count).unwrap_or_default()).into_owned()
 }
 
 fn cpu_milli(record: &Record, cpus: u8) -> u32 {
@@ -165,8 +184,23 @@ mod tests {
     use super::*;
 
     fn meter(ledger: &Ledger, record: &Record) -> Meter {
-        let sources = Sources { process: std::process::id(), interface: Some("lo".into()) };
-        Meter::begin(ledger.clone(), record, sources)
+        Meter::begin(ledger.clone(), record, Sources::of(std::process::id(), Some("lo")))
+    }
+
+    #[test]
+    fn sources_tell_what_grows_and_nothing_of_what_is_gone() {
+        let mut child =
+            std::process::Command::new("cat").stdin(std::process::Stdio::piped()).spawn().unwrap();
+        let own = Sources::of(std::process::id(), Some("lo"));
+        let gone = Sources::of(child.id(), Some("none-such"));
+        child.kill().unwrap();
+        child.wait().unwrap();
+        assert_eq!(gone.counters(), Counters::default());
+        let before = own.counters();
+        std::net::UdpSocket::bind("127.0.0.1:0").unwrap().send_to(b"bytes", "127.0.0.1:9").unwrap();
+        let after =
+            (0..1_000_000).map(|_| own.counters()).find(|now| now.cpu_usec > before.cpu_usec).unwrap();
+        assert!(after.net_in > before.net_in && after.net_out > before.net_out, "{before:?} {after:?}");
     }
 
     #[test]

@@ -19,10 +19,13 @@ use crate::{
 /// The usual flags of what is no place for programs.
 pub const COMMON: MountFlags = MountFlags::NOSUID.union(MountFlags::NODEV).union(MountFlags::NOEXEC);
 
-/// What containers may do without being asked: ping, and serve low ports, as any user. Docker sets the same.
-const SYSCTLS: [(&str, &str); 2] = [
+const SYSCTLS: [(&str, &str); 3] = [
+    // What containers may do without being asked: ping, and serve low ports, as any user. Docker sets the same.
     ("/proc/sys/net/ipv4/ip_unprivileged_port_start", "0"),
     ("/proc/sys/net/ipv4/ping_group_range", "0 2147483647"),
+    // kcompactd looks twice a second whether there is something to move (mm/compaction.c), each time by two timer interrupts: most
+    // of what an idle machine costs its host. And what it moves is written, which a snapshot then has anew.
+    ("/proc/sys/vm/compaction_proactiveness", "0"),
 ];
 
 /// The filesystems, mounted in the initramfs until the workload's root is there.
@@ -42,7 +45,7 @@ pub fn prepare() -> Result<Early, Failure> {
     mount_at("sysfs", "/sys", "sysfs", COMMON, "")?;
     fill_dev()?;
     let cgroup = Cgroup::create()?;
-    set_up_loopback();
+    set_up_kernel();
     let mounts = ["/proc", "/sys", "/dev"].into_iter().map(|path| {
         let mount = open_tree(CWD, path, OpenTreeFlags::OPEN_TREE_CLOEXEC);
         Ok((path, mount.or_setup(|| format!("keep {path}"))?))
@@ -98,8 +101,8 @@ fn fill_dev() -> Result<(), Failure> {
     Ok(())
 }
 
-/// Loopback and the defaults of containers; a kernel without networking has neither, and runs programs all the same.
-fn set_up_loopback() {
+/// Loopback and the kernel's settings; a kernel without networking has not all of them, and runs programs all the same.
+fn set_up_kernel() {
     let _ = sys::loopback_up();
     for (path, value) in SYSCTLS {
         let _ = openat(CWD, path, OFlags::WRONLY | OFlags::CLOEXEC, Mode::empty())
