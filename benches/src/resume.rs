@@ -13,7 +13,6 @@ use std::{
 
 use anyhow::{Context, Result};
 use rustix::fs::inotify;
-use tempfile::TempDir;
 
 use crate::{
     bare::MEMORY_MIB,
@@ -31,10 +30,12 @@ const WORKLOAD: &str = "exec > /dev/console; while :; do echo T; done";
 const SIGN: u8 = b'T';
 /// A suspended machine's rest, of virtual time.
 const REST: Duration = Duration::from_millis(500);
+/// Resumes whose processes write down their steps, which takes them some 50 µs. The others do not.
+const TRACED: u32 = 3;
 
-/// resume.spawn_to_user, until the guest runs in user space; resume.spawn_to_hello, until guest-init, which is the first there, was
-/// heard of; resume.spawn_to_workload, until the workload wrote; the steps of all, exits and page faults, suspend.command, and the
-/// same with a network.
+/// resume.spawn_to_user, until the guest runs in user space; resume.spawn_to_workload, until the workload wrote; exits and page
+/// faults, suspend.command; of resumes with traces resume.spawn_to_hello, until guest-init, which is the first in user space, was heard
+/// of, and the steps of all; and the same with a network.
 pub fn measure(flyrun: &Path, image: &str, runs: u32, report: &mut Report) -> Result<()> {
     let pulled = Command::new(flyrun).args(["pull", image]).stdout(Stdio::null()).status()?;
     anyhow::ensure!(pulled.success(), "flyrun pull {image} ended with {pulled}");
@@ -43,7 +44,7 @@ pub fn measure(flyrun: &Path, image: &str, runs: u32, report: &mut Report) -> Re
     // One run more than is counted: the first reads every file for the first time.
     for run in 0..=runs {
         let suspend_ms = machine.suspend()?;
-        let resume = machine.resume()?;
+        let resume = machine.resume(None)?;
         if run > 0 {
             suspend.push(suspend_ms);
             resumes.push(resume);
@@ -51,32 +52,22 @@ pub fn measure(flyrun: &Path, image: &str, runs: u32, report: &mut Report) -> Re
             page_faults.push(faults::of_vmm()?);
         }
     }
-    // A monitor writes its steps last.
-    machine.end()?;
-    Resume::tell(&resumes, "resume", report)?;
+    machine.trace("resume", resumes, report)?;
     report.add("resume.exits", "count", &exits);
     report.add("resume.page_faults", "count", &page_faults);
     report.add("suspend.command", "ms_virtual", &suspend);
-    if let Some(last) = resumes.last() {
-        trace::add_steps("resume", last.began_us, &last.steps()?, report);
-    }
 
     // With the host's network, of which nft and the kernel's interfaces are a part.
     let machine = Machine::start(flyrun, image, &[])?;
     let mut resumes = vec![];
     for run in 0..=runs {
         machine.suspend()?;
-        let resume = machine.resume()?;
+        let resume = machine.resume(None)?;
         if run > 0 {
             resumes.push(resume);
         }
     }
-    machine.end()?;
-    Resume::tell(&resumes, "resume.network", report)?;
-    if let Some(last) = resumes.last() {
-        trace::add_steps("resume.network", last.began_us, &last.steps()?, report);
-    }
-    Ok(())
+    machine.trace("resume.network", resumes, report)
 }
 
 /// One resume.
@@ -87,47 +78,33 @@ struct Resume {
     to_workload_ms: f64,
     /// When KVM first entered the guest in user space.
     user_us: Option<u64>,
-    /// Where all processes that take part write down their steps.
-    traces: TempDir,
 }
 
 impl Resume {
-    /// The steps of all that took part, when they have ended.
-    fn steps(&self) -> Result<Vec<Step>> {
-        let mut steps = Vec::new();
-        for program in ["cli", "monitor", "vmm"] {
-            let own = trace::read(&self.traces.path().join(format!("{program}.trace")))?;
-            let named =
-                own.into_iter().map(|step| Step { name: format!("{program}: {}", step.name), ..step });
-            steps.extend(named);
-        }
-        steps.sort_by_key(|step| step.at_us);
-        Ok(steps)
-    }
-
-    /// From the command's start until its monitor has read guest-init's first word.
-    fn to_hello_ms(&self) -> Result<f64> {
-        let steps = self.steps()?;
-        let heard = steps.iter().find(|step| step.name == "monitor: guest-init connected");
-        let heard = heard.context("no monitor tells that guest-init has connected")?;
-        Ok(heard.at_us.saturating_sub(self.began_us) as f64 / 1000.0)
-    }
-
-    /// Until its first instruction in user space, or a little more: guest-init runs there before its first word.
-    fn to_user_ms(&self) -> Result<f64> {
+    /// Until the guest's first instruction in user space, or a little more: KVM tells of its entries alone.
+    fn to_user_ms(&self) -> f64 {
         let entered = self.user_us.map(|at_us| at_us.saturating_sub(self.began_us) as f64 / 1000.0);
-        Ok(self.to_hello_ms()?.min(entered.unwrap_or(f64::INFINITY)))
+        self.to_workload_ms.min(entered.unwrap_or(f64::INFINITY))
     }
+}
 
-    fn tell(resumes: &[Resume], name: &str, report: &mut Report) -> Result<()> {
-        let to_user = resumes.iter().map(Resume::to_user_ms).collect::<Result<Vec<_>>>()?;
-        let to_workload: Vec<_> = resumes.iter().map(|resume| resume.to_workload_ms).collect();
-        let to_hello = resumes.iter().map(Resume::to_hello_ms).collect::<Result<Vec<_>>>()?;
-        report.add(format!("{name}.spawn_to_user"), "ms_virtual", &to_user);
-        report.add(format!("{name}.spawn_to_hello"), "ms_virtual", &to_hello);
-        report.add(format!("{name}.spawn_to_workload"), "ms_virtual", &to_workload);
-        Ok(())
+/// The steps of all that took part in a resume, when they have ended.
+fn steps(traces: &Path) -> Result<Vec<Step>> {
+    let mut steps = Vec::new();
+    for program in ["cli", "monitor", "vmm"] {
+        let own = trace::read(&traces.join(format!("{program}.trace")))?;
+        let named = own.into_iter().map(|step| Step { name: format!("{program}: {}", step.name), ..step });
+        steps.extend(named);
     }
+    steps.sort_by_key(|step| step.at_us);
+    Ok(steps)
+}
+
+/// From the command's start until its monitor has read guest-init's first word.
+fn to_hello_ms(began_us: u64, steps: &[Step]) -> Result<f64> {
+    let heard = steps.iter().find(|step| step.name == "monitor: guest-init connected");
+    let heard = heard.context("no monitor tells that guest-init has connected")?;
+    Ok(heard.at_us.saturating_sub(began_us) as f64 / 1000.0)
 }
 
 /// A machine in the background, and its console. It is removed when dropped.
@@ -168,12 +145,36 @@ impl<'a> Machine<'a> {
         Ok(elapsed)
     }
 
-    fn resume(&self) -> Result<Resume> {
+    /// Tells of these resumes, and of some more that are traced; then the machine ends, as a monitor writes its steps last.
+    fn trace(self, name: &str, resumes: Vec<Resume>, report: &mut Report) -> Result<()> {
+        let to_user: Vec<_> = resumes.iter().map(Resume::to_user_ms).collect();
+        let to_workload: Vec<_> = resumes.iter().map(|resume| resume.to_workload_ms).collect();
+        report.add(format!("{name}.spawn_to_user"), "ms_virtual", &to_user);
+        report.add(format!("{name}.spawn_to_workload"), "ms_virtual", &to_workload);
+        let mut traced = vec![];
+        for _ in 0..TRACED {
+            self.suspend()?;
+            let traces = tempfile::tempdir()?;
+            traced.push((self.resume(Some(traces.path()))?.began_us, traces));
+        }
+        self.end()?;
+        let mut to_hello = vec![];
+        for (index, (began_us, traces)) in traced.iter().enumerate() {
+            let steps = steps(traces.path())?;
+            to_hello.push(to_hello_ms(*began_us, &steps)?);
+            if index + 1 == traced.len() {
+                trace::add_steps(name, *began_us, &steps, report);
+            }
+        }
+        report.add(format!("{name}.spawn_to_hello"), "ms_virtual", &to_hello);
+        Ok(())
+    }
+
+    fn resume(&self, traces: Option<&Path>) -> Result<Resume> {
         let length = fs::metadata(&self.console)?.len();
         let watch = self.watch()?;
-        let traces = tempfile::tempdir()?;
         let mut command = self.command(&["resume"]);
-        command.env("FLYRUN_TRACE", traces.path());
+        command.envs(traces.map(|traces| ("FLYRUN_TRACE", traces)));
         let entries = user_space::Watch::begin()?;
         let (began, began_us) = (Instant::now(), trace::now_us());
         let mut child = command.spawn()?;
@@ -186,7 +187,7 @@ impl<'a> Machine<'a> {
         let told: serde_json::Value = serde_json::from_slice(&told.stdout)?;
         let kind = told.pointer("/0/last_start/kind").and_then(serde_json::Value::as_str);
         anyhow::ensure!(kind == Some("resumed"), "the machine was not resumed: {told}");
-        Ok(Resume { began_us, to_workload_ms, user_us, traces })
+        Ok(Resume { began_us, to_workload_ms, user_us })
     }
 
     fn watch(&self) -> Result<OwnedFd> {
