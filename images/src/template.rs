@@ -20,7 +20,8 @@
 
 use std::{
     fs::File,
-    io::{self, Read, Seek, SeekFrom, Write},
+    io,
+    os::unix::fs::FileExt,
     path::{Path, PathBuf},
     process::{Command, Stdio},
 };
@@ -244,28 +245,27 @@ pub fn copy_file_unless(from: &Path, to: &Path, given_up: &dyn Fn() -> bool) -> 
 }
 
 /// Copies the data of a file and leaves its holes.
-fn copy_sparse(mut from: &File, mut to: &File, given_up: &dyn Fn() -> bool) -> io::Result<()> {
-    use rustix::fs::{SeekFrom as Whence, seek};
+fn copy_sparse(from: &File, to: &File, given_up: &dyn Fn() -> bool) -> io::Result<()> {
+    use rustix::fs::{SeekFrom, seek};
     let length = from.metadata()?.len();
     to.set_len(length)?;
+    let mut buffer = vec![0; 64 * 1024];
     let mut end = 0;
     while end < length {
-        let start = match seek(from, Whence::Data(end)) {
+        let mut at = match seek(from, SeekFrom::Data(end)) {
             Ok(start) => start,
             Err(rustix::io::Errno::NXIO) => break,
             Err(error) => return Err(error.into()),
         };
-        end = seek(from, Whence::Hole(start))?;
-        from.seek(SeekFrom::Start(start))?;
-        to.seek(SeekFrom::Start(start))?;
-        let mut buffer = vec![0; 64 * 1024];
-        let mut extent = Read::take(&mut from, end - start);
-        loop {
-            let count = extent.read(&mut buffer)?;
+        end = seek(from, SeekFrom::Hole(at))?;
+        while at < end {
+            let wanted = usize::try_from(end - at).unwrap_or(usize::MAX).min(buffer.len());
+            let count = from.read_at(buffer.get_mut(..wanted).unwrap_or_default(), at)?;
             if count == 0 {
                 break;
             }
-            to.write_all(buffer.get(..count).unwrap_or_default())?;
+            to.write_all_at(buffer.get(..count).unwrap_or_default(), at)?;
+            at += count as u64;
             if given_up() {
                 return Err(io::ErrorKind::Interrupted.into());
             }
@@ -345,7 +345,7 @@ mod tests {
         let (from, to) = (directory.path().join("a"), directory.path().join("b"));
         let file = File::create(&from).unwrap();
         file.set_len(1 << 30).unwrap();
-        std::os::unix::fs::FileExt::write_all_at(&file, b"data", 1 << 29).unwrap();
+        file.write_all_at(b"data", 1 << 29).unwrap();
         // A filesystem that copies by reference is done before it asks.
         if copy_file_unless(&from, &to, &|| true).is_err() {
             assert!(!to.exists());
