@@ -194,7 +194,9 @@ impl Soak {
                 return Some(format!("{count} {what} of {} monitors", monitors.len()));
             }
         }
-        if monitors.is_empty() && has_rules() {
+        // A machine on disk comes back, and finds the rules as they stood.
+        let comes_back = listed.iter().any(|(_, state)| state == "suspended");
+        if monitors.is_empty() && !comes_back && has_rules() {
             return Some("the host still has flyrun's rules".to_string());
         }
         None
