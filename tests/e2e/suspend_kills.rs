@@ -82,6 +82,32 @@ fn cases(steps: &[(&'static str, &'static str, &'static str)], without: &'static
 }
 
 #[test]
+fn a_machine_that_starts_again_in_the_midst_of_a_suspend_tells_so_and_can_be_suspended() {
+    let hold = Hold::at("vmm writes");
+    let machine = Machine("k-restart".into());
+    let flags = ["--network", "none", "--restart", "on-failure:1"];
+    hold.on(Machine::invocation("k-restart", &flags, COUNTER)).end().code(0);
+    machine.wait_for_lines(2);
+    let mut suspend = machine.invoke(&["suspend"]).build(&[]);
+    suspend.stdin(std::process::Stdio::null()).stdout(std::process::Stdio::null());
+    let client = suspend.stderr(std::process::Stdio::piped()).spawn().unwrap();
+    assert_eq!(hold.reached(), processes(&machine).1);
+    kill(processes(&machine).1);
+    let told = client.wait_with_output().unwrap();
+    assert!(!told.status.success());
+    let message = String::from_utf8(told.stderr).unwrap();
+    assert!(message.contains("it ended before it was on disk"), "{message}");
+    // Nobody is to wait there again.
+    drop(hold);
+    machine.wait_for_state("started");
+    assert_eq!(machine.inspect("restarts"), 1);
+    machine.invoke(&["suspend"]).end().code(0);
+    assert_eq!(machine.state(), "suspended");
+    machine.invoke(&["resume"]).end().code(0);
+    machine.check_count();
+}
+
+#[test]
 fn a_kill_at_any_step_of_a_suspend_leaves_what_there_was() {
     // Until its snapshot is whole, a machine ends with its monitor or its VMM as it does at any time; from then on it is on disk.
     // A VMM that writes goes on without its monitor.

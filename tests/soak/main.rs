@@ -18,6 +18,8 @@ use tests::{Flyrun, flyrun};
 const MACHINES: u64 = 3;
 /// How long the kernel and a monitor may take to clear away after a kill.
 const SETTLE: Duration = Duration::from_secs(20);
+/// How long a command may take.
+const COMMAND_LIMIT: Duration = Duration::from_secs(90);
 /// In the directory of sockets: the text of base snapshots' kernels.
 const KERNEL_TEXT: &str = "kernel-text";
 /// Counts on standard output and in its volume, and says where each life begins.
@@ -158,6 +160,17 @@ impl Soak {
         ["the command", "a monitor", "a VMM"][kind]
     }
 
+    fn wait_for(&self, command: &mut Child, told: &str) {
+        let deadline = std::time::Instant::now() + COMMAND_LIMIT;
+        while command.try_wait().unwrap().is_none() {
+            if std::time::Instant::now() >= deadline {
+                let listed = self.flyrun.command(&["ps", "-a"]).end();
+                panic!("in {told}: the command does not end\n{}\n{}", listed.text(), threads());
+            }
+            sleep(Duration::from_millis(5));
+        }
+    }
+
     fn list(&self) -> Vec<(String, String)> {
         let mut listed = self.flyrun.command(&["ps", "-a", "--json"]).end().code(0);
         let listed = listed.json();
@@ -279,6 +292,27 @@ fn cgroups() -> usize {
     entries.filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_dir())).count()
 }
 
+/// What each thread of flyrun's is waiting for.
+fn threads() -> String {
+    let mut text = String::new();
+    for process in entries(Path::new("/proc")) {
+        let process = Path::new("/proc").join(process);
+        let line = std::fs::read_to_string(process.join("cmdline")).unwrap_or_default().replace('\0', " ");
+        if !line.contains("flyrun") {
+            continue;
+        }
+        text.push_str(&format!("{}: {line}\n", process.display()));
+        for thread in entries(&process.join("task")) {
+            let read = |name: &str| {
+                let path = process.join("task").join(&thread).join(name);
+                std::fs::read_to_string(path).unwrap_or_default().trim().to_string()
+            };
+            text.push_str(&format!("    {} {} {}\n", read("comm"), read("wchan"), read("syscall")));
+        }
+    }
+    text
+}
+
 fn has_rules() -> bool {
     Command::new("nft").args(["list", "table", "inet", "flyrun"]).output().unwrap().status.success()
 }
@@ -397,8 +431,8 @@ fn kills_at_random_moments_leave_nothing_wrong() {
         let pause = soak.random.below(900);
         sleep(Duration::from_millis(pause));
         let killed = soak.kill_something(&command);
-        let _ = command.wait();
         let told = format!("round {round}: `flyrun {words}`, {killed} killed after {pause} ms");
+        soak.wait_for(&mut command, &told);
         soak.settle(&told);
         if round % 25 == 0 {
             soak.check_logs();

@@ -246,11 +246,13 @@ impl<'a> Monitor<'a> {
                 return result;
             };
             let outcome = outcome(&result);
-            self.tell_waiting(outcome.exit_code);
+            let exit_code = outcome.exit_code;
+            self.tell_waiting(exit_code);
             self.try_become(State::Starting, |record| {
                 record.restarts += 1;
                 record.outcome = Some(outcome);
             });
+            self.forget_suspend(exit_code);
             self.listen()?;
             if !self.rest(pause) {
                 return result;

@@ -208,6 +208,14 @@ impl Monitor<'_> {
         Ok(End::Suspended)
     }
 
+    /// The life that was to come to disk is over without, and another follows. Those who wait find that out.
+    pub(super) fn forget_suspend(&mut self, exit_code: u8) {
+        let Suspending { wanted, unwanted, .. } = self.suspending.take().unwrap_or_default();
+        for mut conversation in wanted.into_iter().chain(unwanted) {
+            conversation.reply(&Reply::Ended { exit_code });
+        }
+    }
+
     /// The guest would not stand still, and goes on by itself.
     pub(super) fn on_stands_not(&mut self, why: &str) {
         if let Some(suspending) = &mut self.suspending {
