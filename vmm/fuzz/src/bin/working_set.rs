@@ -42,7 +42,7 @@ fn read(bytes: &[u8]) {
     discard(memory, 0..u64::from(MIB) << 20, false).expect("its pages can be given back");
     let (first, rest) = set.ahead(memory, &MAPPED);
     first.make();
-    let (soon, later) = rest.split();
+    let (soon, later) = rest.ahead(&set).split();
     soon.make();
     later.make();
     let again = WorkingSet::new(set.first.clone(), &set.rest).all_first();
