@@ -364,7 +364,8 @@ impl<'a> Monitor<'a> {
         self.forget_snapshot();
         let result = result.or_else(|error| self.settle_on_disk(&life, error));
         if let Some(meter) = company.meter {
-            meter.end();
+            let snapshot = self.machine.record().snapshot.as_ref();
+            meter.end(snapshot.filter(|_| matches!(result, Ok(End::Suspended))).map(|it| it.taken_at_ms));
         }
         if let Err(error) = &result
             && is_restored

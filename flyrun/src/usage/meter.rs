@@ -116,9 +116,11 @@ impl Meter {
         self.begin_next();
     }
 
-    /// The life is over.
-    pub fn end(mut self) {
+    /// The life is over; that of a machine on disk was at this time, in milliseconds since the epoch, from which on it counts as that.
+    pub fn end(mut self, suspended_at_ms: Option<u64>) {
         self.look();
+        let until_ms = suspended_at_ms.map(|at_ms| at_ms.max(self.interval.from_ms));
+        self.interval.to_ms = self.interval.to_ms.min(until_ms.unwrap_or(u64::MAX));
         self.close();
     }
 
@@ -216,8 +218,23 @@ mod tests {
         meter.tick();
         let [interval] = &read()[..] else { panic!("{:?}", read()) };
         assert!(interval.to_ms >= interval.from_ms + 20);
-        meter.end();
+        meter.end(None);
         assert_eq!(read().len(), 1);
+    }
+
+    #[test]
+    fn a_life_that_ends_on_disk_ends_when_it_was_there() {
+        let directory = tempfile::tempdir().unwrap();
+        let ledger = Ledger::new(directory.path().join("usage"));
+        for (late_ms, whole_ms) in [(8, 8), (-1000, 0)] {
+            let meter = meter(&ledger, &Record::example(&format!("web{whole_ms}")));
+            std::thread::sleep(Duration::from_millis(20));
+            let suspended_at_ms = meter.interval.from_ms.saturating_add_signed(late_ms);
+            meter.end(Some(suspended_at_ms));
+            let intervals = ledger.read(0, u64::MAX).unwrap().0;
+            let own = intervals.iter().find(|it| it.name == format!("web{whole_ms}")).unwrap();
+            assert_eq!(own.to_ms - own.from_ms, whole_ms);
+        }
     }
 
     #[test]
@@ -231,7 +248,7 @@ mod tests {
         record.config.limits.cpu_milli = Some(500);
         std::thread::sleep(Duration::from_millis(2));
         meter.change(&record);
-        meter.end();
+        meter.end(None);
         let mut intervals = ledger.read(0, u64::MAX).unwrap().0;
         intervals.sort_by_key(|interval| interval.from_ms);
         let [first, second] = &intervals[..] else { panic!("{intervals:?}") };
