@@ -158,15 +158,13 @@ impl<'a> Machine<'a> {
             traced.push((self.resume(Some(traces.path()))?.began_us, traces));
         }
         self.end()?;
-        let mut to_hello = vec![];
-        for (index, (began_us, traces)) in traced.iter().enumerate() {
-            let steps = steps(traces.path())?;
-            to_hello.push(to_hello_ms(*began_us, &steps)?);
-            if index + 1 == traced.len() {
-                trace::add_steps(name, *began_us, &steps, report);
-            }
+        let traced = traced.iter().map(|(began_us, traces)| Ok((*began_us, steps(traces.path())?)));
+        let traced = traced.collect::<Result<Vec<_>>>()?;
+        let to_hello = traced.iter().map(|(began_us, steps)| to_hello_ms(*began_us, steps));
+        report.add(format!("{name}.spawn_to_hello"), "ms_virtual", &to_hello.collect::<Result<Vec<_>>>()?);
+        if let Some((began_us, steps)) = traced.last() {
+            trace::add_steps(name, *began_us, steps, report);
         }
-        report.add(format!("{name}.spawn_to_hello"), "ms_virtual", &to_hello);
         Ok(())
     }
 

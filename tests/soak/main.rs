@@ -160,6 +160,7 @@ impl Soak {
         ["the command", "a monitor", "a VMM"][kind]
     }
 
+    /// Waits until a command has ended; one that does not is a mistake, and all is told that may explain it.
     fn wait_for(&self, command: &mut Child, told: &str) {
         let deadline = std::time::Instant::now() + COMMAND_LIMIT;
         while command.try_wait().unwrap().is_none() {

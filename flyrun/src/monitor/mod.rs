@@ -223,6 +223,7 @@ impl<'a> Monitor<'a> {
             let result = self.live(started);
             if let Some(reason) = self.restore_failed.take() {
                 self.fall_back(reason)?;
+                self.forget_suspend(outcome(&result).exit_code);
                 continue;
             }
             if let (Err(error), Some(base)) = (&result, self.base.take_if(|base| base.has_failed)) {

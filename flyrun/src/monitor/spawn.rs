@@ -49,7 +49,7 @@ pub fn spawn(paths: &Paths, machine: Owned) -> Result<Child> {
     let log = File::create(&log).context(format!("cannot write {}", log.display()))?;
     let mut child = Command::new(&program)
         .env(ONE_ARENA.0, ONE_ARENA.1)
-        // Found once; an update of flyrun is the next life's.
+        // It has the parts that this command has found, and need not look for them.
         .env(LIBRARY, library.directory())
         .arg("--root")
         .arg(&paths.root)

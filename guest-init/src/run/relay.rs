@@ -27,9 +27,10 @@ pub struct Relay {
     sink: Option<OwnedFd>,
     sink_is_socket: bool,
     finished: bool,
+    /// What was read last.
     buffer: Vec<u8>,
+    /// How much of it is written.
     start: usize,
-    end: usize,
 }
 
 impl Relay {
@@ -51,30 +52,29 @@ impl Relay {
             finished: false,
             buffer: Vec::new(),
             start: 0,
-            end: 0,
         }
     }
 
     /// What to wait for on the source, if anything.
     pub fn source_interest(&self) -> Option<(BorrowedFd<'_>, PollFlags)> {
-        let has_room = self.start == self.end;
+        let has_room = self.start == self.buffer.len();
         self.source.as_ref().filter(|_| has_room).map(|fd| (fd.as_fd(), PollFlags::IN))
     }
 
     /// What to wait for on the sink, if anything.
     pub fn sink_interest(&self) -> Option<(BorrowedFd<'_>, PollFlags)> {
-        let waits = self.start < self.end;
+        let waits = self.start < self.buffer.len();
         self.sink.as_ref().filter(|_| waits && !self.finished).map(|fd| (fd.as_fd(), PollFlags::OUT))
     }
 
     /// Whether the source has ended and everything from it is written or discarded.
     pub fn is_done(&self) -> bool {
-        self.source.is_none() && self.start == self.end
+        self.source.is_none() && self.start == self.buffer.len()
     }
 
     /// Whether anything that was read is not yet written.
     pub fn has_pending(&self) -> bool {
-        self.start < self.end
+        self.start < self.buffer.len()
     }
 
     /// Reads nothing more: what was read is still written.
@@ -112,23 +112,20 @@ impl Relay {
     /// `ENOBUFS` when that is more than any connection holds.
     pub fn absorb(&mut self) -> rustix::io::Result<bool> {
         let Some(source) = &self.source else { return Ok(true) };
-        self.buffer.truncate(self.end);
-        self.buffer.drain(..self.start.min(self.end));
-        let ended = loop {
+        self.buffer.drain(..self.start.min(self.buffer.len()));
+        self.start = 0;
+        loop {
             self.buffer.reserve(BUFFER_BYTES);
             match read(source, spare_capacity(&mut self.buffer)) {
                 Ok(0) | Err(Errno::IO | Errno::CONNRESET | Errno::NOTCONN) => break Ok(true),
-                Ok(_) => {}
-                Err(Errno::INTR) => {}
+                Ok(_) | Err(Errno::INTR) => {}
                 Err(Errno::AGAIN) => break Ok(false),
                 Err(_) => break Ok(true),
             }
             if self.buffer.len() > MAX_ABSORBED {
                 break Err(Errno::NOBUFS);
             }
-        };
-        (self.start, self.end) = (0, self.buffer.len());
-        ended
+        }
     }
 
     /// The source, if it has not ended.
@@ -151,7 +148,7 @@ impl Relay {
     pub fn pump(&mut self) -> bool {
         let mut has_read = false;
         for _ in 0..TURN {
-            if self.start == self.end && !self.fill() {
+            if self.start == self.buffer.len() && !self.fill() {
                 break;
             }
             has_read = true;
@@ -167,7 +164,7 @@ impl Relay {
     fn fill(&mut self) -> bool {
         let Some(source) = &self.source else { return false };
         self.buffer.clear();
-        (self.start, self.end) = (0, 0);
+        self.start = 0;
         self.buffer.reserve(BUFFER_BYTES);
         loop {
             match read(source, spare_capacity(&mut self.buffer)) {
@@ -176,10 +173,7 @@ impl Relay {
                     self.source = None;
                     return false;
                 }
-                Ok(count) => {
-                    self.end = count;
-                    return true;
-                }
+                Ok(_) => return true,
                 Err(Errno::INTR) => {}
                 Err(Errno::AGAIN) => return false,
                 Err(_) => {
@@ -192,12 +186,12 @@ impl Relay {
 
     /// Writes the buffer; whether all of it went out.
     fn drain(&mut self) -> bool {
-        while self.start < self.end {
+        while self.start < self.buffer.len() {
             let Some(sink) = &self.sink else {
-                self.start = self.end;
+                self.start = self.buffer.len();
                 return true;
             };
-            let chunk = self.buffer.get(self.start..self.end).unwrap_or_default();
+            let chunk = self.buffer.get(self.start..).unwrap_or_default();
             match write(sink, chunk) {
                 Ok(count) => self.start += count,
                 Err(Errno::INTR) => {}
