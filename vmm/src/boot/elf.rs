@@ -10,7 +10,7 @@ use devices::virtio::Memory;
 use linux_loader::elf::{Elf64_Ehdr, Elf64_Phdr};
 use vm_memory::{ByteValued, GuestAddress, GuestMemoryBackend};
 
-use super::{KERNEL_MIN, LoadedKernel};
+use super::{KERNEL_MIN, KernelText, LoadedKernel};
 use crate::memory::{self, HUGE_PAGE};
 
 const MACHINE_X86_64: u16 = 62;
@@ -122,21 +122,56 @@ fn sparse_chunks(segments: &[Elf64_Phdr]) -> Vec<u64> {
     filled.into_iter().filter(|(_, bytes)| *bytes < DENSE_BYTES).map(|(chunk, _)| chunk).collect()
 }
 
-/// The longest run of whole huge pages that are executed and not written to.
-fn text(segments: &[Elf64_Phdr]) -> Option<Range<u64>> {
-    let is_text = |segment: &&Elf64_Phdr| segment.p_flags & PF_X != 0 && segment.p_flags & PF_W == 0;
-    let mut runs: Vec<Range<u64>> = Vec::new();
-    for segment in segments.iter().filter(is_text) {
+/// The longest run of huge pages with nothing but what is executed and not written to.
+fn text(segments: &[Elf64_Phdr]) -> Option<KernelText> {
+    let mut in_order: Vec<&Elf64_Phdr> = segments.iter().collect();
+    in_order.sort_by_key(|segment| segment.p_paddr);
+    let is_text = |segment: &Elf64_Phdr| segment.p_flags & PF_X != 0 && segment.p_flags & PF_W == 0;
+    let mut runs: Vec<KernelText> = Vec::new();
+    let mut run: Option<KernelText> = None;
+    for segment in in_order {
         let (start, end) = (segment.p_paddr, segment.p_paddr.saturating_add(segment.p_filesz));
-        match runs.last_mut() {
-            Some(last) if last.end == start => last.end = end,
-            _ => runs.push(start..end),
+        match (&mut run, is_text(segment)) {
+            // No whole huge page lies between the two.
+            (Some(run), true) if start / HUGE_PAGE <= run.range.end.div_ceil(HUGE_PAGE) => {
+                run.grow(start);
+                run.range.end = run.range.end.max(end);
+            }
+            (_, true) => {
+                runs.extend(run.replace(KernelText { range: start..end, padding: vec![] }));
+            }
+            (Some(whole), false) => {
+                if let Some(edge) =
+                    whole.range.end.checked_next_multiple_of(HUGE_PAGE).filter(|edge| *edge <= start)
+                {
+                    whole.grow(edge);
+                }
+                runs.extend(run.take());
+            }
+            (None, false) => {}
         }
     }
-    let whole =
-        |run: Range<u64>| Some(run.start.checked_next_multiple_of(HUGE_PAGE)?..run.end - run.end % HUGE_PAGE);
-    let whole = runs.into_iter().filter_map(whole).filter(|run| run.start < run.end);
-    whole.max_by_key(|run| run.end - run.start)
+    runs.extend(run);
+    runs.into_iter().filter_map(KernelText::whole).max_by_key(|run| run.range.end - run.range.start)
+}
+
+impl KernelText {
+    /// Takes what lies before this address for padding.
+    fn grow(&mut self, end: u64) {
+        if self.range.end < end {
+            self.padding.push(self.range.end..end);
+            self.range.end = end;
+        }
+    }
+
+    /// The whole huge pages of it.
+    fn whole(self) -> Option<Self> {
+        let start = self.range.start.checked_next_multiple_of(HUGE_PAGE)?;
+        let end = self.range.end - self.range.end % HUGE_PAGE;
+        let clip = |piece: &Range<u64>| piece.start.max(start)..piece.end.min(end);
+        let padding = self.padding.iter().map(clip).filter(|piece| piece.start < piece.end).collect();
+        (start < end).then_some(Self { range: start..end, padding })
+    }
 }
 
 fn read(memory: &Memory, file: &File, address: u64, offset: u64, length: u64) -> Result<(), String> {
@@ -173,10 +208,17 @@ mod tests {
             segment(0x1a0_0000, 0x40_0000, 4 | PF_W),
             segment(0x1e0_0000, 0x80_0000, READ_EXECUTE | PF_W),
         ];
-        assert_eq!(text(&kernel), Some(0x100_0000..0x160_0000));
+        let padding = vec![0x160_2000..0x180_0000, 0x194_90b0..0x1a0_0000];
+        assert_eq!(text(&kernel), Some(KernelText { range: 0x100_0000..0x1a0_0000, padding }));
+        // What lies behind the last page that is full is data.
+        let no_room = [segment(0x100_0000, 0x30_0000, READ_EXECUTE), segment(0x131_0000, 0x1000, 4 | PF_W)];
+        assert_eq!(text(&no_room).unwrap().range, 0x100_0000..0x120_0000);
+        let far =
+            [segment(0x100_0000, 0x20_0000, READ_EXECUTE), segment(0x150_0000, 0x30_0000, READ_EXECUTE)];
+        assert_eq!(text(&far).unwrap().range, 0x160_0000..0x180_0000);
         let in_two =
             [segment(0x10_0000, 0x20_0000, READ_EXECUTE), segment(0x30_0000, 0x20_0000, READ_EXECUTE)];
-        assert_eq!(text(&in_two), Some(0x20_0000..0x40_0000));
+        assert_eq!(text(&in_two), Some(KernelText { range: 0x20_0000..0x40_0000, padding: vec![] }));
         assert_eq!(text(&[segment(0x10_0000, 0x20_0000, READ_EXECUTE)]), None);
         assert_eq!(text(&[segment(u64::MAX - 5, 100, READ_EXECUTE)]), None);
         assert_eq!(text(&[]), None);

@@ -81,8 +81,17 @@ pub struct LoadedKernel {
     pub end: u64,
     /// The setup header of a bzImage, which the zero page must repeat.
     pub setup_header: Option<setup_header>,
-    /// The whole huge pages that hold nothing but its text, in one piece, if there are any.
-    pub text: Option<Range<u64>>,
+    /// Its text, if that fills a huge page.
+    pub text: Option<KernelText>,
+}
+
+/// Where a kernel's text is, with the read-only data that linkers put behind it.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct KernelText {
+    /// Whole huge pages, in one piece, that hold nothing else.
+    pub range: Range<u64>,
+    /// What of them is in no file, in order. It is zeros, until a kernel uses the memory for something else.
+    pub padding: Vec<Range<u64>>,
 }
 
 /// A file and what it is called.

@@ -29,12 +29,13 @@ use super::{
     identity::hex,
     pages::{self, Still},
 };
+use crate::boot::KernelText;
 use crate::memory::{HUGE_PAGE, LOW_END, PAGE};
 
 /// No kernel's text is longer.
 const MAX_BYTES: u64 = 64 << 20;
 /// As many files are looked at, each of another kernel: there are no more bases.
-const MAX_FILES: usize = 8;
+const MAX_FILES: usize = 16;
 const DIGEST_DIGITS: usize = 64;
 /// linux/mman.h.
 const MADV_COLLAPSE: libc::c_int = 25;
@@ -58,8 +59,8 @@ pub enum Text {
     /// Nothing.
     #[default]
     Unknown,
-    /// The kernel was loaded, and these are whole huge pages of its text.
-    Loaded(Range<u64>),
+    /// The kernel was loaded, and this is its text.
+    Loaded(KernelText),
     /// What the snapshot says that the machine was resumed from.
     Resumed(TextId),
 }
@@ -102,7 +103,8 @@ impl Text {
         base: bool,
     ) -> io::Result<Option<TextId>> {
         match self {
-            Self::Loaded(range) if base => {
+            Self::Loaded(text) if base => {
+                let range = unused(text, memory);
                 let mut hash = Sha256::new();
                 memory.bytes(range.clone()).for_each(|(_, bytes)| hash.update(bytes));
                 let (first, pages) = (range.start / PAGE, (range.end - range.start) / PAGE);
@@ -119,6 +121,16 @@ impl Text {
             Self::Unknown | Self::Loaded(_) => Ok(None),
         }
     }
+}
+
+/// The huge pages of the text up to the first whose padding is not as it was: where a kernel has taken that for other memory, as those do
+/// that have no patch of ours, it will write to it again.
+fn unused(text: &KernelText, memory: &Still<'_>) -> Range<u64> {
+    let used = text.padding.iter().cloned().flat_map(|piece| memory.bytes(piece)).find_map(|(at, bytes)| {
+        let first = bytes.iter().position(|byte| *byte != 0)?;
+        Some(at + first as u64)
+    });
+    text.range.start..used.map_or(text.range.end, |used| used - used % HUGE_PAGE)
 }
 
 impl Texts {
@@ -232,10 +244,31 @@ mod tests {
         memory
     }
 
+    fn loaded(padding: Vec<Range<u64>>) -> Text {
+        Text::Loaded(KernelText { range: TEXT, padding })
+    }
+
+    #[test]
+    fn a_huge_page_whose_padding_is_used_is_no_text() {
+        let memory = memory();
+        let (first, last) = (TEXT.start + 8..TEXT.start + PAGE, TEXT.end - 3 * PAGE..TEXT.end);
+        memory.write_slice(&[0; 3 * PAGE as usize], GuestAddress(last.start)).unwrap();
+        let pages = || {
+            // SAFETY: nobody else knows this memory.
+            let still = unsafe { Still::new(&memory) };
+            loaded(vec![first.clone(), last.clone()]).id(&still, &[], true).unwrap().map(|id| id.pages)
+        };
+        assert_eq!(pages(), Some(1024));
+        memory.write_obj(1u8, GuestAddress(last.end - 1)).unwrap();
+        assert_eq!(pages(), Some(512));
+        memory.write_obj(1u8, GuestAddress(first.start)).unwrap();
+        assert_eq!(pages(), None);
+    }
+
     fn id(memory: &Memory) -> TextId {
         // SAFETY: nobody else knows this memory.
         let still = unsafe { Still::new(memory) };
-        Text::Loaded(TEXT).id(&still, &[], true).unwrap().unwrap()
+        loaded(vec![]).id(&still, &[], true).unwrap().unwrap()
     }
 
     /// The directory of files, with that of this text.
@@ -263,7 +296,7 @@ mod tests {
         let memory = memory();
         // SAFETY: nobody else knows this memory.
         let still = unsafe { Still::new(&memory) };
-        assert_eq!(Text::Loaded(TEXT).id(&still, &[], false).unwrap(), None);
+        assert_eq!(loaded(vec![]).id(&still, &[], false).unwrap(), None);
         assert_eq!(Text::Unknown.id(&still, &[], true).unwrap(), None);
         let told = id(&memory);
         assert_eq!((told.first, told.pages, told.is_sound()), (512, 1024, true));
