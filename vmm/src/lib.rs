@@ -13,6 +13,7 @@ pub mod entry;
 pub mod error;
 pub mod event_loop;
 pub mod exit;
+pub mod heap;
 pub mod hold;
 pub mod jail;
 pub mod kick;

@@ -127,6 +127,8 @@ impl View {
 /// # Errors
 /// The last life failed, or could not begin.
 pub fn run(host: &Host, machine: Owned, view: View, started: &mut dyn FnMut()) -> Result<End> {
+    // Its threads pass on what others have, and there may be hundreds of monitors.
+    vmm::heap::share();
     let mut monitor = Monitor::new(host, machine, view)?;
     let result = monitor.run(started);
     trace::step("ended");
