@@ -123,14 +123,12 @@ pub fn child_signal_fd() -> rustix::io::Result<OwnedFd> {
     }
 }
 
-/// Gives every signal its default action and unblocks all, as a program expects to be started.
+/// Gives every signal its default action and unblocks all, as a program expects to be started. What has a handler gets it from execve(2),
+/// and all that guest-init ignores is what Rust has programs ignore.
 pub fn reset_signals() {
-    // SAFETY: the set is initialized before use; SIG_DFL is a valid disposition for every signal, and those that
-    // have none (SIGKILL, SIGSTOP, numbers reserved by libc) are refused by an error that does not matter.
+    // SAFETY: the set is initialized before use; SIG_DFL is a valid disposition for a signal.
     unsafe {
-        for signal in 1..=64 {
-            libc::signal(signal, libc::SIG_DFL);
-        }
+        libc::signal(libc::SIGPIPE, libc::SIG_DFL);
         let mut set = std::mem::zeroed::<libc::sigset_t>();
         libc::sigemptyset(&mut set);
         libc::sigprocmask(libc::SIG_SETMASK, &set, ptr::null_mut());
@@ -308,6 +306,31 @@ pub fn fork() -> rustix::io::Result<Fork> {
     // SAFETY: guest-init has one thread when it forks, so no lock can be held by a thread that the child lacks.
     let pid = check(unsafe { libc::fork() })?;
     Ok(Pid::from_raw(pid).map_or(Fork::Child, Fork::Parent))
+}
+
+/// Has a new process run `body` in this one's memory, on a stack of its own; this one stands still until that has become another program
+/// or ended, as it does with 127 when `body` returns. A [`fork`] that ends in a program would copy the page tables for it, and then
+/// each page that either of the two writes to. What is not memory, such as descriptors and the working directory, each has for itself.
+///
+/// # Errors
+/// The kernel's reason.
+pub fn spawn(body: &mut dyn FnMut()) -> rustix::io::Result<Pid> {
+    /// Many times what is needed; only what is touched becomes memory.
+    const STACK_BYTES: usize = 64 << 10;
+    extern "C" fn begin(body: *mut libc::c_void) -> libc::c_int {
+        // SAFETY: it is the pointer given to clone(2) below, to what outlives the child's use of it.
+        let body = unsafe { &mut *body.cast::<&mut dyn FnMut()>() };
+        body();
+        127
+    }
+    let mut body = body;
+    let mut stack = Vec::<u128>::with_capacity(STACK_BYTES / size_of::<u128>());
+    let top = stack.spare_capacity_mut().as_mut_ptr_range().end;
+    let flags = libc::CLONE_VM | libc::CLONE_VFORK | libc::SIGCHLD;
+    // SAFETY: this process has one thread, which the kernel holds until the child has left its memory: `stack` and `body` outlive
+    // that, nobody else uses them, and no lock is held that the child could wait for. The stack is aligned, and grows from its top.
+    let pid = check(unsafe { libc::clone(begin, top.cast(), flags, ptr::from_mut(&mut body).cast()) })?;
+    Pid::from_raw(pid).ok_or(Errno::CHILD)
 }
 
 /// Replaces this process by a program; returns only the error.

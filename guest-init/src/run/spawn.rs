@@ -1,15 +1,11 @@
 //! Starts the workload's process, and the commands beside it.
 
-use std::{
-    ffi::CString,
-    os::fd::{AsFd, OwnedFd},
-};
+use std::{ffi::CString, os::fd::AsFd};
 
 use protocol::FailureKind;
 use rustix::{
     fs::{Gid, Mode, Uid},
-    io::{Errno, read, write},
-    pipe::{PipeFlags, pipe_with},
+    io::Errno,
     process::{Pid, Resource, Rlimit, chdir, ioctl_tiocsctty, setrlimit, setsid},
     thread::{set_thread_gid, set_thread_groups, set_thread_uid},
 };
@@ -17,7 +13,7 @@ use rustix::{
 use super::{cgroup::Cgroup, command, stdio::ChildStdio, user::User};
 use crate::{
     failure::{Failure, OrSetup},
-    sys::{self, Fork},
+    sys,
 };
 
 /// Docker's limit of open files, which is also the kernel's bound (fs.nr_open).
@@ -36,10 +32,10 @@ pub struct Workload {
     pub user: User,
 }
 
-/// The steps of the child that can fail, as it names them to its parent.
+/// The steps of the child that can fail.
 #[derive(Clone, Copy, Debug)]
 enum Step {
-    Session = 1,
+    Session,
     Stdio,
     Cgroup,
     Limits,
@@ -47,15 +43,6 @@ enum Step {
     User,
     Exec,
 }
-
-const STEPS: [(Step, &str); 6] = [
-    (Step::Session, "make a session for the workload"),
-    (Step::Stdio, "set the workload's standard streams"),
-    (Step::Cgroup, "move the workload into its cgroup"),
-    (Step::Limits, "set the workload's limits"),
-    (Step::Workdir, "enter the working directory"),
-    (Step::User, "become the workload's user"),
-];
 
 /// Starts the workload and returns when its `execve` has succeeded.
 ///
@@ -68,37 +55,28 @@ pub fn spawn(workload: &Workload, stdio: ChildStdio, cgroup: &Cgroup) -> Result<
     let argv = c_strings(&workload.argv)?;
     let env = c_strings(&workload.env)?;
     let c_candidates = c_strings(&candidates)?;
-    // Closed by a successful exec; otherwise the child tells the step and the error.
-    let (report, child_report) = pipe_with(PipeFlags::CLOEXEC).or_setup(|| "make a pipe".into())?;
-
-    let pid = match sys::fork().or_setup(|| "start a process".into())? {
-        Fork::Parent(pid) => pid,
-        Fork::Child => {
-            let (step, errno) = match prepare(workload, &stdio, cgroup) {
-                Ok(()) => (Step::Exec, exec_first(&c_candidates, &argv, &env)),
-                Err(failed) => failed,
-            };
-            let mut message = [step as u8; 5];
-            message[1..].copy_from_slice(&errno.raw_os_error().to_le_bytes());
-            let _ = write(&child_report, &message);
-            sys::exit_now(127)
-        }
-    };
-    drop(child_report);
+    // Written by the child, unless it becomes the program.
+    let mut failed = None;
+    let pid = sys::spawn(&mut || {
+        failed = Some(match prepare(workload, &stdio, cgroup) {
+            Ok(()) => (Step::Exec, exec_first(&c_candidates, &argv, &env)),
+            Err(failed) => failed,
+        });
+    });
+    let pid = pid.or_setup(|| "start a process".into())?;
     drop(stdio);
-    match read_report(&report) {
-        None => Ok(pid),
-        Some((step, errno)) => {
-            let _ = rustix::process::waitpid(Some(pid), rustix::process::WaitOptions::empty());
-            Err(match STEPS.iter().find(|(known, _)| *known as u8 == step) {
-                Some((Step::Workdir, what)) => {
-                    Failure::new(FailureKind::Setup, format!("cannot {what} {}: {errno}", workload.workdir))
-                }
-                Some((_, what)) => Failure::new(FailureKind::Setup, format!("cannot {what}: {errno}")),
-                None => command::diagnose(program, &candidates, &workload.workdir, errno),
-            })
-        }
-    }
+    let Some((step, errno)) = failed else { return Ok(pid) };
+    let _ = rustix::process::waitpid(Some(pid), rustix::process::WaitOptions::empty());
+    let what = match step {
+        Step::Session => "make a session for the workload".into(),
+        Step::Stdio => "set the workload's standard streams".into(),
+        Step::Cgroup => "move the workload into its cgroup".into(),
+        Step::Limits => "set the workload's limits".into(),
+        Step::Workdir => format!("enter the working directory {}", workload.workdir),
+        Step::User => "become the workload's user".into(),
+        Step::Exec => return Err(command::diagnose(program, &candidates, &workload.workdir, errno)),
+    };
+    Err(Failure::new(FailureKind::Setup, format!("cannot {what}: {errno}")))
 }
 
 fn c_strings(strings: &[String]) -> Result<Vec<CString>, Failure> {
@@ -110,21 +88,7 @@ fn c_strings(strings: &[String]) -> Result<Vec<CString>, Failure> {
     strings.iter().map(convert).collect()
 }
 
-fn read_report(report: &OwnedFd) -> Option<(u8, Errno)> {
-    let mut message = [0; 5];
-    loop {
-        match read(report, &mut message[..]) {
-            Ok(5) => {
-                let [step, errno @ ..] = message;
-                return Some((step, Errno::from_raw_os_error(i32::from_le_bytes(errno))));
-            }
-            Err(Errno::INTR) => {}
-            _ => return None,
-        }
-    }
-}
-
-/// Everything between fork and exec, in the child.
+/// Everything before the program, in the child.
 fn prepare(workload: &Workload, stdio: &ChildStdio, cgroup: &Cgroup) -> Result<(), (Step, Errno)> {
     let at = |step| move |errno| (step, errno);
     setsid().map_err(at(Step::Session))?;
