@@ -7,9 +7,20 @@
 use std::{
     io::{ErrorKind, Read, Write},
     os::{
-        fd::{AsFd, BorrowedFd},
+        fd::{AsFd, BorrowedFd, OwnedFd},
         unix::net::{UnixListener, UnixStream},
     },
+};
+
+use rustix::{
+    fs::CWD,
+    mount::{MoveMountFlags, OpenTreeFlags, move_mount, open_tree},
+};
+
+use crate::{
+    failure::{Failure, OrSetup},
+    pid1::{ensure_directory, mount_at},
+    run::early::COMMON,
 };
 
 mod request;
@@ -19,10 +30,47 @@ pub use request::{Asked, MAX_BYTES, Refused, read};
 /// The socket, for all users of the machine.
 pub const SOCKET: &str = "/run/flyrun/api.sock";
 const DIRECTORY: &str = "/run/flyrun";
+/// Of a filesystem for one socket.
+const OPTIONS: &str = "mode=755,size=64k,nr_inodes=16";
 /// Connections at a time; others wait.
 const MAX_CLIENTS: usize = 8;
 /// How long a client may take.
 const CLIENT_LIMIT_MS: i64 = 5_000;
+
+/// The socket, in a filesystem of its own: it is there before the machine's root is, and on the machine's disk it would be a directory
+/// copied up, which is a start's longest write.
+#[derive(Debug)]
+pub struct Door {
+    listener: UnixListener,
+    mount: OwnedFd,
+}
+
+impl Door {
+    /// Listens. The umask of this process is 0.
+    ///
+    /// # Errors
+    /// [`protocol::FailureKind::Setup`] naming the step.
+    pub fn make() -> Result<Door, Failure> {
+        mount_at("flyrun", DIRECTORY, "tmpfs", COMMON, OPTIONS)?;
+        let listener = UnixListener::bind(SOCKET).and_then(|listener| {
+            listener.set_nonblocking(true)?;
+            Ok(listener)
+        });
+        let listener = listener.map_err(|error| {
+            Failure::new(protocol::FailureKind::Setup, format!("cannot listen at {SOCKET}: {error}"))
+        })?;
+        let mount = open_tree(CWD, DIRECTORY, OpenTreeFlags::OPEN_TREE_CLOEXEC);
+        Ok(Door { listener, mount: mount.or_setup(|| format!("keep {DIRECTORY}"))? })
+    }
+
+    /// Shows it in the root that this process sees now. A machine whose image leaves no place for it has no lease.
+    pub fn show(self) -> Busy {
+        let flags = MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH;
+        let shown =
+            ensure_directory(DIRECTORY).and_then(|()| move_mount(&self.mount, "", CWD, DIRECTORY, flags));
+        Busy { listener: shown.ok().map(|()| self.listener), ..Busy::default() }
+    }
+}
 
 /// The lease, and those who ask about it.
 #[derive(Debug, Default)]
@@ -41,22 +89,6 @@ struct Client {
 }
 
 impl Busy {
-    /// Listens. A machine whose image leaves no place for the socket has no lease.
-    pub fn listen() -> Busy {
-        let listen = || {
-            match std::fs::create_dir(DIRECTORY) {
-                Err(error) if error.kind() != ErrorKind::AlreadyExists => return Err(error),
-                _ => {}
-            }
-            // A stopped machine's, or an image's that was made of one.
-            let _ = std::fs::remove_file(SOCKET);
-            let listener = UnixListener::bind(SOCKET)?;
-            listener.set_nonblocking(true)?;
-            Ok(listener)
-        };
-        Busy { listener: listen().ok(), ..Busy::default() }
-    }
-
     /// The listening socket, if there is room for another client.
     pub fn listener(&self) -> Option<BorrowedFd<'_>> {
         self.listener.as_ref().filter(|_| self.clients.len() < MAX_CLIENTS).map(AsFd::as_fd)

@@ -11,6 +11,7 @@ use rustix::{
 
 use super::cgroup::Cgroup;
 use crate::{
+    busy::Door,
     failure::{Failure, OrSetup},
     pid1::{ensure_directory, mount_at},
     sys,
@@ -32,7 +33,8 @@ const SYSCTLS: [(&str, &str); 3] = [
 #[derive(Debug)]
 pub struct Early {
     /// The workload's.
-    pub cgroup: Cgroup,
+    cgroup: Cgroup,
+    lease: Door,
     mounts: Vec<(&'static str, OwnedFd)>,
 }
 
@@ -45,20 +47,22 @@ pub fn prepare() -> Result<Early, Failure> {
     mount_at("sysfs", "/sys", "sysfs", COMMON, "")?;
     fill_dev()?;
     let cgroup = Cgroup::create()?;
+    let lease = Door::make()?;
     set_up_kernel();
     let mounts = ["/proc", "/sys", "/dev"].into_iter().map(|path| {
         let mount = open_tree(CWD, path, OpenTreeFlags::OPEN_TREE_CLOEXEC);
         Ok((path, mount.or_setup(|| format!("keep {path}"))?))
     });
-    Ok(Early { cgroup, mounts: mounts.collect::<Result<_, _>>()? })
+    Ok(Early { cgroup, lease, mounts: mounts.collect::<Result<_, _>>()? })
 }
 
 impl Early {
-    /// Moves the filesystems to where this process sees them now, with all that is mounted in them.
+    /// Moves the kernel's filesystems to where this process sees them now, with all that is mounted in them. What the lease is asked for
+    /// at lies in the workload's.
     ///
     /// # Errors
     /// [`protocol::FailureKind::Setup`] naming the mount.
-    pub fn show(self) -> Result<Cgroup, Failure> {
+    pub fn show(self) -> Result<(Cgroup, Door), Failure> {
         for (path, mount) in self.mounts {
             let attempt = || move_mount(&mount, "", CWD, path, MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH);
             let result = match attempt() {
@@ -67,7 +71,7 @@ impl Early {
             };
             result.or_setup(|| format!("mount {path}"))?;
         }
-        Ok(self.cgroup)
+        Ok((self.cgroup, self.lease))
     }
 }
 

@@ -9,7 +9,6 @@ use rustix::{
 };
 
 use crate::{
-    busy::Busy,
     control::Control,
     failure::{Failure, OrSetup},
     pid1::ensure_directory,
@@ -51,6 +50,7 @@ pub fn run(config: BootConfig, control: &mut Control) -> Result<(), Failure> {
         let message = "this initramfs runs workloads, and was told to unpack an image";
         return Err(Failure::new(FailureKind::BadConfig, message));
     }
+    umask(Mode::empty());
     let early = early::prepare()?;
     log.step("kernel's filesystems mounted");
     let config = match config {
@@ -71,8 +71,7 @@ fn start_and_supervise(
     if config.argv.is_empty() {
         return Err(Failure::new(FailureKind::BadConfig, "the boot configuration has no command"));
     }
-    umask(Mode::empty());
-    seed_random(&config.entropy)?;
+    suspend::renew_random(&config.entropy)?;
     let connections = stdio::Connections::start(config)?;
     let delivery = delivery::Pending::start(config)?;
     set_hostname(&config.hostname)?;
@@ -80,12 +79,12 @@ fn start_and_supervise(
     log.step("host asked for streams");
     let root = root::enter(config, log)?;
     log.step("root entered");
-    let cgroup = early.show()?;
+    let (cgroup, lease) = early.show()?;
     filesystems::mount_all(config)?;
     let mut disks = volumes::mount_all(&config.volumes, &config.shares)?;
     disks.extend(root);
+    let busy = lease.show();
     etc.mount()?;
-    suspend::write_generation();
     log.step("filesystems mounted");
     if let Some(most) = config.pids_limit {
         cgroup.limit_processes(most).or_setup(|| "limit the workload's processes".into())?;
@@ -111,7 +110,6 @@ fn start_and_supervise(
         workdir: workload.workdir.clone(),
         user: workload.user.clone(),
     })?;
-    let busy = Busy::listen();
     root::seal(config)?;
     log.step("workload resolved");
     control.establish()?;
@@ -131,15 +129,6 @@ fn start_and_supervise(
         let _ = sys::freeze_filesystem(disk.as_fd());
     }
     Ok(())
-}
-
-fn seed_random(entropy: &[u8]) -> Result<(), Failure> {
-    if entropy.is_empty() {
-        return Ok(());
-    }
-    openat(CWD, "/dev/random", OFlags::WRONLY | OFlags::CLOEXEC, Mode::empty())
-        .and_then(|device| sys::add_entropy(device.as_fd(), entropy))
-        .or_setup(|| "seed the random generator".into())
 }
 
 fn set_hostname(hostname: &str) -> Result<(), Failure> {

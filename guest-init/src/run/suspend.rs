@@ -21,8 +21,8 @@ use rustix::{
 };
 
 use super::{
-    cgroup::Cgroup, clock, clock::Told, connections, filesystems, network, relay::Relay, seed_random,
-    set_hostname, stdio, stdio::Stdio,
+    cgroup::Cgroup, clock, clock::Told, connections, filesystems, network, relay::Relay, set_hostname, stdio,
+    stdio::Stdio,
 };
 use crate::{
     control::{Control, monotonic_ms, timeout, wait_connected},
@@ -323,7 +323,8 @@ pub fn hostname() -> String {
     rustix::system::uname().nodename().to_string_lossy().into_owned()
 }
 
-/// The generator forgets what it was: bytes that were promised before the snapshot are not given out behind it.
+/// The random generator takes these bytes in, and forgets what it was: bytes that were promised before a snapshot are not given out behind
+/// it. Without any all stays as it is.
 ///
 /// # Errors
 /// The kernel's reason.
@@ -331,17 +332,19 @@ pub fn renew_random(entropy: &[u8]) -> Result<(), Failure> {
     if entropy.is_empty() {
         return Ok(());
     }
-    seed_random(entropy)?;
     openat(CWD, "/dev/random", OFlags::WRONLY | OFlags::CLOEXEC, Mode::empty())
-        .and_then(|device| sys::reseed_random(device.as_fd()))
-        .or_setup(|| "reseed the random generator".into())?;
+        .and_then(|device| {
+            sys::add_entropy(device.as_fd(), entropy)?;
+            sys::reseed_random(device.as_fd())
+        })
+        .or_setup(|| "seed the random generator".into())?;
     write_generation();
     Ok(())
 }
 
 /// Gives this run of the machine's memory its number, as a VM generation id: 32 hexadecimal digits, another after each
 /// resume.
-pub fn write_generation() {
+fn write_generation() {
     let mut bytes = [0; GENERATION_BYTES];
     if rustix::rand::getrandom(&mut bytes[..], rustix::rand::GetRandomFlags::empty()) != Ok(GENERATION_BYTES)
     {

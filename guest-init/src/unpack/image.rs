@@ -33,6 +33,8 @@ const DIRECTORIES: [(&str, u32); 7] = [
     ("tmp", 0o1777),
     ("var", 0o755),
 ];
+/// In /run: what guest-init mounts there would otherwise be a directory copied up.
+const OWN_DIRECTORY: &str = "flyrun";
 /// The files that guest-init covers with its own.
 const FILES: [&str; 3] = ["hostname", "hosts", "resolv.conf"];
 
@@ -116,7 +118,11 @@ fn make_mount_points(tree: &mut Tree) -> Result<(), Failure> {
     for (name, mode) in DIRECTORIES {
         unless_there(mkdirat(tree.root(), name, Mode::from_raw_mode(mode)))?;
     }
-    let Ok(Some(etc)) = CleanPath::new(b"etc").and_then(|path| tree.open(&path)) else { return Ok(()) };
+    let mut open = |path: &[u8]| CleanPath::new(path).ok().and_then(|path| tree.open(&path).ok().flatten());
+    if let Some(run) = open(b"run") {
+        unless_there(mkdirat(&run, OWN_DIRECTORY, Mode::from_raw_mode(0o755)))?;
+    }
+    let Some(etc) = open(b"etc") else { return Ok(()) };
     for name in FILES {
         let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
         unless_there(openat(&etc, name, flags, Mode::from_raw_mode(0o644)).map(drop))?;

@@ -86,6 +86,7 @@ impl Unpacked {
             "etc/resolv.conf",
             "proc",
             "run",
+            "run/flyrun",
             "sys",
             "tmp",
             "var",

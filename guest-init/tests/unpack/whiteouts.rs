@@ -257,7 +257,7 @@ fn the_root_has_the_metadata_that_a_layer_gives_it_and_else_mode_755() {
 #[test]
 fn what_guest_init_mounts_on_is_there() {
     let image = unpack(&[&[file("x", "")]]);
-    for path in ["proc", "sys", "dev", "run", "tmp", "etc/hosts", "etc/hostname", "etc/resolv.conf"] {
+    for path in ["proc", "sys", "dev", "run/flyrun", "tmp", "etc/hosts", "etc/hostname", "etc/resolv.conf"] {
         assert!(image.root().join(path).exists(), "{path}");
     }
     assert_eq!(image.root().join("tmp").metadata().unwrap().mode() & 0o7777, 0o1777);
