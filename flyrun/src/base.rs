@@ -4,28 +4,32 @@
 //! A base is a cache: made by the first machine of its shape that is started, in a virtual machine of its own, whose disks are
 //! empty and which is told nothing; thrown away when it cannot be gone on from, and then made anew. `bases/KEY` is a
 //! snapshot's directory, whole or not there.
+//!
+//! To mount a disk takes longer than to copy an empty one. So new machines whose disk is of the usual size have a base in whose memory it is
+//! mounted, and begin with a copy of that base's own disk, `bases/KEY/disk.ext4`, as it was when the base stood still.
 
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
+use images::{Store, TemplateKind};
 use protocol::{BootConfig, FromGuest, PROTOCOL_VERSION};
 use serde::Serialize;
 use vmm::snapshot::identity::{FileId, sha256};
 use vmm::spec::{DiskSpec, NetSpec};
 
-use crate::error::{Context, Error, Result};
+use crate::error::{Context, Error, Result, from_images};
 use crate::kernel_text;
-use crate::machine::{SNAPSHOT_STATE, new_id};
+use crate::machine::{DISK, SNAPSHOT_STATE, new_id};
 use crate::paths::{Paths, RunDir, is_same_file, make_private_dir};
 use crate::trace;
-use crate::vm::{Event, Mailbox, Vm, VmPlan};
+use crate::vm::{Event, Mailbox, NewDisk, Vm, VmPlan};
 
 /// How long the machine that becomes a base may take, from its start to its end.
 const LIMIT: Duration = Duration::from_secs(30);
 /// How many bases are kept: those that were used last.
-const KEPT: usize = 8;
+const KEPT: usize = 16;
 /// A base takes some 12 MiB. Below so much free space, in bytes, none is made.
 const SPARE_BYTES: u64 = 256 << 20;
 /// Hexadecimal digits of a base's name.
@@ -43,6 +47,8 @@ struct Shape<'a> {
     memory_mib: u32,
     /// Whether each disk is only read.
     disks: Vec<bool>,
+    /// The length in bytes of the disk that is mounted.
+    mounted: Option<u64>,
     nets: Vec<Card>,
 }
 
@@ -72,6 +78,7 @@ impl Shape<'_> {
             cpus: plan.cpus,
             memory_mib: plan.memory_mib,
             disks: plan.disks.iter().map(|disk| disk.read_only).collect(),
+            mounted: disk(plan).map(|disk| disk.bytes),
             nets: plan.nets.iter().map(card).collect(),
         })
     }
@@ -88,17 +95,51 @@ pub fn suits(plan: &VmPlan) -> bool {
     plan.restore.is_none() && plan.shares.is_empty() && plan.console.is_some()
 }
 
+/// The disk that the base of such machines has mounted, of which the machine is to have a copy.
+pub fn disk(plan: &VmPlan) -> Option<&NewDisk> {
+    plan.new_disk.as_ref().filter(|disk| disk.bytes == images::DISK_DEFAULT_BYTES)
+}
+
+/// A base, and what it is known by: another one in its place is another.
+#[derive(Debug)]
+pub struct Base {
+    pub directory: PathBuf,
+    known_by: FileId,
+}
+
+impl Base {
+    fn at(directory: PathBuf) -> Option<Base> {
+        let known_by = FileId::of(&directory.join(SNAPSHOT_STATE)).ok()?;
+        Some(Base { directory, known_by })
+    }
+
+    /// Whether it is still the one that was found.
+    pub fn is_the_same(&self) -> bool {
+        FileId::of(&self.directory.join(SNAPSHOT_STATE)).is_ok_and(|found| found == self.known_by)
+    }
+
+    /// Whether there is a disk that it has mounted.
+    pub fn has_disk(&self) -> bool {
+        self.directory.join(DISK).exists()
+    }
+
+    /// Copies that.
+    ///
+    /// # Errors
+    /// It has none, or the host's.
+    pub fn copy_disk(&self, to: &Path) -> Result<()> {
+        images::copy_file(&self.directory.join(DISK), to).map_err(|error| from_images(&error))
+    }
+}
+
 /// The base of the machines that are like this one, if there is one.
 ///
 /// # Errors
 /// A part of flyrun is not there.
-pub fn find(paths: &Paths, plan: &VmPlan) -> Result<Option<PathBuf>> {
-    let base = paths.bases().join(Shape::of(plan)?.key()?);
-    if !base.join(SNAPSHOT_STATE).exists() {
-        return Ok(None);
-    }
+pub fn find(paths: &Paths, plan: &VmPlan) -> Result<Option<Base>> {
+    let Some(base) = Base::at(paths.bases().join(Shape::of(plan)?.key()?)) else { return Ok(None) };
     // For `trim`; a clock that is wrong does no harm.
-    let _ = File::open(&base).and_then(|directory| directory.set_modified(SystemTime::now()));
+    let _ = File::open(&base.directory).and_then(|directory| directory.set_modified(SystemTime::now()));
     Ok(Some(base))
 }
 
@@ -107,7 +148,7 @@ pub fn find(paths: &Paths, plan: &VmPlan) -> Result<Option<PathBuf>> {
 ///
 /// # Errors
 /// None can be made, which is a reason to boot.
-pub fn make(paths: &Paths, plan: &VmPlan) -> Result<PathBuf> {
+pub fn make(paths: &Paths, store: &Store, plan: &VmPlan) -> Result<Base> {
     let base = paths.bases().join(Shape::of(plan)?.key()?);
     make_private_dir(&paths.bases())?;
     let lock_file = base.with_extension("lock");
@@ -115,12 +156,16 @@ pub fn make(paths: &Paths, plan: &VmPlan) -> Result<PathBuf> {
     if lock.try_lock().is_err() || !is_same_file(&lock, &lock_file) {
         return Err(Error::new("another flyrun makes it now"));
     }
-    let made = if base.join(SNAPSHOT_STATE).exists() { Ok(()) } else { write(paths, plan, &base) };
+    let made = match Base::at(base.clone()) {
+        Some(base) => Ok(base),
+        None => write(paths, store, plan, &base)
+            .and_then(|()| Base::at(base).ok_or_else(|| Error::new("it is gone again"))),
+    };
     let _ = fs::remove_file(&lock_file);
-    made.map(|()| base)
+    made
 }
 
-fn write(paths: &Paths, plan: &VmPlan, base: &Path) -> Result<()> {
+fn write(paths: &Paths, store: &Store, plan: &VmPlan, base: &Path) -> Result<()> {
     let told = || format!("cannot write {}", base.display());
     let space = rustix::fs::statvfs(paths.bases()).context(told())?;
     if space.f_bavail.saturating_mul(space.f_frsize) < SPARE_BYTES {
@@ -129,7 +174,7 @@ fn write(paths: &Paths, plan: &VmPlan, base: &Path) -> Result<()> {
     trim(&paths.bases(), KEPT - 1);
     let draft = base.with_extension("new");
     let _ = fs::remove_dir_all(&draft);
-    let finished = record(paths, plan, &draft).and_then(|()| {
+    let finished = record(paths, store, plan, &draft).and_then(|()| {
         fs::rename(&draft, base).context(told())?;
         File::open(paths.bases()).and_then(|directory| directory.sync_all()).context(told())?;
         kernel_text::keep(paths);
@@ -143,11 +188,26 @@ fn write(paths: &Paths, plan: &VmPlan, base: &Path) -> Result<()> {
 }
 
 /// Boots a machine of that shape up to the point where it waits, and writes it to the directory.
-fn record(paths: &Paths, plan: &VmPlan, draft: &Path) -> Result<()> {
+fn record(paths: &Paths, store: &Store, plan: &VmPlan, draft: &Path) -> Result<()> {
     let run_dir = Arc::new(paths.make_run_dir(&format!("base-{}", new_id()?))?);
+    let mounted = disk(plan).and_then(|own| {
+        let index = plan.disks.iter().position(|disk| disk.files.contains(&own.file))?;
+        Some((index, own.bytes, run_dir.path().join(DISK)))
+    });
+    let mut disks = empty_disks(&plan.disks, &run_dir)?;
+    if let Some((index, bytes, file)) = &mounted
+        && let Some(disk) = disks.get_mut(*index)
+    {
+        store.copy_template(TemplateKind::Disk, *bytes, file).map_err(|error| from_images(&error))?;
+        disk.files = vec![file.clone()];
+    }
     let mut plan = VmPlan {
-        disks: empty_disks(&plan.disks, &run_dir)?,
-        boot: BootConfig::Wait,
+        boot: match &mounted {
+            Some((index, ..)) => BootConfig::WaitWithDisk(protocol::disk_name(*index)),
+            None => BootConfig::Wait,
+        },
+        disks,
+        new_disk: None,
         console: Some(run_dir.path().join("console.log")),
         shares: vec![],
         delivery: None,
@@ -164,7 +224,7 @@ fn record(paths: &Paths, plan: &VmPlan, draft: &Path) -> Result<()> {
     };
     let mailbox = Mailbox::new();
     let post = mailbox.post();
-    let vm = Vm::start(&mut plan, run_dir, &post)?.attend()?;
+    let vm = Vm::start(&mut plan, Arc::clone(&run_dir), &post)?.attend()?;
     let until = Instant::now() + LIMIT;
     // Open as long as the machine is to wait.
     let mut control = None;
@@ -180,7 +240,8 @@ fn record(paths: &Paths, plan: &VmPlan, draft: &Path) -> Result<()> {
                 // The machine's disks and its interface are free when it is gone.
                 vm.end();
                 drop(control);
-                return result.map_err(Error::new);
+                result.map_err(Error::new)?;
+                return mounted.map_or(Ok(()), |(.., file)| keep_disk(&file, &draft.join(DISK)));
             }
             Event::VmmExited(status) => {
                 return Err(vm.failure(&status).unwrap_or_else(|| Error::new("the machine ended")));
@@ -188,6 +249,11 @@ fn record(paths: &Paths, plan: &VmPlan, draft: &Path) -> Result<()> {
             _ => {}
         }
     }
+}
+
+fn keep_disk(disk: &Path, to: &Path) -> Result<()> {
+    images::copy_file(disk, to).map_err(|error| from_images(&error))?;
+    File::open(to).and_then(|file| file.sync_all()).context(format!("cannot write {}", to.display()))
 }
 
 /// As many disks as the machine will have, with nothing on them.
@@ -266,6 +332,7 @@ mod tests {
             cpus: 1,
             memory_mib: 128,
             disks: vec![DiskSpec { files: vec!["/a".into()], read_only: true, rate: None }],
+            new_disk: None,
             nets: vec![],
             shares: vec![],
             boot: BootConfig::Wait,
@@ -290,12 +357,17 @@ mod tests {
         let mut other = plan(directory.path());
         other.disks[0].files = vec!["/b".into(), "/c".into()];
         other.console = Some("/elsewhere".into());
+        // Of another size, it is mounted when the machine is there.
+        other.new_disk = Some(NewDisk { file: "/b".into(), bytes: images::MIN_BYTES });
         assert_eq!(key(&one), key(&other));
-        let changes: [fn(&mut VmPlan); 5] = [
+        let changes: [fn(&mut VmPlan); 6] = [
             |plan| plan.cpus = 2,
             |plan| plan.memory_mib = 256,
             |plan| plan.disks[0].read_only = false,
             |plan| plan.disks.push(plan.disks[0].clone()),
+            |plan| {
+                plan.new_disk = Some(NewDisk { file: "/a".into(), bytes: images::DISK_DEFAULT_BYTES });
+            },
             |plan| {
                 plan.nets.push(NetSpec {
                     tap: "t".into(),
@@ -319,6 +391,27 @@ mod tests {
         keys.sort();
         keys.dedup();
         assert_eq!(keys.len(), changes.len() + 1);
+    }
+
+    #[test]
+    fn a_base_that_was_made_anew_is_another() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().to_path_buf();
+        assert!(Base::at(path.clone()).is_none());
+        let write = |seconds| {
+            let state = File::create(path.join(SNAPSHOT_STATE)).unwrap();
+            state.set_modified(SystemTime::UNIX_EPOCH + Duration::from_secs(seconds)).unwrap();
+        };
+        write(1);
+        let base = Base::at(path.clone()).unwrap();
+        assert!(base.is_the_same() && !base.has_disk());
+        fs::write(path.join(DISK), "disk").unwrap();
+        base.copy_disk(&path.join("copy")).unwrap();
+        assert_eq!(fs::read(path.join("copy")).unwrap(), b"disk");
+        write(2);
+        assert!(!base.is_the_same());
+        fs::remove_file(path.join(SNAPSHOT_STATE)).unwrap();
+        assert!(!base.is_the_same());
     }
 
     #[test]

@@ -111,6 +111,7 @@ fn unpack_into(draft: &RootfsDraft, bytes: u64, job: &Job<'_>) -> Result<Unpacke
             },
             DiskSpec { files: vec![draft.path().to_path_buf()], read_only: false, rate: None },
         ],
+        new_disk: None,
         boot: BootConfig::Unpack(config(image, bytes)),
         console: Some(run_dir.path().join("console.log")),
         delivery: None,

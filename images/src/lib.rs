@@ -80,4 +80,5 @@ pub use store::{
 };
 pub use template::{
     DISK_DEFAULT_BYTES, MAX_BYTES, MIN_BYTES, ROOTFS_BYTES, TemplateKind, copy_file, copy_file_unless,
+    rounded_bytes,
 };

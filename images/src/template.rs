@@ -180,7 +180,12 @@ fn checked_size(size_bytes: u64) -> Result<u64> {
         let problem = format!("of {size_bytes} bytes is too small: give it at least {} MiB", MIN_BYTES >> 20);
         return Err(Error::Unsupported { what: "a disk".into(), problem });
     }
-    Ok(size_bytes.next_multiple_of(BLOCK_BYTES))
+    Ok(rounded_bytes(size_bytes))
+}
+
+/// How long a filesystem is that is to have so many bytes: whole blocks.
+pub fn rounded_bytes(size_bytes: u64) -> u64 {
+    size_bytes.next_multiple_of(BLOCK_BYTES)
 }
 
 fn make_filesystem(kind: TemplateKind, size: u64, file: &File, path: &Path) -> Result<()> {

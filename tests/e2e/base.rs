@@ -50,11 +50,46 @@ fn the_first_machine_of_a_size_makes_the_base_and_all_others_use_it() {
     assert_eq!(made.len(), 1, "{made:?}");
     flyrun.command(&["start", "-a", "two"]).end().code(0).prints_something_with("two");
     assert_eq!(last_start(&flyrun, "two")["kind"], "base");
-    // Another size is another base.
-    run(&flyrun, &["--rm", "-m", OWN_SIZE, "--read-only"], "echo ro").code(0).prints("ro");
+    // One that has a disk already mounts it itself.
     assert_eq!(bases(&flyrun).len(), 2);
+    // Another shape is another base.
+    run(&flyrun, &["--rm", "-m", OWN_SIZE, "--read-only"], "echo ro").code(0).prints("ro");
+    assert_eq!(bases(&flyrun).len(), 3);
     flyrun.command(&["prune"]).end().code(0);
     assert_eq!(bases(&flyrun), [] as [PathBuf; 0]);
+}
+
+#[test]
+fn machines_of_one_base_have_disks_of_their_own() {
+    let flyrun = without_bases();
+    let flags = |name| ["--name", name, "-m", OWN_SIZE, "--network", "none"];
+    let count = "echo life >> /lives; dd if=/dev/urandom of=/big bs=1M count=3 2>/dev/null; wc -l < /lives";
+    for name in ["one", "two", "three"] {
+        run(&flyrun, &flags(name), count).code(0).prints("1");
+        assert_eq!(last_start(&flyrun, name)["kind"], "base");
+    }
+    let base = bases(&flyrun).remove(0);
+    for lives in ["2", "3"] {
+        flyrun.command(&["start", "-a", "two"]).end().code(0).prints(lives);
+        assert_eq!(last_start(&flyrun, "two")["kind"], "base");
+    }
+    for name in ["one", "two"] {
+        let mut inspected = flyrun.command(&["inspect", name]).end().code(0);
+        let directory = PathBuf::from(inspected.json()[0]["directory"].as_str().unwrap());
+        let check =
+            std::process::Command::new("/sbin/e2fsck").arg("-fn").arg(directory.join("disk.ext4")).output();
+        let check = check.unwrap();
+        assert!(check.status.success(), "{name}: {}", String::from_utf8_lossy(&check.stdout));
+    }
+    // One of another size is made for the machine, and needs no base of its own.
+    let made = bases(&flyrun);
+    run(&flyrun, &[&flags("small")[..], &["--disk", "64m"]].concat(), count).code(0).prints("1");
+    assert_eq!((last_start(&flyrun, "small")["kind"].clone(), bases(&flyrun)), ("base".into(), made));
+    fs::remove_file(base.join("disk.ext4")).unwrap();
+    run(&flyrun, &flags("without"), count).code(0).prints("1");
+    assert_eq!(last_start(&flyrun, "without")["kind"], "cold_boot");
+    run(&flyrun, &flags("again"), count).code(0).prints("1");
+    assert_eq!(last_start(&flyrun, "again")["kind"], "base");
 }
 
 /// All that a workload can find out about its machine and that is not to differ from one run to the next. Of two boots with two

@@ -320,8 +320,11 @@ impl<'a> Monitor<'a> {
         let mut plan = self.plan(lease.path(), &attached, &served, network.as_ref())?;
         self.learning = None;
         self.base = self.find_base(&plan, network.as_mut())?;
+        if let Some(disk) = &plan.new_disk {
+            self.make_disk(disk)?;
+        }
         if let Some(base) = &self.base {
-            plan.restore = Some(base.directory.clone());
+            plan.restore = Some(base.snapshot.directory.clone());
         }
         let post = self.mailbox.begin_life();
         let vm = Vm::start(&mut plan, self.run_dir.clone(), &post)?;
@@ -421,7 +424,7 @@ impl<'a> Monitor<'a> {
                     let reason = self.cold_reason.take();
                     let last_start = match &self.base {
                         Some(base) => {
-                            self.learning = Learning::for_base(&base.directory);
+                            self.learning = Learning::for_base(&base.snapshot.directory);
                             LastStart::Base
                         }
                         None => LastStart::ColdBoot { reason, no_base: self.no_base.take() },
@@ -435,7 +438,7 @@ impl<'a> Monitor<'a> {
                 Step::Restored => {
                     // While the guest waits for what it is to do.
                     life.vm.read_ahead();
-                    if !self.run_from_base(life) {
+                    if !self.run_from_base(life)? {
                         self.commit_resume(life, place)?;
                     }
                 }

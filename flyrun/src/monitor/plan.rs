@@ -2,6 +2,7 @@
 
 use std::path::Path;
 
+use images::TemplateKind;
 use protocol::{BootConfig, VolumeConfig};
 use vmm::spec::{DiskSpec, NetSpec};
 
@@ -13,7 +14,7 @@ use crate::machine::{DISK, Machines, State};
 use crate::paths::Part;
 use crate::secrets::Secrets;
 use crate::share::Served;
-use crate::vm::{Streams, VmPlan};
+use crate::vm::{NewDisk, Streams, VmPlan};
 use crate::volume::{Attached, Volumes};
 use crate::{network, share, trace, volume};
 
@@ -74,14 +75,12 @@ impl Monitor<'_> {
         let disk_of =
             |file: &Path, read_only| DiskSpec { files: vec![file.to_path_buf()], read_only, rate: disk_rate };
         let mut disks = vec![disk_of(rootfs, true)];
+        let mut new_disk = None;
         if let Some(size) = config.disk {
-            let disk = self.machine.directory().join(DISK);
-            if !disk.exists() {
-                self.make_disk(size.0, &disk)?;
-            }
-            disks.push(disk_of(&disk, false));
+            let file = self.machine.directory().join(DISK);
+            disks.push(disk_of(&file, false));
+            new_disk = (!file.exists()).then_some(NewDisk { file, bytes: size.0 });
         }
-        trace::step("disk made");
         let kernel = if config.cpus == 1 { Part::Kernel } else { Part::KernelSmp };
         let library = self.host.library;
         let mut run = config.run.clone();
@@ -112,6 +111,7 @@ impl Monitor<'_> {
             cpus: config.cpus,
             memory_mib: u32::try_from(config.memory.to_mib()).unwrap_or(u32::MAX),
             disks,
+            new_disk,
             nets: network.iter().map(|network| NetSpec { rate: net_rate, ..network.card.clone() }).collect(),
             shares: served.iter().map(Served::spec).collect(),
             boot: BootConfig::Run(Box::new(run)),
@@ -129,12 +129,16 @@ impl Monitor<'_> {
         })
     }
 
-    /// Under another name first: half a disk must not be taken for the machine's.
-    fn make_disk(&self, bytes: u64, disk: &Path) -> Result<()> {
+    /// As the base has it, or empty. Under another name first: half a disk must not be taken for the machine's.
+    pub(super) fn make_disk(&mut self, disk: &NewDisk) -> Result<()> {
         let draft = self.machine.directory().join("disk.new");
         let _ = std::fs::remove_file(&draft);
-        let made = self.host.store.copy_template(images::TemplateKind::Disk, bytes, &draft);
-        made.map_err(|error| from_images(&error))?;
-        std::fs::rename(&draft, disk).context("cannot make the machine's disk")
+        if !self.copy_disk_of_base(&draft) {
+            let made = self.host.store.copy_template(TemplateKind::Disk, disk.bytes, &draft);
+            made.map_err(|error| from_images(&error))?;
+        }
+        std::fs::rename(&draft, &disk.file).context("cannot make the machine's disk")?;
+        trace::step("disk made");
+        Ok(())
     }
 }

@@ -11,5 +11,5 @@ pub use events::{Control, Event, Mailbox, Post, spawn};
 pub use jail::leave_spare;
 #[cfg(any(test, feature = "fuzzing"))]
 pub use process::read_answer;
-pub use process::{Vm, VmPlan};
+pub use process::{NewDisk, Vm, VmPlan};
 pub use streams::{Streams, listen};

@@ -43,6 +43,13 @@ const END_LIMIT: Timespec = Timespec { tv_sec: 5, tv_nsec: 0 };
 /// How long the threads that answer a guest are put off at most, while it has not connected.
 const GUEST_LIMIT: Timespec = Timespec { tv_sec: 0, tv_nsec: 50_000_000 };
 
+/// A disk that is to be made before the machine starts.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct NewDisk {
+    pub file: PathBuf,
+    pub bytes: u64,
+}
+
 /// All that is decided about a virtual machine before it starts.
 #[derive(Debug)]
 pub struct VmPlan {
@@ -52,6 +59,8 @@ pub struct VmPlan {
     pub cpus: u8,
     pub memory_mib: u32,
     pub disks: Vec<DiskSpec>,
+    /// That one of them which is the machine's own and not there yet.
+    pub new_disk: Option<NewDisk>,
     pub nets: Vec<NetSpec>,
     pub shares: Vec<ShareSpec>,
     pub boot: BootConfig,

@@ -72,6 +72,9 @@ pub enum BootConfig {
     Unpack(UnpackConfig),
     /// Do nothing yet: say [`FromGuest::Ready`] and wait for [`ToGuest::Run`]. A snapshot of that is the start of any machine.
     Wait,
+    /// The same with this block device, an empty ext4, mounted as the machine's own disk and nothing of it in memory alone: the start of
+    /// any machine whose disk is a copy of what it is then.
+    WaitWithDisk(String),
 }
 
 /// What a machine that waits is to do.
@@ -283,7 +286,8 @@ pub enum FromGuest {
         /// [`PROTOCOL_VERSION`] of guest-init.
         version: u32,
     },
-    /// A machine that is to wait does so: it has mounted nothing, and read nothing of its disks.
+    /// A machine that is to wait does so: it has mounted nothing of an image, and read nothing of its disks but of the one that it was
+    /// to mount.
     Ready,
     /// The workload's `execve` has succeeded.
     Started {

@@ -53,18 +53,22 @@ pub fn run(config: BootConfig, control: &mut Control) -> Result<(), Failure> {
     umask(Mode::empty());
     let early = early::prepare()?;
     log.step("kernel's filesystems mounted");
+    let disk = match &config {
+        BootConfig::WaitWithDisk(device) => Some(root::Disk::mount(device)?),
+        _ => None,
+    };
     let config = match config {
         BootConfig::Run(config) => *config,
-        _ => wait::for_config(control)?,
+        _ => wait::for_config(control, disk.as_ref())?,
     };
-    let outcome = start_and_supervise(&config, early, control, &mut log);
+    let outcome = start_and_supervise(&config, (early, disk), control, &mut log);
     log.flush();
     outcome
 }
 
 fn start_and_supervise(
     config: &RunConfig,
-    early: early::Early,
+    (early, disk): (early::Early, Option<root::Disk>),
     control: &mut Control,
     log: &mut StepLog,
 ) -> Result<(), Failure> {
@@ -77,7 +81,7 @@ fn start_and_supervise(
     set_hostname(&config.hostname)?;
     let etc = filesystems::EtcFiles::prepare(config)?;
     log.step("host asked for streams");
-    let root = root::enter(config, log)?;
+    let root = root::enter(config, disk, log)?;
     log.step("root entered");
     let (cgroup, lease) = early.show()?;
     filesystems::mount_all(config)?;

@@ -6,7 +6,7 @@ use std::{
     time::Duration,
 };
 
-use protocol::RunConfig;
+use protocol::{FailureKind, RunConfig};
 use rustix::{
     fs::{Mode, OFlags, open},
     io::Errno,
@@ -29,26 +29,74 @@ const LOWER: &str = "/rootfs";
 const DISK: &str = "/disk";
 const NEW_ROOT: &str = "/newroot";
 
-/// Mounts the image and the disk over it, and makes the result this process's root directory. Returns the root of the machine's disk,
+/// The machine's own disk, mounted, with the directories that the overlay wants of it.
+#[derive(Debug)]
+pub struct Disk {
+    device: String,
+    root: OwnedFd,
+}
+
+impl Disk {
+    /// Mounts it.
+    ///
+    /// # Errors
+    /// [`protocol::FailureKind::Setup`] naming the step.
+    pub fn mount(device: &str) -> Result<Self, Failure> {
+        wait_for_device(device);
+        // No background work in a machine that may live for milliseconds: neither zeroing of inode tables (the host's
+        // file is sparse, they read as zeros) nor reading of all bitmaps ahead.
+        mount_at(device, DISK, "ext4", MountFlags::NOATIME, "noinit_itable,no_prefetch_block_bitmaps")?;
+        look_at_one_group(device);
+        make_directories()?;
+        let root = open(DISK, OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty());
+        Ok(Self { device: device.into(), root: root.or_setup(|| "open the machine's disk".into())? })
+    }
+
+    /// Whether this block device is it.
+    pub fn is(&self, device: &str) -> bool {
+        self.device == device
+    }
+
+    /// Writes all of it out, so that as little as possible is on it.
+    ///
+    /// # Errors
+    /// [`protocol::FailureKind::Setup`].
+    pub fn settle(&self) -> Result<(), Failure> {
+        rustix::fs::syncfs(&self.root).or_setup(|| "write the machine's disk out".into())?;
+        // Without it there is more to copy, and that is all.
+        let _ = sys::empty_journal(self.root.as_fd());
+        Ok(())
+    }
+}
+
+/// Mounts the image and the disk over it, if that is not mounted yet, and makes the result this process's root directory. Returns the root of the machine's disk,
 /// to bring it into a clean state at the end.
 ///
 /// # Errors
 /// [`protocol::FailureKind::Setup`] naming the filesystem.
-pub fn enter(config: &RunConfig, log: &mut StepLog) -> Result<Option<OwnedFd>, Failure> {
-    let disk = match &config.disk {
-        Some(device) => {
-            mount_image(&config.rootfs, LOWER)?;
-            log.step("image mounted");
-            let disk = mount_disk(device)?;
+pub fn enter(
+    config: &RunConfig,
+    mounted: Option<Disk>,
+    log: &mut StepLog,
+) -> Result<Option<OwnedFd>, Failure> {
+    if mounted.as_ref().is_some_and(|disk| !config.disk.as_deref().is_some_and(|device| disk.is(device))) {
+        let message = "the machine has waited with another disk than it is to have";
+        return Err(Failure::new(FailureKind::Setup, message));
+    }
+    mount_image(&config.rootfs, LOWER)?;
+    log.step("image mounted");
+    let disk = match (&config.disk, mounted) {
+        (Some(device), mounted) => {
+            let disk = mounted.map_or_else(|| Disk::mount(device), Ok)?;
             log.step("disk mounted");
             mount_overlay()?;
-            Some(disk)
+            Some(disk.root)
         }
-        None => {
-            mount_image(&config.rootfs, LOWER)?;
+        (None, _) => {
             if must_make_directories(config) {
                 // As docker does, directories that the user names are made also where the workload may not write.
                 mount_at("tmpfs", DISK, "tmpfs", MountFlags::empty(), "mode=755")?;
+                make_directories()?;
                 mount_overlay()?;
             } else {
                 mount_move(LOWER, NEW_ROOT).or_setup(|| "mount the root filesystem".into())?;
@@ -96,16 +144,6 @@ fn mount_image(device: &str, target: &str) -> Result<(), Failure> {
     mount_at(device, target, "ext4", MountFlags::RDONLY, "")
 }
 
-fn mount_disk(device: &str) -> Result<OwnedFd, Failure> {
-    wait_for_device(device);
-    // No background work in a machine that may live for milliseconds: neither zeroing of inode tables (the host's
-    // file is sparse, they read as zeros) nor reading of all bitmaps ahead.
-    mount_at(device, DISK, "ext4", MountFlags::NOATIME, "noinit_itable,no_prefetch_block_bitmaps")?;
-    look_at_one_group(device);
-    open(DISK, OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())
-        .or_setup(|| "open the machine's disk".into())
-}
-
 /// The first time it looks for free blocks, ext4 reads the bitmaps of a whole flex group at once, which is all of a disk of ours: some
 /// 50 µs for each 128 MiB, where the first group of blocks has room.
 pub fn look_at_one_group(device: &str) {
@@ -115,10 +153,15 @@ pub fn look_at_one_group(device: &str) {
         .and_then(|file| rustix::io::write(file, b"1"));
 }
 
-fn mount_overlay() -> Result<(), Failure> {
+/// Those that the overlay wants.
+fn make_directories() -> Result<(), Failure> {
     for directory in ["/disk/upper", "/disk/work"] {
         ensure_directory(directory).or_setup(|| format!("make {directory}"))?;
     }
+    Ok(())
+}
+
+fn mount_overlay() -> Result<(), Failure> {
     // Directories of the image can be renamed, and a chmod or chown copies no data: the image below never changes,
     // which is the condition of both.
     let options = format!(

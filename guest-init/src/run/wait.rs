@@ -1,7 +1,7 @@
 //! Waiting, right behind the kernel's boot, to be told what to run.
 //!
-//! A snapshot of a machine that waits is the start of any other of its size: nothing of an image is mounted, no disk was read, no stream
-//! is open, and the random generator is seeded anew before anybody asks it. What the kernel itself drew before, such as its
+//! A snapshot of a machine that waits is the start of any other of its size: nothing of an image is mounted, no disk was read but
+//! maybe the machine's own, which all of them begin with, no stream is open, and the random generator is seeded anew before anybody asks it. What the kernel itself drew before, such as its
 //! own stack's canary, is the same in all of them.
 
 use std::time::Duration;
@@ -12,6 +12,7 @@ use rustix::fs::{CWD, Mode, OFlags, SeekFrom, openat, seek};
 use super::{
     clock,
     clock::Told,
+    root::Disk,
     suspend::{renew_random, wait_for},
 };
 use crate::{
@@ -29,12 +30,13 @@ const PAGE_BYTES: usize = 4096;
 const DISK_LIMIT_MS: i64 = 5_000;
 const DISK_PAUSE: Duration = Duration::from_micros(200);
 
-/// Waits for what to run, most often in a machine that goes on from a snapshot of this moment.
+/// Waits for what to run, most often in a machine that goes on from a snapshot of this moment. Its own disk may be mounted.
 ///
 /// # Errors
 /// No host tells, or the disks do not become what it says.
-pub fn for_config(control: &mut Control) -> Result<RunConfig, Failure> {
+pub fn for_config(control: &mut Control, own: Option<&Disk>) -> Result<RunConfig, Failure> {
     control.establish()?;
+    own.map_or(Ok(()), Disk::settle)?;
     set_fragments_aside();
     control.send(&FromGuest::Ready);
     let start = wait_for(control, |frame, asked_ns| match frame {
@@ -49,8 +51,9 @@ pub fn for_config(control: &mut Control) -> Result<RunConfig, Failure> {
     };
     clock::set(time, control)?;
     renew_random(&std::mem::take(&mut config.entropy))?;
-    for (index, bytes) in disks.into_iter().enumerate() {
-        wait_for_disk(&protocol::disk_name(index), bytes)?;
+    let others = disks.into_iter().enumerate().map(|(index, bytes)| (protocol::disk_name(index), bytes));
+    for (device, bytes) in others.filter(|(device, _)| !own.is_some_and(|own| own.is(device))) {
+        wait_for_disk(&device, bytes)?;
     }
     Ok(config)
 }
