@@ -69,8 +69,8 @@ impl Disk {
     }
 }
 
-/// Mounts the image and the disk over it, if that is not mounted yet, and makes the result this process's root directory. Returns the root of the machine's disk,
-/// to bring it into a clean state at the end.
+/// Mounts the image and the disk over it, which may be mounted already, and makes the result this process's root directory. Returns the
+/// root of the machine's disk, to bring it into a clean state at the end.
 ///
 /// # Errors
 /// [`protocol::FailureKind::Setup`] naming the filesystem.

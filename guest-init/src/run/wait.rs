@@ -1,8 +1,8 @@
 //! Waiting, right behind the kernel's boot, to be told what to run.
 //!
-//! A snapshot of a machine that waits is the start of any other of its size: nothing of an image is mounted, no disk was read but
-//! maybe the machine's own, which all of them begin with, no stream is open, and the random generator is seeded anew before anybody asks it. What the kernel itself drew before, such as its
-//! own stack's canary, is the same in all of them.
+//! A snapshot of a machine that waits is the start of any other of its size: nothing of an image is mounted, no disk was read but maybe
+//! the machine's own, which all of them begin with, no stream is open, and the random generator is seeded anew before anybody asks it.
+//! What the kernel itself drew before, such as its own stack's canary, is the same in all of them.
 
 use std::time::Duration;
 
