@@ -35,7 +35,7 @@ pub fn run(flyrun: &Path, image: &str, runs: u32, report: &mut Report) -> Result
         command
     };
     let mut first_byte = |options: &[&str], rest, name| {
-        first_byte(&mut run(options, &["echo", "first"]), (runs, rest), name, report)
+        first_byte(&mut run(options, &["echo", "first"]), runs, rest, name, report)
     };
     first_byte(&ALONE, REST, "run.cached.first_byte")?;
     first_byte(&["--cold"], REST, "run.network.first_byte")?;
@@ -83,7 +83,8 @@ fn base_steps(command: &mut Command, report: &mut Report) -> Result<()> {
 
 fn first_byte(
     command: &mut Command,
-    (runs, rest): (u32, Duration),
+    runs: u32,
+    rest: Duration,
     name: &str,
     report: &mut Report,
 ) -> Result<()> {

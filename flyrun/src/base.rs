@@ -158,8 +158,9 @@ pub fn make(paths: &Paths, store: &Store, plan: &VmPlan) -> Result<Base> {
     }
     let made = match Base::at(base.clone()) {
         Some(base) => Ok(base),
-        None => write(paths, store, plan, &base)
-            .and_then(|()| Base::at(base).ok_or_else(|| Error::new("it is gone again"))),
+        None => write(paths, store, plan, &base).and_then(|()| {
+            Base::at(base).ok_or_else(|| Error::new("the base snapshot that was just made is gone again"))
+        }),
     };
     let _ = fs::remove_file(&lock_file);
     made
@@ -190,24 +191,13 @@ fn write(paths: &Paths, store: &Store, plan: &VmPlan, base: &Path) -> Result<()>
 /// Boots a machine of that shape up to the point where it waits, and writes it to the directory.
 fn record(paths: &Paths, store: &Store, plan: &VmPlan, draft: &Path) -> Result<()> {
     let run_dir = Arc::new(paths.make_run_dir(&format!("base-{}", new_id()?))?);
-    let mounted = disk(plan).and_then(|own| {
-        let index = plan.disks.iter().position(|disk| disk.files.contains(&own.file))?;
-        Some((index, own.bytes, run_dir.path().join(DISK)))
-    });
-    let mut disks = empty_disks(&plan.disks, &run_dir)?;
-    if let Some((index, bytes, file)) = &mounted
-        && let Some(disk) = disks.get_mut(*index)
-    {
-        store.copy_template(TemplateKind::Disk, *bytes, file).map_err(|error| from_images(&error))?;
-        disk.files = vec![file.clone()];
-    }
+    let mounted =
+        disk(plan).and_then(|own| plan.disks.iter().position(|disk| disk.files.contains(&own.file)));
+    let wait_with = |index| BootConfig::WaitWithDisk(protocol::disk_name(index));
     let mut plan = VmPlan {
-        boot: match &mounted {
-            Some((index, ..)) => BootConfig::WaitWithDisk(protocol::disk_name(*index)),
-            None => BootConfig::Wait,
-        },
-        disks,
+        disks: empty_disks(plan, store, &run_dir)?,
         new_disk: None,
+        boot: mounted.map_or(BootConfig::Wait, wait_with),
         console: Some(run_dir.path().join("console.log")),
         shares: vec![],
         delivery: None,
@@ -241,7 +231,8 @@ fn record(paths: &Paths, store: &Store, plan: &VmPlan, draft: &Path) -> Result<(
                 vm.end();
                 drop(control);
                 result.map_err(Error::new)?;
-                return mounted.map_or(Ok(()), |(.., file)| keep_disk(&file, &draft.join(DISK)));
+                return mounted
+                    .map_or(Ok(()), |index| keep_disk(&disk_file(&run_dir, index), &draft.join(DISK)));
             }
             Event::VmmExited(status) => {
                 return Err(vm.failure(&status).unwrap_or_else(|| Error::new("the machine ended")));
@@ -256,14 +247,23 @@ fn keep_disk(disk: &Path, to: &Path) -> Result<()> {
     File::open(to).and_then(|file| file.sync_all()).context(format!("cannot write {}", to.display()))
 }
 
-/// As many disks as the machine will have, with nothing on them.
-fn empty_disks(disks: &[DiskSpec], run_dir: &RunDir) -> Result<Vec<DiskSpec>> {
-    let empty = |(index, disk): (usize, &DiskSpec)| {
-        let file = run_dir.path().join(format!("disk{index}"));
-        File::create(&file).context(format!("cannot write {}", file.display()))?;
-        Ok(DiskSpec { files: vec![file], read_only: disk.read_only, rate: None })
+fn disk_file(run_dir: &RunDir, index: usize) -> PathBuf {
+    run_dir.path().join(format!("disk{index}"))
+}
+
+/// As many disks as the machine will have, with nothing on them but an empty filesystem on the one that is to be mounted.
+fn empty_disks(plan: &VmPlan, store: &Store, run_dir: &RunDir) -> Result<Vec<DiskSpec>> {
+    let empty = |(index, spec): (usize, &DiskSpec)| {
+        let file = disk_file(run_dir, index);
+        match disk(plan).filter(|own| spec.files.contains(&own.file)) {
+            Some(own) => store
+                .copy_template(TemplateKind::Disk, own.bytes, &file)
+                .map_err(|error| from_images(&error))?,
+            None => _ = File::create(&file).context(format!("cannot write {}", file.display()))?,
+        }
+        Ok(DiskSpec { files: vec![file], read_only: spec.read_only, rate: None })
     };
-    disks.iter().enumerate().map(empty).collect()
+    plan.disks.iter().enumerate().map(empty).collect()
 }
 
 /// Throws a base away that cannot be gone on from. Machines that run from it keep what they have mapped.

@@ -1,12 +1,12 @@
 //! What every PID 1 needs: it reads its configuration, never returns, and ends by resetting the machine.
 
-use std::{fs::File, io::Read, panic};
+use std::{fs::File, io::Read, os::fd::OwnedFd, panic};
 
 use protocol::{BootConfig, FailureKind};
 use rustix::{
     fs::{CWD, Mode, OFlags},
     io::Errno,
-    mount::{MountFlags, mount},
+    mount::{MountFlags, MoveMountFlags, OpenTreeFlags, mount, move_mount, open_tree},
     system::{RebootCommand, reboot},
 };
 
@@ -82,6 +82,38 @@ pub fn mount_at(
         other => other,
     };
     result.or_setup(|| format!("mount {kind} at {target}"))
+}
+
+/// What is mounted at a path, kept for another root.
+#[derive(Debug)]
+pub struct Kept {
+    path: &'static str,
+    mount: OwnedFd,
+}
+
+impl Kept {
+    /// What this process sees mounted there now.
+    ///
+    /// # Errors
+    /// [`FailureKind::Setup`] with the kernel's reason.
+    pub fn of(path: &'static str) -> Result<Self, Failure> {
+        let mount = open_tree(CWD, path, OpenTreeFlags::OPEN_TREE_CLOEXEC);
+        Ok(Self { path, mount: mount.or_setup(|| format!("keep {path}"))? })
+    }
+
+    /// Moves it, with all that is mounted in it, to that path as this process sees it now. The directory is made if it is missing.
+    ///
+    /// # Errors
+    /// [`FailureKind::Setup`] naming the mount.
+    pub fn show(self) -> Result<(), Failure> {
+        let Self { path, mount } = &self;
+        let attempt = || move_mount(mount, "", CWD, *path, MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH);
+        let result = match attempt() {
+            Err(Errno::NOENT) => ensure_directory(path).and_then(|()| attempt()),
+            other => other,
+        };
+        result.or_setup(|| format!("mount {path}"))
+    }
 }
 
 /// Makes a directory and its missing parents (mode 0755, owned by root), unless it is there.

@@ -7,19 +7,14 @@
 use std::{
     io::{ErrorKind, Read, Write},
     os::{
-        fd::{AsFd, BorrowedFd, OwnedFd},
+        fd::{AsFd, BorrowedFd},
         unix::net::{UnixListener, UnixStream},
     },
 };
 
-use rustix::{
-    fs::CWD,
-    mount::{MoveMountFlags, OpenTreeFlags, move_mount, open_tree},
-};
-
 use crate::{
-    failure::{Failure, OrSetup},
-    pid1::{ensure_directory, mount_at},
+    failure::Failure,
+    pid1::{Kept, mount_at},
     run::early::COMMON,
 };
 
@@ -42,7 +37,7 @@ const CLIENT_LIMIT_MS: i64 = 5_000;
 #[derive(Debug)]
 pub struct Door {
     listener: UnixListener,
-    mount: OwnedFd,
+    mount: Kept,
 }
 
 impl Door {
@@ -59,16 +54,12 @@ impl Door {
         let listener = listener.map_err(|error| {
             Failure::new(protocol::FailureKind::Setup, format!("cannot listen at {SOCKET}: {error}"))
         })?;
-        let mount = open_tree(CWD, DIRECTORY, OpenTreeFlags::OPEN_TREE_CLOEXEC);
-        Ok(Door { listener, mount: mount.or_setup(|| format!("keep {DIRECTORY}"))? })
+        Ok(Door { listener, mount: Kept::of(DIRECTORY)? })
     }
 
     /// Shows it in the root that this process sees now. A machine whose image leaves no place for it has no lease.
     pub fn show(self) -> Busy {
-        let flags = MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH;
-        let shown =
-            ensure_directory(DIRECTORY).and_then(|()| move_mount(&self.mount, "", CWD, DIRECTORY, flags));
-        Busy { listener: shown.ok().map(|()| self.listener), ..Busy::default() }
+        Busy { listener: self.mount.show().ok().map(|()| self.listener), ..Busy::default() }
     }
 }
 

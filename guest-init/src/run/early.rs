@@ -1,19 +1,17 @@
 //! What a machine has before anybody knows what it is to run: the kernel's own filesystems, the workload's cgroup, the loopback
 //! interface. One that goes on from a base snapshot has it from there.
 
-use std::os::fd::OwnedFd;
-
 use rustix::{
     fs::{CWD, Mode, OFlags, chmod, openat, symlink},
     io::{Errno, write},
-    mount::{MountFlags, MoveMountFlags, OpenTreeFlags, move_mount, open_tree},
+    mount::MountFlags,
 };
 
 use super::cgroup::Cgroup;
 use crate::{
     busy::Door,
     failure::{Failure, OrSetup},
-    pid1::{ensure_directory, mount_at},
+    pid1::{Kept, mount_at},
     sys,
 };
 
@@ -35,7 +33,7 @@ pub struct Early {
     /// The workload's.
     cgroup: Cgroup,
     lease: Door,
-    mounts: Vec<(&'static str, OwnedFd)>,
+    mounts: [Kept; 3],
 }
 
 /// Makes all of it.
@@ -49,11 +47,8 @@ pub fn prepare() -> Result<Early, Failure> {
     let cgroup = Cgroup::create()?;
     let lease = Door::make()?;
     set_up_kernel();
-    let mounts = ["/proc", "/sys", "/dev"].into_iter().map(|path| {
-        let mount = open_tree(CWD, path, OpenTreeFlags::OPEN_TREE_CLOEXEC);
-        Ok((path, mount.or_setup(|| format!("keep {path}"))?))
-    });
-    Ok(Early { cgroup, lease, mounts: mounts.collect::<Result<_, _>>()? })
+    let mounts = [Kept::of("/proc")?, Kept::of("/sys")?, Kept::of("/dev")?];
+    Ok(Early { cgroup, lease, mounts })
 }
 
 impl Early {
@@ -63,14 +58,7 @@ impl Early {
     /// # Errors
     /// [`protocol::FailureKind::Setup`] naming the mount.
     pub fn show(self) -> Result<(Cgroup, Door), Failure> {
-        for (path, mount) in self.mounts {
-            let attempt = || move_mount(&mount, "", CWD, path, MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH);
-            let result = match attempt() {
-                Err(Errno::NOENT) => ensure_directory(path).and_then(|()| attempt()),
-                other => other,
-            };
-            result.or_setup(|| format!("mount {path}"))?;
-        }
+        self.mounts.into_iter().try_for_each(Kept::show)?;
         Ok((self.cgroup, self.lease))
     }
 }

@@ -61,14 +61,15 @@ pub fn run(config: BootConfig, control: &mut Control) -> Result<(), Failure> {
         BootConfig::Run(config) => *config,
         _ => wait::for_config(control, disk.as_ref())?,
     };
-    let outcome = start_and_supervise(&config, (early, disk), control, &mut log);
+    let outcome = start_and_supervise(&config, early, disk, control, &mut log);
     log.flush();
     outcome
 }
 
 fn start_and_supervise(
     config: &RunConfig,
-    (early, disk): (early::Early, Option<root::Disk>),
+    early: early::Early,
+    disk: Option<root::Disk>,
     control: &mut Control,
     log: &mut StepLog,
 ) -> Result<(), Failure> {

@@ -79,7 +79,7 @@ pub fn enter(
     mounted: Option<Disk>,
     log: &mut StepLog,
 ) -> Result<Option<OwnedFd>, Failure> {
-    if mounted.as_ref().is_some_and(|disk| !config.disk.as_deref().is_some_and(|device| disk.is(device))) {
+    if mounted.as_ref().is_some_and(|disk| config.disk.as_ref() != Some(&disk.device)) {
         let message = "the machine has waited with another disk than it is to have";
         return Err(Failure::new(FailureKind::Setup, message));
     }

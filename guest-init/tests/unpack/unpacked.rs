@@ -15,6 +15,21 @@ use sha2::{Digest, Sha256};
 
 use crate::{snapshot, tarball};
 
+/// What every image gets.
+pub const ADDED: [&str; 11] = [
+    "dev",
+    "etc",
+    "etc/hostname",
+    "etc/hosts",
+    "etc/resolv.conf",
+    "proc",
+    "run",
+    "run/flyrun",
+    "sys",
+    "tmp",
+    "var",
+];
+
 pub const LIMITS: Limits = Limits { bytes: 1 << 30, entries: 1 << 20 };
 
 /// A directory that holds `root`, and `outside` with a file that nothing may reach.
@@ -78,21 +93,8 @@ impl Unpacked {
 
     /// All paths below the root but those that every image gets.
     pub fn paths(&self) -> Vec<String> {
-        let added = [
-            "dev",
-            "etc",
-            "etc/hostname",
-            "etc/hosts",
-            "etc/resolv.conf",
-            "proc",
-            "run",
-            "run/flyrun",
-            "sys",
-            "tmp",
-            "var",
-        ];
         let all = snapshot::take(&self.root()).into_keys();
-        all.filter(|path| !path.is_empty() && !added.contains(&path.as_str())).collect()
+        all.filter(|path| !path.is_empty() && !ADDED.contains(&path.as_str())).collect()
     }
 }
 

@@ -140,11 +140,11 @@ fn text(segments: &[Elf64_Phdr]) -> Option<KernelText> {
             (_, true) => {
                 runs.extend(run.replace(KernelText { range: start..end, padding: vec![] }));
             }
-            (Some(whole), false) => {
+            (Some(last), false) => {
                 if let Some(edge) =
-                    whole.range.end.checked_next_multiple_of(HUGE_PAGE).filter(|edge| *edge <= start)
+                    last.range.end.checked_next_multiple_of(HUGE_PAGE).filter(|edge| *edge <= start)
                 {
-                    whole.grow(edge);
+                    last.grow(edge);
                 }
                 runs.extend(run.take());
             }

@@ -86,7 +86,7 @@ pub struct LoadedKernel {
 }
 
 /// Where a kernel's text is, with the read-only data that linkers put behind it.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct KernelText {
     /// Whole huge pages, in one piece, that hold nothing else.
     pub range: Range<u64>,

@@ -1,9 +1,9 @@
 //! The kernel's text that machines have in common: of all that run the same kernel on the same CPU it is the same, and the host holds
 //! it once, in huge pages, whatever else their snapshots have.
 //!
-//! A kernel without jump labels changes its text while it boots and never again. A resume needs some hundred pages of it, scattered
-//! over all: one by one each is a fault of the host, or 7 µs of virtual time where it is read ahead. In a file in memory that the
-//! host's kernel has in huge pages, all of it is three.
+//! A kernel without jump labels changes its text while it boots and never again. So it is with its read-only data. A resume needs some hundred
+//! pages of both, scattered over all: one by one each is a fault of the host, or 7 µs of virtual time where it is read ahead. In a file in
+//! memory that the host's kernel has in huge pages, all of it is five.
 //!
 //! A base snapshot's header says where whole huge pages of text lie, and the SHA-256 of what they hold. A snapshot of a machine that has
 //! not written to them says so again. The owner of the host's machines keeps files of that name and content in one directory
